@@ -1,0 +1,10 @@
+//! User-space block drivers over VFIO, and the software devices that stand in for hardware.
+//!
+//! - [`block`]: what every device looks like from above: a queue that takes commands and returns completions.
+//! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
+//!
+//! Drivers know neither protection tables nor shared rings: what reaches them was granted already.
+#![deny(unsafe_code)]
+
+pub mod block;
+pub mod hal;

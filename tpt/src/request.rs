@@ -1,0 +1,67 @@
+//! A request as the tables see it, and the reasons to refuse it.
+
+use crate::{Key, Operation, RegionKey};
+
+/// Memory named by a request: a range of a registered region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Memory {
+    /// The region.
+    pub region: RegionKey,
+    /// Bytes from the region's start; a multiple of 4. The length is the request's.
+    pub offset: u64,
+}
+
+/// A typed request. Nothing in it has been checked yet; all of it is hostile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// What is asked for.
+    pub operation: Operation,
+    /// Under which grant.
+    pub key: Key,
+    /// Bytes from the grant's start. Zero for a flush.
+    pub offset: u64,
+    /// Bytes. Zero for a flush, and only then.
+    pub length: u64,
+    /// Where the data is; ignored for operations that move none.
+    pub memory: Memory,
+}
+
+/// Why a request was refused: the first check that failed, in the order of SYSTEMS 0.3 with the segment's domain
+/// first. A refused request changes nothing and costs no other domain a fetch or an eviction.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub enum Denied {
+    /// E_KEY_RANGE
+    #[error("the key's index is beyond the table")]
+    KeyRange,
+    /// E_SEGMENT
+    #[error("the table segment is not published or could not be fetched")]
+    Segment,
+    /// E_ENTRY_INVALID
+    #[error("the entry is not valid")]
+    EntryInvalid,
+    /// E_KEY_INSTANCE
+    #[error("the key is stale: its instance differs from the entry's")]
+    KeyInstance,
+    /// E_PD_MISMATCH
+    #[error("the entry belongs to another protection domain")]
+    Domain,
+    /// E_ACCESS
+    #[error("the access control value does not permit the operation")]
+    Access,
+    /// E_BOUNDS
+    #[error("the range is empty or goes beyond the entry")]
+    Bounds,
+    /// E_ALIGN
+    #[error("offset or length is not a multiple of the block size")]
+    Alignment,
+    /// E_LOCAL_MEM
+    #[error("the memory region's key, rights, bounds or alignment do not cover the request")]
+    Memory,
+    /// E_TABLE_CORRUPT
+    #[error("the entry's pointer leads outside the LBA table")]
+    TableCorrupt,
+    /// The entry is being modified: hold the request and ask again next turn (SYSTEMS, requests during quiesce).
+    /// Not an answer to the application.
+    #[error("the entry is being modified; ask again")]
+    Held,
+}

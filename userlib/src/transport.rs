@@ -1,0 +1,45 @@
+//! The seam between an application and an adapter: over a Unix socket, or in the same process.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use wire::control::{Reply, Request};
+
+/// Why a call did not reach the adapter, or its answer not the application.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The connection or the adapter is gone.
+    #[error("the adapter is gone: {0}")]
+    Gone(String),
+    /// The socket failed.
+    #[error("{what}: {source}")]
+    Os {
+        /// The call, and what usually mends it.
+        what: String,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+    /// The other side does not speak this protocol.
+    #[error("what answers there is not an adapter that speaks this protocol: {0}")]
+    Protocol(String),
+}
+
+/// Carries control messages to an adapter, and gives an embedded one the chance to work.
+pub trait Transport: Send {
+    /// Sends a request with its descriptors and waits for the reply and the descriptors that come with it.
+    fn call(
+        &mut self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), TransportError>;
+
+    /// Embedded mode: runs one turn of the adapter on this thread and says whether it did something. Called from every
+    /// poll and wait. An adapter in another process turns itself.
+    fn turn(&mut self) -> bool {
+        false
+    }
+
+    /// Whether [`Transport::turn`] is what makes progress, so that waiting must turn and not sleep.
+    fn is_embedded(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,332 @@
+//! The messages of the control socket (`SOCK_SEQPACKET`, one message a packet, descriptors beside it).
+//!
+//! A packet is a [`FrameHeader`] and a body: a [`Request`] towards the adapter, a [`Reply`] towards the application,
+//! encoded by `postcard`. Every packet from the other side is hostile: bounded by [`MAX_MESSAGE`], decoded once into
+//! one of these types or refused with an error.
+
+use alloc::{string::String, vec::Vec};
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::Status;
+extern crate alloc;
+
+/// `PCTL` in ASCII.
+pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"PCTL");
+/// No packet is larger.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+/// No packet carries more descriptors.
+pub const MAX_DESCRIPTORS: usize = 4;
+/// Bytes of the longest volume name.
+pub const MAX_NAME: usize = 128;
+
+/// Before each body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct FrameHeader {
+    /// [`FRAME_MAGIC`].
+    pub magic: u32,
+    /// [`crate::VERSION`] of the sender, so that a Hello of any version can be answered.
+    pub version: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// Bytes of the body.
+    pub length: u32,
+    /// Chosen by the application; the reply carries it again.
+    pub id: u32,
+}
+
+/// Who an access list entry speaks of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Subject {
+    /// One user id.
+    User(u32),
+    /// One group id, primary or supplementary.
+    Group(u32),
+    /// Everybody who may connect.
+    Everyone,
+}
+
+/// Access bits as they cross the wire: 1 read, 2 write, 4 trim.
+pub type AccessBits = u8;
+
+/// What an application asks of the control plane. Exactly one [`Reply`] answers each.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// First on every connection. The reply is [`Reply::Welcome`] with the version chosen, or E_VERSION.
+    Hello {
+        /// The lowest version that the application speaks.
+        min_version: u16,
+        /// The highest.
+        max_version: u16,
+    },
+    /// Makes a processing queue in the memfd that comes along, laid out as [`crate::layout`] says.
+    CreateQueue {
+        /// Entries in each direction.
+        entries: u32,
+    },
+    /// Drains the queue and gives its memory back.
+    DestroyQueue {
+        /// From [`Reply::Queue`].
+        queue: u32,
+    },
+    /// Registers the memfd that comes along, whole, as a memory region.
+    RegisterMemory {
+        /// Its size in bytes, a multiple of 4096.
+        length: u64,
+        /// 1: the device may read it (a source of writes), 2: the device may write it (a target of reads), 3: both.
+        access: AccessBits,
+    },
+    /// Ends a region; answered when no I/O can touch it any more.
+    ReleaseMemory {
+        /// From [`Reply::Region`].
+        region: u64,
+    },
+    /// Opens a volume: a grant over its blocks with `access`, which the access list must allow whole.
+    OpenVolume {
+        /// Its name.
+        name: String,
+        /// The rights wanted.
+        access: AccessBits,
+    },
+    /// Ends a grant; answered when no I/O runs under it any more.
+    Close {
+        /// From [`Reply::Grant`].
+        key: u64,
+    },
+    /// The attributes of a grant.
+    Query {
+        /// From [`Reply::Grant`].
+        key: u64,
+    },
+    /// Makes a volume, owned by the caller, zeroed.
+    CreateVolume {
+        /// Its name.
+        name: String,
+        /// Its size; rounded up to whole allocation units.
+        bytes: u64,
+    },
+    /// Deletes a volume; grants over it are revoked first.
+    DeleteVolume {
+        /// Its name.
+        name: String,
+    },
+    /// Grows or shrinks a volume. Grants over it follow; what is cut off is unreachable when the reply comes.
+    ResizeVolume {
+        /// Its name.
+        name: String,
+        /// The new size.
+        bytes: u64,
+    },
+    /// Renames a volume. Grants over it stay.
+    RenameVolume {
+        /// The old name.
+        from: String,
+        /// The new name.
+        to: String,
+    },
+    /// Volumes in the order of their names, as many as fit a message.
+    ListVolumes {
+        /// Only those after this name.
+        after: Option<String>,
+    },
+    /// One volume with its access list.
+    ShowVolume {
+        /// Its name.
+        name: String,
+    },
+    /// Sets what a subject may do with a volume; 0 removes the entry. Rights that running grants lose by it are
+    /// revoked before the reply comes.
+    SetAccess {
+        /// The volume.
+        name: String,
+        /// Whose rights.
+        subject: Subject,
+        /// The rights.
+        access: AccessBits,
+    },
+    /// The device behind the adapter.
+    ShowDevice,
+    /// Sessions and counters.
+    Statistics,
+}
+
+/// What answers a [`Request`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// It failed, and changed nothing unless the text says otherwise.
+    Error {
+        /// The code.
+        status: Status,
+        /// What was wrong, with what value, and what to do.
+        detail: String,
+    },
+    /// It is done.
+    Done,
+    /// To Hello.
+    Welcome(Welcome),
+    /// To CreateQueue; an eventfd comes along, to be written when need_wake says so.
+    Queue {
+        /// Names the queue.
+        queue: u32,
+    },
+    /// To RegisterMemory.
+    Region {
+        /// Names the region.
+        region: u64,
+    },
+    /// To OpenVolume and Query.
+    Grant(GrantInfo),
+    /// To ListVolumes.
+    Volumes {
+        /// In the order of their names.
+        volumes: Vec<VolumeInfo>,
+        /// Whether there are more after the last one.
+        more: bool,
+    },
+    /// To ShowVolume, CreateVolume and ResizeVolume.
+    Volume(VolumeInfo),
+    /// To SetAccess and DeleteVolume, when rights were taken away from running grants.
+    Revoked {
+        /// Grants that lost a right.
+        grants: u32,
+        /// Of them, those whose I/O still drains: nothing of theirs is used again before it has.
+        draining: u32,
+    },
+    /// To ShowDevice.
+    Device(DeviceInfo),
+    /// To Statistics.
+    Statistics(Statistics),
+}
+
+/// What a session is told at its start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The version that both sides speak from here on.
+    pub version: u16,
+    /// The number of the session, as logs and statistics show it.
+    pub session: u64,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// What one session may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of registered and queue memory.
+    pub pinned_bytes: u64,
+    /// Memory regions.
+    pub regions: u32,
+    /// Processing queues.
+    pub queues: u32,
+    /// Grants.
+    pub grants: u32,
+    /// Control messages without an answer yet.
+    pub outstanding: u32,
+}
+
+/// A grant as its holder sees it. No absolute block address is ever told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GrantInfo {
+    /// Names it.
+    pub key: u64,
+    /// What it allows.
+    pub access: AccessBits,
+    /// Its size.
+    pub bytes: u64,
+    /// The unit of offsets and lengths.
+    pub block_size: u32,
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The user id of its owner.
+    pub owner: u32,
+    /// Who may do what. In listings of many volumes it is left empty.
+    pub access: Vec<(Subject, AccessBits)>,
+    /// Contiguous ranges that it is made of.
+    pub extents: u32,
+    /// Grants open over it now.
+    pub grants: u32,
+}
+
+/// The device behind the adapter.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// As given to the adapter, `vfio:0000:01:00.0` for example.
+    pub uri: String,
+    /// Model, as the device says.
+    pub model: String,
+    /// Serial number, as the device says.
+    pub serial: String,
+    /// Firmware revision, as the device says.
+    pub firmware: String,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks.
+    pub blocks: u64,
+    /// Blocks free for volumes.
+    pub free_blocks: u64,
+    /// Bytes of the largest single transfer.
+    pub max_transfer: u64,
+    /// Whether there is a volatile write cache.
+    pub write_cache: bool,
+    /// Where the adapter keeps its own metadata: first block and count of each range. Told to the administrator only;
+    /// empty for others.
+    pub metadata: Vec<(u64, u64)>,
+    /// The ranges of each volume, likewise for the administrator only.
+    pub volumes: Vec<(String, Vec<(u64, u64)>)>,
+}
+
+/// Counters of the adapter since its start.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Requests completed, whatever their status.
+    pub completed: u64,
+    /// Requests refused by a check.
+    pub denied: u64,
+    /// Queues that went to the error state.
+    pub queue_errors: u64,
+    /// Turns of all pollers.
+    pub turns: u64,
+    /// Table entries in use.
+    pub entries: u64,
+    /// Memory regions in use.
+    pub regions: u64,
+    /// Bytes pinned.
+    pub pinned_bytes: u64,
+    /// IOMMU mappings in use.
+    pub mappings: u64,
+    /// The sessions, as many as fit a message.
+    pub sessions: Vec<SessionInfo>,
+}
+
+/// One session.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// Its number.
+    pub session: u64,
+    /// Frozen at connect.
+    pub uid: u32,
+    /// Frozen at connect.
+    pub gid: u32,
+    /// For display only: a pid proves nothing.
+    pub pid: u32,
+    /// Queues.
+    pub queues: u32,
+    /// Grants.
+    pub grants: u32,
+    /// Regions.
+    pub regions: u32,
+    /// Bytes pinned.
+    pub pinned_bytes: u64,
+    /// Requests completed.
+    pub completed: u64,
+    /// Requests denied.
+    pub denied: u64,
+}
