@@ -1,0 +1,176 @@
+//! What README promises exists: its commands, its links.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+use clap::CommandFactory;
+
+use super::Findings;
+use crate::process::{cargo, passes};
+use crate::tree::{self, Metadata};
+
+/// Documents whose commands and links are held against the tree.
+const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+
+/// Every command in a fenced block and every relative link leads somewhere.
+pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
+    let mut findings = Findings::default();
+    let mut commands = Vec::new();
+    let mut links = 0;
+    for document in DOCUMENTS {
+        let Ok(text) = tree::read(Path::new(document)) else {
+            findings.errors.push(format!("{document} is missing"));
+            continue;
+        };
+        commands.extend(commands_of(&text).into_iter().map(|command| (document, command)));
+        for link in links_of(&text) {
+            links += 1;
+            if !tree::root().join(&link).exists() {
+                findings
+                    .errors
+                    .push(format!("{document}: the link {link} leads nowhere"));
+            }
+        }
+    }
+    let portcullis = tree::target_dir().join("debug/portcullis");
+    if !passes(cargo().args(["build", "--quiet", "--package", "portcullis-cli"]))? {
+        findings
+            .errors
+            .push("the portcullis command does not build".to_owned());
+    }
+    for (document, command) in &commands {
+        if let Err(reason) = exists(metadata, &portcullis, command) {
+            findings
+                .errors
+                .push(format!("{document}: `{}`: {reason}", command.join(" ")));
+        }
+    }
+    findings.summary = format!("{} commands, {links} links", commands.len());
+    Ok(findings)
+}
+
+/// The commands of fenced shell blocks, in words, prompts and leading variables removed.
+fn commands_of(text: &str) -> Vec<Vec<String>> {
+    let mut commands = Vec::new();
+    let mut shell = None;
+    for line in text.lines() {
+        if let Some(fence) = line.trim_start().strip_prefix("```") {
+            shell = match shell {
+                Some(_) => None,
+                None => Some(["", "sh", "bash", "console", "shell"].contains(&fence.trim())),
+            };
+            continue;
+        }
+        if shell != Some(true) {
+            continue;
+        }
+        let line = line
+            .trim()
+            .trim_start_matches("$ ")
+            .split(" #")
+            .next()
+            .unwrap_or("");
+        let words = line
+            .split_whitespace()
+            .skip_while(|word| *word == "sudo" || word.contains('='));
+        let words: Vec<String> = words.map(str::to_owned).collect();
+        if words
+            .first()
+            .is_some_and(|word| word == "cargo" || word == "portcullis")
+        {
+            commands.push(words);
+        }
+    }
+    commands
+}
+
+/// Targets of inline links that are paths in the repository.
+fn links_of(text: &str) -> Vec<String> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets
+        .map(|target| target.split('#').next().unwrap_or(""))
+        .filter(|target| !target.is_empty() && !target.contains("://"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn exists(metadata: &Metadata, portcullis: &Path, command: &[String]) -> Result<(), String> {
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    let after = |word: &str| {
+        words
+            .iter()
+            .position(|known| *known == word)
+            .and_then(|at| words.get(at + 1))
+            .copied()
+    };
+    match words.as_slice() {
+        ["cargo", "xtask", name, ..] => {
+            let known = crate::Cli::command()
+                .get_subcommands()
+                .any(|known| known.get_name() == *name);
+            if known {
+                Ok(())
+            } else {
+                Err("no such xtask".to_owned())
+            }
+        }
+        ["cargo", "run", ..] if words.contains(&"--example") => {
+            let example = after("--example").unwrap_or("");
+            let mut targets = metadata.packages.iter().flat_map(|package| &package.targets);
+            let known = targets
+                .any(|target| target.kind.iter().any(|kind| kind == "example") && target.name == example);
+            if known {
+                Ok(())
+            } else {
+                Err("no such example".to_owned())
+            }
+        }
+        ["cargo", "run", ..] => help(portcullis, after("--").unwrap_or("--help")),
+        ["portcullis", name, ..] => help(portcullis, name),
+        [
+            "cargo",
+            "build" | "test" | "install" | "bench" | "doc" | "add",
+            ..,
+        ] => Ok(()),
+        _ => Err("not a command that this check knows".to_owned()),
+    }
+}
+
+/// Whether the command explains that subcommand.
+fn help(portcullis: &Path, name: &str) -> Result<(), String> {
+    let mut command = Command::new(portcullis);
+    if !name.starts_with('-') {
+        command.arg(name);
+    }
+    let status = command
+        .arg("--help")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(format!("portcullis does not know `{name}`")),
+        Err(error) => Err(format!("cannot run {}: {error}", portcullis.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_come_from_shell_blocks_only() {
+        let text = "`cargo nothing`\n```rust\ncargo no\n```\n```sh\n$ RUST_LOG=info cargo xtask check  # why\nls\n```\n";
+        assert_eq!(commands_of(text), [["cargo", "xtask", "check"]]);
+    }
+
+    #[test]
+    fn links_are_paths() {
+        assert_eq!(
+            links_of("[a](A.md#x) [b](https://b) ![c](doc/c.svg) [d](#d)"),
+            ["A.md", "doc/c.svg"]
+        );
+    }
+}
