@@ -1,10 +1,12 @@
 //! User-space block drivers over VFIO, and the software devices that stand in for hardware.
 //!
 //! - [`block`]: what every device looks like from above: a queue that takes commands and returns completions.
+//! - [`disk`]: a device for callers that wait.
 //! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
 //!
 //! Drivers know neither protection tables nor shared rings: what reaches them was granted already.
 #![deny(unsafe_code)]
 
 pub mod block;
+pub mod disk;
 pub mod hal;
