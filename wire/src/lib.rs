@@ -1,15 +1,40 @@
 //! The bytes between an application and the adapter.
 //!
 //! - [`layout`]: what lies in the shared memory of a processing queue: header, doorbell, entries.
-//! - [`control`]: the messages of the control socket.
+//! - [`index`]: arithmetic of free-running counts.
+//! - [`view`]: that memory as atomics; [`sync`]: which atomics.
+//! - [`ring`]: the two ends of a queue.
+//! - [`doorbell`]: waking the other side.
+//! - [`shm`]: shared memory, and how the adapter takes it from somebody it does not trust.
+//! - [`control`]: the messages of the control socket; [`frame`]: to packets and back; [`name`]: names in them.
+//! - [`socket`]: packets and descriptors over a Unix socket; [`discard`]: getting rid of the latter.
 //! - [`Status`]: the one enumeration of completion codes.
 //!
-//! What is deliberately not here: no decision about protection, no device, no thread.
+//! What is deliberately not here: no decision about protection, no device.
 #![deny(unsafe_code)]
 
 pub mod control;
+pub mod frame;
+pub mod index;
 pub mod layout;
+pub mod name;
+pub mod ring;
 mod status;
+pub mod sync;
+pub mod view;
+
+// Under loom only the models run, over memory of loom's own.
+#[cfg(not(loom))]
+pub mod discard;
+#[cfg(not(loom))]
+pub mod doorbell;
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub mod fuzz;
+#[cfg(not(loom))]
+pub mod shm;
+#[cfg(not(loom))]
+pub mod socket;
 
 pub use status::Status;
 

@@ -1,0 +1,324 @@
+//! Memory shared by two processes that do not trust each other.
+#![allow(unsafe_code)] // atomics inside a mapping
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags};
+use rustix::io::Errno;
+
+use crate::discard::discard;
+
+/// Bytes of a page; sizes are multiples of it.
+pub const PAGE: usize = 4096;
+
+/// A shared mapping, readable and writable. The other side may change every byte at any time, so it is only ever seen
+/// as atomics or through the raw pointer.
+#[derive(Debug)]
+pub struct SharedMemory {
+    map: MmapRaw,
+}
+
+impl SharedMemory {
+    /// Makes a memfd of `bytes` zeroes that can be sealed, and maps it. `name` shows up in /proc only.
+    ///
+    /// # Errors
+    /// The kernel's: too many descriptors, no memory; EINVAL for a size of 0.
+    pub fn create(name: &str, bytes: usize) -> io::Result<(Self, OwnedFd)> {
+        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let size = u64::try_from(bytes).map_err(|_| Errno::FBIG)?;
+        rustix::fs::ftruncate(&fd, size)?;
+        let memory = Self::map(&fd, bytes)?;
+        Ok((memory, fd))
+    }
+
+    /// Maps the first `bytes` of a file. Touching what lies beyond the file's end later is SIGBUS, so only map what a
+    /// trusted side made, or use [`SealedMemory::adopt`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn map(fd: impl AsFd, bytes: usize) -> io::Result<Self> {
+        if bytes == 0 {
+            return Err(Errno::INVAL.into());
+        }
+        let map = MmapOptions::new().len(bytes).map_raw(fd.as_fd().as_raw_fd())?;
+        Ok(Self { map })
+    }
+
+    /// Bytes.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// The first byte; page-aligned.
+    pub fn start(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    /// The 32-bit word at a byte offset; `None` if the offset is not a multiple of 4 or the word not inside.
+    pub fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
+        let at = self.word(offset, size_of::<AtomicU32>())?;
+        // SAFETY: `word` saw that it is aligned and inside the mapping, which lives as long as `self`; all access to the
+        // mapping from safe code is atomic.
+        Some(unsafe { AtomicU32::from_ptr(at.cast()) })
+    }
+
+    /// The 64-bit word at a byte offset; `None` if the offset is not a multiple of 8 or the word not inside.
+    pub fn atomic_u64(&self, offset: usize) -> Option<&AtomicU64> {
+        let at = self.word(offset, size_of::<AtomicU64>())?;
+        // SAFETY: as in `atomic_u32`.
+        Some(unsafe { AtomicU64::from_ptr(at.cast()) })
+    }
+
+    fn word(&self, offset: usize, size: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(size)?;
+        (offset.is_multiple_of(size) && end <= self.len()).then(|| self.start().wrapping_add(offset))
+    }
+}
+
+/// Why memory of a distrusted peer was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// A size that no memory may have.
+    #[error("a size of {0} bytes is not a positive multiple of {PAGE}: round the size up to whole pages")]
+    Size(u64),
+    /// Larger than allowed.
+    #[error(
+        "{bytes} bytes are more than the {max} bytes allowed here: use less memory, or have the limit raised"
+    )]
+    TooLarge {
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// Not a memfd: a pipe, a socket, a file of a disk or of FUSE.
+    #[error(
+        "the descriptor is not a memfd (reading its seals: {0}): \
+         make it with memfd_create and the flags MFD_CLOEXEC | MFD_ALLOW_SEALING"
+    )]
+    NotMemfd(#[source] io::Error),
+    /// Its status flags cannot be read.
+    #[error("the flags of the descriptor cannot be read: {0}")]
+    Flags(#[source] io::Error),
+    /// Not open for reading and writing.
+    #[error("the memfd is not open for both reading and writing: pass the descriptor that memfd_create gave")]
+    ReadOnly,
+    /// It takes no more seals.
+    #[error(
+        "the memfd takes no more seals and has {0:#x} of them: \
+         make it with MFD_ALLOW_SEALING and leave F_SEAL_SEAL to the adapter; a file in tmpfs is not a memfd"
+    )]
+    NotSealable(u32),
+    /// It is sealed against writing already.
+    #[error("the memfd has the seals {0:#x}, which forbid to map it writable: leave sealing to the adapter")]
+    WriteSealed(u32),
+    /// It is made of huge pages.
+    #[error("the memfd is made of huge pages, which are not supported: make it without MFD_HUGETLB")]
+    HugePages,
+    /// Its size differs from what was said.
+    #[error(
+        "the memfd is {actual} bytes long, {expected} bytes were announced: ftruncate it to the announced size"
+    )]
+    WrongSize {
+        /// Bytes it has.
+        actual: u64,
+        /// Bytes announced.
+        expected: u64,
+    },
+    /// The kernel did not tell about the file.
+    #[error("the size and kind of the memfd cannot be read: {0}")]
+    Stat(#[source] io::Error),
+    /// It cannot be mapped.
+    #[error("{bytes} bytes of the memfd cannot be mapped: {source}")]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// The seals were refused.
+    #[error("the memfd cannot be sealed: {0}: leave its seals alone until the adapter has answered")]
+    Seal(#[source] io::Error),
+    /// The seals do not read back as set.
+    #[error("the memfd has the seals {actual:#x} after {wanted:#x} were set: leave its seals alone")]
+    SealsMissing {
+        /// The seals it has.
+        actual: u32,
+        /// The seals it should have.
+        wanted: u32,
+    },
+    /// Its pages cannot be had.
+    #[error("{bytes} bytes of the memfd cannot be filled with pages: {source}: is there enough free memory?")]
+    Populate {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// Its pages cannot be locked.
+    #[error(
+        "{bytes} bytes cannot be locked into memory: {source}: RLIMIT_MEMLOCK of the adapter is {limit} for all memory \
+         locked together: raise it (`ulimit -l`, LimitMEMLOCK= in a systemd unit, /etc/security/limits.conf) \
+         or use less memory"
+    )]
+    Lock {
+        /// Bytes asked for.
+        bytes: u64,
+        /// RLIMIT_MEMLOCK in bytes, or "unlimited".
+        limit: String,
+        /// The kernel's word.
+        source: io::Error,
+    },
+}
+
+/// Memory taken from a distrusted peer: sealed, of fixed size, every page there. Nothing that the peer does can make an
+/// access to it fault.
+///
+/// Clones of the inner [`SharedMemory`] keep the mapping; the last one unlocks and unmaps it.
+#[derive(Clone, Debug)]
+pub struct SealedMemory {
+    memory: Arc<SharedMemory>,
+}
+
+/// Whether the pages of adopted memory are locked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lock {
+    /// By mlock.
+    Mlock,
+    /// Not here: whoever adopts it pins it right after, as VFIO does. Both together would count twice against
+    /// RLIMIT_MEMLOCK.
+    PinnedElsewhere,
+}
+
+/// The seals that adopted memory has: memfd_create(2), fcntl(2).
+const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::FUTURE_WRITE)
+    .union(SealFlags::SEAL);
+
+/// HUGETLBFS_MAGIC of linux/magic.h.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+impl SealedMemory {
+    /// Takes the memfd `fd`, which must be `bytes` long, at most `max`; seals it, fills it with pages and locks them.
+    ///
+    /// The peer must have mapped it before: no writable mapping can be made afterwards. Never waits for the peer, whatever
+    /// the descriptor is.
+    ///
+    /// # Errors
+    /// One [`AdoptError`] for each way in which it can be unfit. The peer's memory may be sealed nonetheless.
+    pub fn adopt(fd: OwnedFd, bytes: u64, max: u64) -> Result<Self, AdoptError> {
+        Self::adopt_with(fd, bytes, max, Lock::Mlock)
+    }
+
+    /// As [`Self::adopt`], with a choice who keeps the pages in memory.
+    ///
+    /// # Errors
+    /// As [`Self::adopt`].
+    pub fn adopt_with(fd: OwnedFd, bytes: u64, max: u64, lock: Lock) -> Result<Self, AdoptError> {
+        // Nothing but fcntl before it is known to be a memfd: fstat, mmap and close of a FUSE file ask its server.
+        if let Err(error) = check_kind(&fd) {
+            discard(fd);
+            return Err(error);
+        }
+        let size = check_size(&fd, bytes, max)?;
+        let memory = SharedMemory::map(&fd, size).map_err(|source| AdoptError::Map { bytes, source })?;
+        rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(|e| AdoptError::Seal(e.into()))?;
+        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|e| AdoptError::Seal(e.into()))?;
+        if seals.intersection(SEALS | SealFlags::WRITE) != SEALS {
+            return Err(AdoptError::SealsMissing {
+                actual: seals.bits(),
+                wanted: SEALS.bits(),
+            });
+        }
+        // Only now is the size what it stays.
+        check_size(&fd, bytes, max)?;
+        memory
+            .map
+            .advise(Advice::PopulateWrite)
+            .map_err(|source| AdoptError::Populate { bytes, source })?;
+        if lock == Lock::Mlock {
+            memory.map.lock().map_err(|source| AdoptError::Lock {
+                bytes,
+                limit: memlock_limit(),
+                source,
+            })?;
+        }
+        Ok(Self {
+            memory: Arc::new(memory),
+        })
+    }
+
+    /// The memory; whoever holds it keeps it mapped and locked.
+    pub fn memory(&self) -> &Arc<SharedMemory> {
+        &self.memory
+    }
+
+    /// The first byte; page-aligned.
+    pub fn start(&self) -> *mut u8 {
+        self.memory.start()
+    }
+
+    /// Bytes, a positive multiple of [`PAGE`].
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+}
+
+/// Sees by fcntl alone whether it is a memfd, writable and open to seals.
+fn check_kind(fd: &OwnedFd) -> Result<(), AdoptError> {
+    let seals = rustix::fs::fcntl_get_seals(fd).map_err(|e| AdoptError::NotMemfd(e.into()))?;
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(|e| AdoptError::Flags(e.into()))?;
+    if flags & OFlags::ACCMODE != OFlags::RDWR {
+        return Err(AdoptError::ReadOnly);
+    }
+    if seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
+        return Err(AdoptError::WriteSealed(seals.bits()));
+    }
+    if seals.contains(SealFlags::SEAL) {
+        return Err(AdoptError::NotSealable(seals.bits()));
+    }
+    Ok(())
+}
+
+/// Sees whether the memfd is exactly `bytes` long, and `bytes` a size that may be.
+fn check_size(fd: &OwnedFd, bytes: u64, max: u64) -> Result<usize, AdoptError> {
+    if bytes == 0 || !bytes.is_multiple_of(PAGE as u64) {
+        return Err(AdoptError::Size(bytes));
+    }
+    let too_large = AdoptError::TooLarge {
+        bytes,
+        max: max.min(isize::MAX as u64),
+    };
+    if bytes > max || bytes > isize::MAX as u64 {
+        return Err(too_large);
+    }
+    let kind = rustix::fs::fstatfs(fd).map_err(|e| AdoptError::Stat(e.into()))?;
+    #[allow(clippy::cast_sign_loss)] // only compared
+    if kind.f_type as u64 == HUGETLBFS_MAGIC {
+        return Err(AdoptError::HugePages);
+    }
+    let stat = rustix::fs::fstat(fd).map_err(|e| AdoptError::Stat(e.into()))?;
+    let actual = u64::try_from(stat.st_size).unwrap_or(0);
+    if actual != bytes {
+        return Err(AdoptError::WrongSize {
+            actual,
+            expected: bytes,
+        });
+    }
+    usize::try_from(bytes).map_err(|_| too_large)
+}
+
+fn memlock_limit() -> String {
+    match rustix::process::getrlimit(rustix::process::Resource::Memlock).current {
+        Some(limit) => format!("{limit} bytes"),
+        None => "unlimited".into(),
+    }
+}
