@@ -13,13 +13,29 @@
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
-#[cfg(any(test, feature = "oracle"))]
-extern crate std;
+#[cfg(any(test, debug_assertions, feature = "oracle"))]
+extern crate std; // in a debug build only for `std::thread::panicking`
 
 mod access;
+mod claims;
+mod directory;
+mod grant;
 mod id;
+mod lba_table;
+mod management;
+mod published;
+mod regions;
 mod request;
+mod self_check;
+mod slots;
+mod tables;
 
 pub use access::{Access, Operation};
+pub use directory::{Directory, DirectoryCounters, Pieces};
+pub use grant::{Grant, Piece, leaked_grants};
 pub use id::{Blocks, Domain, EntryIndex, Iova, Key, KeyInstance, Lba, LbaRange, RegionIndex, RegionKey};
+pub use management::{Attributes, GrantSpec, Limits, Modification, Purpose, RegionSpec, TableError, Usage};
+pub use published::{Published, SEGMENT_ENTRIES, Segment, SegmentSource};
+pub use regions::RegionQuiesce;
 pub use request::{Denied, Memory, Request};
+pub use tables::{Quiesce, Tables};

@@ -1,0 +1,89 @@
+//! What a successful check gives: a token that must be given back.
+
+use core::mem;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::{Iova, Key, Lba, Operation};
+
+static LEAKED: AtomicU64 = AtomicU64::new(0);
+
+/// How many grants of this process were dropped instead of released. Each of them keeps its entry and its memory
+/// region busy for ever, so that neither is re-used.
+pub fn leaked_grants() -> u64 {
+    LEAKED.load(Relaxed)
+}
+
+/// The right to do one request, counted as active I/O of its entry and its memory region until
+/// [`Directory::release`](crate::Directory::release). Release it only when the device can no longer touch either.
+///
+/// Dropping it is an error: in a debug build a panic; in release the counts stay, so the entry is never idle and
+/// never re-used, and [`leaked_grants`] tells.
+#[must_use = "release it, or its entry is never idle again"]
+#[derive(Debug)]
+pub struct Grant {
+    pub(crate) key: Key,
+    pub(crate) start: u64,
+    pub(crate) blocks: u64,
+    /// Of the first byte of data; 0 if none moves.
+    pub(crate) iova: u64,
+    pub(crate) root: u32,
+    /// `NONE` if no data moves.
+    pub(crate) region: u32,
+    pub(crate) directory: u32,
+    pub(crate) operation: Operation,
+    pub(crate) shift: u8,
+}
+
+const _: () = assert!(size_of::<Grant>() <= 64);
+
+impl Grant {
+    /// How many device blocks; 0 for a flush.
+    #[inline]
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// How many bytes; 0 for a flush.
+    #[inline]
+    pub fn bytes(&self) -> u64 {
+        self.blocks << self.shift
+    }
+
+    /// What was granted.
+    #[inline]
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// Under which key.
+    #[inline]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The end of its life.
+    pub(crate) fn forget(self) {
+        mem::forget(self);
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        LEAKED.fetch_add(1, Relaxed);
+        #[cfg(debug_assertions)]
+        if !std::thread::panicking() {
+            panic!("a grant of {} was dropped, not released", self.key);
+        }
+    }
+}
+
+/// One contiguous part of a grant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Its first device block.
+    pub lba: Lba,
+    /// How many blocks.
+    pub blocks: u64,
+    /// Where the device finds or puts the data of this piece; 0 if none moves.
+    pub iova: Iova,
+}

@@ -1,0 +1,172 @@
+//! What must hold after every operation (S8-R1, R2, R3 and the rest).
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::claims::Claim;
+use crate::published::{NONE, SEGMENT_ENTRIES, StateWord};
+use crate::tables::Holding;
+use crate::{LbaRange, Tables};
+
+impl<const B: u32> Tables<B> {
+    /// Compares the host copy, what is published, and the free lists. Slow: for tests, and for an adapter in doubt.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn self_check(&self) -> Result<(), String> {
+        self.slots.self_check()?;
+        self.regions.self_check()?;
+        self.check_lba_table()?;
+        for (&index, holding) in &self.holdings {
+            self.check_entry(index, holding)
+                .map_err(|what| format!("entry {}: {what}", holding.key))?;
+        }
+        self.check_free_entries()?;
+        self.check_claims()?;
+        self.check_regions()
+    }
+
+    /// Each LBA entry is free or of exactly one grant.
+    fn check_lba_table(&self) -> Result<(), String> {
+        let limit = self.published.limits.lba_entries;
+        let mut seen = BTreeSet::new();
+        let held = self
+            .holdings
+            .values()
+            .flat_map(|holding| holding.nodes.iter().copied());
+        for node in held.chain(self.pool.free_nodes()) {
+            if node >= limit || !seen.insert(node) {
+                return Err(format!("LBA entry {node} is outside the table or used twice"));
+            }
+        }
+        let freed = |node: u32| {
+            self.published
+                .lba_entry(node)
+                .is_some_and(|n| n.owner.load(Relaxed) == NONE)
+        };
+        if seen.len() != limit as usize {
+            return Err(format!(
+                "{} of {limit} LBA entries are lost",
+                limit as usize - seen.len()
+            ));
+        }
+        if !self.pool.free_nodes().all(freed) {
+            return Err("a free LBA entry has an owner".into());
+        }
+        Ok(())
+    }
+
+    fn check_entry(&self, index: u32, holding: &Holding) -> Result<(), String> {
+        let entry = self.published.entry(index);
+        if self.published.owner(index / SEGMENT_ENTRIES) != Some(holding.domain)
+            || entry.domain.load(Relaxed) != holding.domain.0
+        {
+            return Err("published for another domain".into());
+        }
+        if entry.state() != holding.state_word()
+            || self.slots.is_free(index)
+            || holding.key.index().0 != index
+        {
+            return Err("published in another state".into());
+        }
+        if Self::is_beyond(holding.key.instance()) || holding.key.instance().0 > self.instances.highest() {
+            return Err("its instance was never to be handed out".into());
+        }
+        let list = entry.list();
+        if list.length as usize != holding.nodes.len() || holding.nodes.len() != holding.ranges.len() {
+            return Err("its LBA list has another length".into());
+        }
+        // S8-R3, and S8-R1 together with check_lba_table: every range is reached from the pointer.
+        let blocks = entry.blocks.load(Relaxed);
+        let mut start = 0;
+        for range in &holding.ranges {
+            let found = self.published.extent(index, list.root, start);
+            if found.is_none_or(|e| (e.start, e.first, e.count) != (start, range.first.0, range.count.0)) {
+                return Err(format!("its LBA pointer does not lead to block {start}"));
+            }
+            start += range.count.0;
+        }
+        if start != blocks || self.published.extent(index, list.root, start).is_some() {
+            return Err(format!("{blocks} blocks published, {start} in its ranges"));
+        }
+        Ok(())
+    }
+
+    fn check_free_entries(&self) -> Result<(), String> {
+        for index in (0..self.published.limits.entries).filter(|index| !self.holdings.contains_key(index)) {
+            let free = self.published.entry(index).state() == StateWord::FREE;
+            if !free || !(self.slots.is_free(index) || self.slots.is_retired(index)) {
+                return Err(format!("entry {index} is held by nobody and not free"));
+            }
+        }
+        if self.slots.used() as usize != self.holdings.len() {
+            return Err("entries in use are miscounted".into());
+        }
+        Ok(())
+    }
+
+    /// S8-R2: ranges of two domains that share a block are both shared. By a sweep over all ranges, and against the
+    /// claims, whose counts must be the number of ranges over each block.
+    fn check_claims(&self) -> Result<(), String> {
+        let all = self
+            .holdings
+            .values()
+            .flat_map(|h| h.ranges.iter().map(move |r| (*r, h)));
+        let mut ranges: Vec<(LbaRange, &Holding)> = all.collect();
+        ranges.sort_unstable_by_key(|(range, _)| range.first);
+        let mut open: Vec<(LbaRange, &Holding)> = Vec::new();
+        for (range, holding) in ranges {
+            open.retain(|(earlier, _)| earlier.end() > range.first);
+            for (_, other) in &open {
+                let both_shared = other.shared && holding.shared;
+                let one_owner = other.domain == holding.domain && !other.shared && !holding.shared;
+                if !both_shared && !one_owner {
+                    return Err(format!(
+                        "{} and {} share block {}",
+                        other.key, holding.key, range.first
+                    ));
+                }
+            }
+            open.push((range, holding));
+            let claim = if holding.shared {
+                Claim::Shared
+            } else {
+                Claim::Exclusive(holding.domain)
+            };
+            let claimed = self.claims.of(range.first.0);
+            let at_least = u32::try_from(open.len()).unwrap_or(u32::MAX);
+            if claimed.is_none_or(|(of, grants)| of != claim || grants < at_least) {
+                return Err(format!("block {} of {} is not claimed", range.first, holding.key));
+            }
+        }
+        if self.holdings.is_empty() && self.claims.len() != 0 {
+            return Err("blocks are claimed by nobody".into());
+        }
+        Ok(())
+    }
+
+    fn check_regions(&self) -> Result<(), String> {
+        for index in 0..self.published.limits.regions {
+            let Some(entry) = self.published.region(index) else {
+                return Err("a region is missing".into());
+            };
+            let held = self.regions.held.get(&index);
+            if entry.state() != held.map_or(StateWord::FREE, |region| region.state_word()) {
+                return Err(format!("region {index} is published in another state"));
+            }
+            let Some(region) = held else { continue };
+            let published = (
+                entry.domain.load(Relaxed),
+                entry.iova.load(Relaxed),
+                entry.bytes.load(Relaxed),
+            );
+            if published != (region.spec.domain.0, region.spec.iova.0, region.spec.bytes) {
+                return Err(format!("region {} is published otherwise than made", region.key));
+            }
+        }
+        Ok(())
+    }
+}

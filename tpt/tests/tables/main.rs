@@ -1,0 +1,5 @@
+//! The tables from outside: the requirements of S4, S6 and S8 as far as tables alone can show them.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // in helpers, too
+
+mod checks;
+mod support;
