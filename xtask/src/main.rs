@@ -1,10 +1,16 @@
 //! `cargo xtask`: one door for people and CI.
 //!
-//! Each command is a module. [`tree`] knows the repository, [`process`] runs commands in it, [`report`] prints tables.
+//! Each command is a module. [`tree`] knows the repository, [`process`] runs commands in it, [`tally`] counts tests,
+//! [`report`] prints tables.
 
+mod bench;
 mod check;
+mod fuzz;
 mod process;
 mod report;
+mod soak;
+mod tally;
+mod test;
 mod tree;
 
 use std::process::ExitCode;
@@ -27,11 +33,23 @@ struct Cli {
 enum Command {
     /// Format, lints, docs, the arrows between crates and the house rules, all with warnings as errors.
     Check(check::Args),
+    /// All tests, on the embedded device and in a QEMU guest; the last line counts them.
+    Test(test::Args),
+    /// The tests with large counts and many seeds; takes up where it stopped.
+    Soak(soak::Args),
+    /// What the path costs: criterion's benchmarks, their medians in a table.
+    Bench(bench::Args),
+    /// libFuzzer with the address sanitizer on the fuzz targets; a canary proves that it finds.
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Soak(args) => soak::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

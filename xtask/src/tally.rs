@@ -1,0 +1,173 @@
+//! Counting what test programs print, in the format that libtest and libtest-mimic share.
+
+use std::collections::BTreeSet;
+
+/// A test that did not run, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Skip {
+    pub(crate) name: String,
+    pub(crate) reason: String,
+}
+
+/// What ran. The numbers come from the closing line of each program, the names from the lines before it.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
+    /// `PROGRAM::TEST` of every test that passed.
+    pub(crate) names: BTreeSet<String>,
+    pub(crate) failures: Vec<String>,
+    pub(crate) skips: Vec<Skip>,
+    /// The program whose lines are being read.
+    program: String,
+}
+
+/// What a line is to a reader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Of a test that passed, or of no interest.
+    Quiet,
+    /// What cargo is building.
+    Building,
+    /// Worth showing.
+    Show,
+}
+
+impl Tally {
+    /// The lines that follow come from this program.
+    pub(crate) fn enter(&mut self, program: &str) {
+        self.program = program.to_owned();
+    }
+
+    /// Takes one line of output.
+    pub(crate) fn line(&mut self, line: &str) -> Kind {
+        let trimmed = line.trim();
+        if let Some(rest) = trimmed.strip_prefix("test result: ") {
+            self.count(rest);
+            return Kind::Quiet;
+        }
+        if let Some((name, outcome)) = trimmed
+            .strip_prefix("test ")
+            .and_then(|rest| rest.rsplit_once(" ... "))
+        {
+            return self.test(name.trim(), outcome.trim());
+        }
+        if let Some(rest) = trimmed
+            .strip_prefix("Running ")
+            .filter(|_| trimmed.ends_with(')'))
+        {
+            let path = rest
+                .rsplit_once('(')
+                .map_or(rest, |(_, path)| path)
+                .trim_end_matches(')');
+            let name = path.rsplit('/').next().unwrap_or(path);
+            self.enter(name.rsplit_once('-').map_or(name, |(name, _)| name));
+            return Kind::Quiet;
+        }
+        if let Some(rest) = trimmed.strip_prefix("Doc-tests ") {
+            self.enter(rest);
+            return Kind::Quiet;
+        }
+        let building = [
+            "Compiling ",
+            "Checking ",
+            "Downloaded ",
+            "Downloading ",
+            "Blocking ",
+            "Building ",
+        ];
+        if building.iter().any(|word| trimmed.starts_with(word)) {
+            return Kind::Building;
+        }
+        let counting = trimmed.starts_with("running ") && trimmed.ends_with(['s', 't']);
+        let quiet = trimmed.is_empty()
+            || counting
+            || trimmed.starts_with("Finished ")
+            || trimmed.starts_with("Fresh ");
+        if quiet || trimmed.starts_with("all doctests ran in ") {
+            Kind::Quiet
+        } else {
+            Kind::Show
+        }
+    }
+
+    fn test(&mut self, name: &str, outcome: &str) -> Kind {
+        let full = format!("{}::{name}", self.program);
+        if outcome == "ok" {
+            self.names.insert(full);
+            return Kind::Quiet;
+        }
+        if let Some(reason) = outcome.strip_prefix("ignored") {
+            let reason = reason.trim_matches([' ', ',', '(', ')']);
+            let reason = if reason.is_empty() {
+                "no reason given"
+            } else {
+                reason
+            };
+            self.skips.push(Skip {
+                name: full,
+                reason: reason.to_owned(),
+            });
+            return Kind::Quiet;
+        }
+        if outcome == "FAILED" {
+            self.failures.push(full);
+        }
+        Kind::Show
+    }
+
+    /// `ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`
+    fn count(&mut self, line: &str) {
+        for part in line.split(['.', ';']) {
+            let mut words = part.split_whitespace();
+            let (Some(Ok(number)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "   Compiling tpt v0.1.0
+     Running unittests src/lib.rs (target/debug/deps/tpt-0123)
+
+running 4 tests
+test a::b ... ok
+test c ... FAILED
+test d ... ignored, needs a disk
+test [conformance] e ... ignored (no vfio)
+
+test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.12s
+
+   Doc-tests wire
+test wire/src/lib.rs - x (line 3) ... ok
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s
+thread panicked at here";
+
+    #[test]
+    fn lines_are_counted_and_named() {
+        let mut tally = Tally::default();
+        let shown: Vec<_> = OUTPUT
+            .lines()
+            .filter(|line| tally.line(line) == Kind::Show)
+            .collect();
+        assert_eq!(shown, ["test c ... FAILED", "thread panicked at here"]);
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (2, 1, 2));
+        assert!(
+            tally.names.contains("tpt::a::b") && tally.names.contains("wire::wire/src/lib.rs - x (line 3)")
+        );
+        assert_eq!(tally.failures, ["tpt::c"]);
+        let reasons: Vec<_> = tally.skips.iter().map(|skip| skip.reason.as_str()).collect();
+        assert_eq!(reasons, ["needs a disk", "no vfio"]);
+    }
+}

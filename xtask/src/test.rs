@@ -1,0 +1,378 @@
+//! `cargo xtask test`: everything that CI runs after `check`, stage by stage, counted at the end.
+
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::process::{self, Ended, cargo};
+use crate::tally::{Kind, Tally};
+use crate::{fuzz, report, tree};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only these stages, in the order given.
+    stages: Vec<Stage>,
+    /// The device of the suites in the stage `emu`.
+    #[arg(long, default_value = "emu:64M")]
+    device: String,
+    /// Do without the QEMU guest.
+    #[arg(long)]
+    no_guest: bool,
+}
+
+/// A part of the tests that can be run alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Stage {
+    /// Unit and property tests of every crate.
+    Unit,
+    /// The examples in the documentation.
+    Doc,
+    /// The queue protocols under every interleaving that matters (loom).
+    Loom,
+    /// A few thousand inputs for the function behind each fuzz target.
+    Fuzz,
+    /// The suites of the package `tests` on the embedded device.
+    Emu,
+    /// The same suites on VFIO in a QEMU guest.
+    Guest,
+}
+
+impl Stage {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// What a stage did.
+pub(crate) struct Outcome {
+    pub(crate) stage: Stage,
+    pub(crate) time: Duration,
+    pub(crate) tally: Tally,
+    /// Why it failed, beyond the tests that failed.
+    pub(crate) trouble: Option<String>,
+    /// Why it was not run at all.
+    pub(crate) skipped: Option<String>,
+}
+
+impl Outcome {
+    pub(crate) fn passed(&self) -> bool {
+        self.trouble.is_none() && self.tally.failed == 0
+    }
+}
+
+/// A stage may take so long before it is ended.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Runs the stages and prints the summary; whether all passed.
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    let stages = if args.stages.is_empty() {
+        Stage::value_variants()
+    } else {
+        &args.stages
+    };
+    let mut outcomes = Vec::new();
+    for &stage in stages {
+        outcomes.push(run_stage(stage, args, &[])?);
+    }
+    summary(&outcomes);
+    Ok(outcomes.iter().all(Outcome::passed))
+}
+
+impl Args {
+    /// As on a command line without options.
+    pub(crate) fn plain(no_guest: bool) -> Self {
+        Self {
+            stages: Vec::new(),
+            device: "emu:64M".to_owned(),
+            no_guest,
+        }
+    }
+}
+
+/// Runs one stage with more environment for its tests.
+pub(crate) fn run_stage(stage: Stage, args: &Args, environment: &[(&str, String)]) -> Result<Outcome> {
+    let name = stage.name();
+    eprintln!("\n== {name}");
+    let start = Instant::now();
+    let mut watcher = Watcher::new(&name)?;
+    let mut skipped = None;
+    let result = match stage {
+        Stage::Unit => watcher.run(with(environment, &mut unit())),
+        Stage::Doc => watcher.run(cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"])),
+        Stage::Loom => loom(&mut watcher, environment),
+        Stage::Fuzz => fuzz::smoke(&mut watcher, environment),
+        Stage::Emu => {
+            let mut command = suites();
+            command.env("PORTCULLIS_DEVICE", &args.device);
+            watcher.run(with(environment, &mut command))
+        }
+        Stage::Guest if args.no_guest => {
+            skipped = Some("--no-guest was given".to_owned());
+            Ok(None)
+        }
+        Stage::Guest => Ok(Some(
+            "there is no guest to run it in yet; --no-guest does without".to_owned(),
+        )),
+    };
+    let tally = watcher.tally;
+    let mut trouble = result.unwrap_or_else(|error| Some(format!("{error:#}")));
+    if trouble.is_none() && skipped.is_none() && tally.passed + tally.failed == 0 {
+        trouble = Some("no test ran".to_owned());
+    }
+    let outcome = Outcome {
+        stage,
+        time: start.elapsed(),
+        tally,
+        trouble,
+        skipped,
+    };
+    eprintln!("   {}", describe(&outcome));
+    Ok(outcome)
+}
+
+fn with<'a>(environment: &[(&str, String)], command: &'a mut Command) -> &'a mut Command {
+    command.envs(environment.iter().map(|(name, value)| (name, value)))
+}
+
+fn unit() -> Command {
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--workspace",
+        "--exclude",
+        "tests",
+        "--lib",
+        "--bins",
+        "--tests",
+        "--no-fail-fast",
+    ]);
+    command
+}
+
+fn suites() -> Command {
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--package",
+        "tests",
+        "--lib",
+        "--bins",
+        "--tests",
+        "--no-fail-fast",
+    ]);
+    command
+}
+
+/// The models of every package that has a test called `loom`.
+fn loom(watcher: &mut Watcher, environment: &[(&str, String)]) -> Result<Option<String>> {
+    let mut command = cargo();
+    command
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("CARGO_TARGET_DIR", tree::target_dir().join("loom"));
+    command.args(["test", "--release", "--test", "loom", "--no-fail-fast"]);
+    for package in &tree::metadata()?.packages {
+        if package.targets.iter().any(|target| target.name == "loom") {
+            command.args(["--package", &package.name]);
+        }
+    }
+    if !command.get_args().any(|argument| argument == "--package") {
+        return Ok(Some("no package has a test called `loom`".to_owned()));
+    }
+    watcher.run(with(environment, &mut command))
+}
+
+/// Runs the commands of a stage: counts, keeps a log, shows what matters and that something is going on.
+pub(crate) struct Watcher {
+    stage: String,
+    log: io::BufWriter<fs::File>,
+    log_path: String,
+    start: Instant,
+    shown: Instant,
+    doing: String,
+    pub(crate) tally: Tally,
+}
+
+/// A line of progress after so long a silence.
+const SILENCE: Duration = Duration::from_secs(20);
+
+impl Watcher {
+    pub(crate) fn new(stage: &str) -> Result<Self> {
+        let folder = tree::target_dir().join("xtask");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join(format!("{stage}.log"));
+        let log = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let now = Instant::now();
+        Ok(Self {
+            stage: stage.to_owned(),
+            log: io::BufWriter::new(log),
+            log_path: path.display().to_string(),
+            start: now,
+            shown: now,
+            doing: "starting".to_owned(),
+            tally: Tally::default(),
+        })
+    }
+
+    /// Runs a command whose tests are counted; what went wrong beyond failed tests.
+    pub(crate) fn run(&mut self, command: &mut Command) -> Result<Option<String>> {
+        command.env("CARGO_TERM_COLOR", "never");
+        let failed_before = self.tally.failed;
+        let ended = process::watch(command, LIMIT, &mut |line| self.take(line))?;
+        self.log.flush()?;
+        Ok(match ended {
+            Ended::Well => None,
+            Ended::Badly if self.tally.failed > failed_before => None,
+            Ended::Badly => Some(format!(
+                "`{}` failed; the log is {}",
+                process::line(command),
+                self.log_path
+            )),
+            Ended::TimedOut => Some(format!(
+                "`{}` did not end in {}",
+                process::line(command),
+                report::seconds(LIMIT)
+            )),
+        })
+    }
+
+    /// Takes a line of output, or `None` for a moment without one.
+    pub(crate) fn take(&mut self, line: Option<&str>) {
+        if let Some(line) = line {
+            // A log that cannot be written is no reason to stop testing.
+            let _ = writeln!(self.log, "{line}");
+            match self.tally.line(line) {
+                Kind::Quiet => self.doing = format!("{} tests so far", self.tally.names.len()),
+                Kind::Building => self.doing = line.trim().to_lowercase(),
+                Kind::Show => {
+                    eprintln!("   {line}");
+                    self.shown = Instant::now();
+                }
+            }
+        }
+        if self.shown.elapsed() >= SILENCE {
+            self.shown = Instant::now();
+            eprintln!(
+                "   {}: {}, {}",
+                self.stage,
+                report::seconds(self.start.elapsed()),
+                self.doing
+            );
+        }
+    }
+}
+
+fn describe(outcome: &Outcome) -> String {
+    if let Some(reason) = &outcome.skipped {
+        return format!("skipped: {reason}");
+    }
+    let tally = &outcome.tally;
+    let counts = format!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.ignored
+    );
+    match &outcome.trouble {
+        Some(trouble) => format!("{counts}; FAILED: {trouble}"),
+        None => counts,
+    }
+}
+
+/// The table, what failed, what was skipped and why, and the closing line that CI reads.
+pub(crate) fn summary(outcomes: &[Outcome]) {
+    let mut rows = vec![["stage", "", "time", ""].map(str::to_owned).to_vec()];
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for outcome in outcomes {
+        let verdict = match (&outcome.skipped, outcome.passed()) {
+            (Some(_), _) => "skipped",
+            (None, true) => "ok",
+            (None, false) => "FAIL",
+        };
+        rows.push(vec![
+            outcome.stage.name(),
+            verdict.to_owned(),
+            report::seconds(outcome.time),
+            describe(outcome),
+        ]);
+        passed += outcome.tally.passed;
+        failed += outcome.tally.failed + u64::from(outcome.trouble.is_some());
+        skipped += outcome.tally.ignored + u64::from(outcome.skipped.is_some());
+    }
+    println!("\n{}", report::table(&rows));
+    for outcome in outcomes {
+        for name in &outcome.tally.failures {
+            println!("failed in {}: {name}", outcome.stage.name());
+        }
+        for skip in &outcome.tally.skips {
+            println!(
+                "skipped in {}: {}: {}",
+                outcome.stage.name(),
+                skip.name,
+                skip.reason
+            );
+        }
+    }
+    if let Some(line) = devices(outcomes) {
+        println!("{line}");
+    }
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+}
+
+/// How many tests ran on `emu:`, and how many of the same on `vfio:`.
+fn devices(outcomes: &[Outcome]) -> Option<String> {
+    let of = |stage| outcomes.iter().find(|outcome| outcome.stage == stage);
+    let emu = of(Stage::Emu)?;
+    let guest = of(Stage::Guest)?;
+    let both = emu.tally.names.intersection(&guest.tally.names).count();
+    let mut line = format!(
+        "{} tests passed on emu:, {both} of the same on vfio: in the guest ({} there in all)",
+        emu.tally.passed, guest.tally.passed
+    );
+    if let Some(reason) = guest.skipped.as_ref().or(guest.trouble.as_ref()) {
+        line.push_str(&format!("; {reason}"));
+    }
+    Some(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(stage: Stage, names: &[&str]) -> Outcome {
+        let mut tally = Tally::default();
+        tally.names.extend(names.iter().map(|name| (*name).to_owned()));
+        tally.passed = tally.names.len() as u64;
+        Outcome {
+            stage,
+            time: Duration::ZERO,
+            tally,
+            trouble: None,
+            skipped: None,
+        }
+    }
+
+    #[test]
+    fn the_same_tests_are_counted_on_both_devices() {
+        let outcomes = [
+            outcome(Stage::Emu, &["a", "b", "c"]),
+            outcome(Stage::Guest, &["b", "c", "d"]),
+        ];
+        let line = devices(&outcomes).unwrap();
+        assert_eq!(
+            line,
+            "3 tests passed on emu:, 2 of the same on vfio: in the guest (3 there in all)"
+        );
+        assert!(devices(&outcomes[..1]).is_none());
+    }
+
+    #[test]
+    fn trouble_is_a_failure_without_a_failed_test() {
+        let mut broken = outcome(Stage::Unit, &["a"]);
+        assert!(broken.passed());
+        broken.trouble = Some("did not build".to_owned());
+        assert!(!broken.passed());
+    }
+}
