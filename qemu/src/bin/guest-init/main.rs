@@ -111,11 +111,12 @@ fn take(index: usize, step: Step, jobs: &mut Jobs, report: &Report) -> Result<()
         Step::BindVfio { address, owner } => setup::bind_vfio(&address, owner),
         Step::Write { path, text } => fs::write(&path, text).with_context(|| format!("writing {path}")),
         Step::KernelLog => setup::kernel_log(|line| {
+            let stream = Stream::Kernel;
             report.send(&Event::Output {
                 step: index,
-                stream: Stream::Kernel,
+                stream,
                 line,
-            })
+            });
         }),
     }
 }
