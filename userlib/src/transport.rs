@@ -42,4 +42,9 @@ pub trait Transport: Send {
     fn is_embedded(&self) -> bool {
         false
     }
+
+    /// Fails if the adapter is known to be gone; asked now and then during a long wait.
+    fn check_alive(&mut self) -> Result<(), TransportError> {
+        Ok(())
+    }
 }

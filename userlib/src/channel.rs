@@ -1,0 +1,186 @@
+//! A processing queue in shared memory, and waiting for it: what [`crate::Queue`] and [`crate::raw::RawQueue`] share.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{hint, io, thread};
+
+use wire::control::{Reply, Request};
+use wire::doorbell::{self, Bell};
+use wire::layout::{CompletionEntry, Entries, MAX_ENTRIES, MIN_ENTRIES, STATE_READY};
+use wire::ring::ApplicationEnd;
+use wire::shm::SharedMemory;
+use wire::view::{QueueMemory, QueueView};
+
+use crate::error::Error;
+use crate::memory::unexpected;
+use crate::session::Link;
+
+/// A wait spins so long before it sleeps: longer than a fast device takes, shorter than anybody notices.
+const SPIN: Duration = Duration::from_micros(50);
+/// A sleep is interrupted so often to see whether the adapter still lives.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// An embedded adapter that waits for its device is looked after so often.
+const EMBEDDED_NAP: Duration = Duration::from_micros(50);
+
+pub(crate) struct Channel {
+    pub(crate) end: ApplicationEnd<QueueView>,
+    pub(crate) link: Arc<Link>,
+    queue: u32,
+    bell: Bell,
+}
+
+impl Channel {
+    pub(crate) fn create(link: Arc<Link>, entries: u32) -> Result<Self, Error> {
+        let entries = Entries::new(entries).ok_or_else(|| {
+            Error::Argument(format!(
+                "a queue of {entries} entries is not possible: give a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
+            ))
+        })?;
+        let (memory, descriptor) = SharedMemory::create("portcullis-queue", entries.bytes())
+            .map_err(|source| Error::os("making a memfd for a queue", source))?;
+        let view = QueueView::create(Arc::new(memory), entries)
+            .map_err(|error| Error::os("laying out a queue", io::Error::other(error)))?;
+        let end = ApplicationEnd::new(view, entries);
+        let request = Request::CreateQueue {
+            entries: entries.get(),
+        };
+        let (queue, bell) = match link.call_with(&request, &[descriptor.as_fd()])? {
+            (Reply::Queue { queue }, mut descriptors) if descriptors.len() == 1 => (queue, descriptors.pop()),
+            (Reply::Queue { .. }, descriptors) => {
+                return Err(Error::Protocol(format!(
+                    "a queue came with {} eventfds",
+                    descriptors.len()
+                )));
+            }
+            (other, _) => return Err(unexpected(&other)),
+        };
+        let bell = bell.ok_or_else(|| Error::Protocol("a queue came without eventfd".to_owned()))?;
+        let bell = Bell::adopt(bell).map_err(|source| Error::os("taking the eventfd of a queue", source))?;
+        Ok(Self {
+            end,
+            link,
+            queue,
+            bell,
+        })
+    }
+
+    /// Which queue of the session it is.
+    pub(crate) fn number(&self) -> u32 {
+        self.queue
+    }
+
+    #[inline]
+    pub(crate) fn is_down(&self) -> bool {
+        self.end.state() != STATE_READY
+    }
+
+    /// Announces what was pushed.
+    #[inline]
+    pub(crate) fn ring(&mut self) -> Result<(), Error> {
+        if self.end.ring() { self.wake() } else { Ok(()) }
+    }
+
+    #[cold]
+    pub(crate) fn wake(&self) -> Result<(), Error> {
+        match self.bell.ring() {
+            // Full: the adapter has more wakes before it than it can miss.
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                Err(Error::os("waking the adapter by its eventfd", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The next completion, after a turn of the adapter if it is embedded.
+    #[inline]
+    pub(crate) fn poll(&mut self) -> Option<CompletionEntry> {
+        if self.link.is_embedded() {
+            self.link.turn();
+        }
+        self.end.pop()
+    }
+
+    /// The next completion, waited for until `deadline` (`None`: for ever).
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<Option<CompletionEntry>, Error> {
+        if let Some(entry) = self.poll() {
+            return Ok(Some(entry));
+        }
+        let start = Instant::now();
+        loop {
+            for _ in 0..16 {
+                if let Some(entry) = self.poll() {
+                    return Ok(Some(entry));
+                }
+                hint::spin_loop();
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(None);
+            }
+            if now.duration_since(start) >= SPIN {
+                return if self.link.is_embedded() {
+                    self.nap(deadline)
+                } else {
+                    self.sleep(deadline)
+                };
+            }
+        }
+    }
+
+    /// Sleeps on the futex until a completion is there.
+    fn sleep(&mut self, deadline: Option<Instant>) -> Result<Option<CompletionEntry>, Error> {
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(self.end.pop());
+            }
+            let mut rested = true;
+            if self.end.begin_wait() {
+                let time = left.map_or(HEARTBEAT, |left| left.min(HEARTBEAT));
+                let woken = doorbell::wait(self.end.memory().cq_wait(), 1, Some(time));
+                self.end.end_wait();
+                let woken = woken.map_err(|source| Error::os("waiting for a completion", source))?;
+                rested = woken == doorbell::Woken::TimedOut;
+            }
+            if let Some(entry) = self.end.pop() {
+                return Ok(Some(entry));
+            }
+            if rested {
+                self.link.check_alive()?;
+                if self.is_down() {
+                    return Err(Error::QueueDown);
+                }
+            }
+        }
+    }
+
+    /// Turns the embedded adapter, which waits for its device, with short naps between.
+    fn nap(&mut self, deadline: Option<Instant>) -> Result<Option<CompletionEntry>, Error> {
+        let mut idle = 0u32;
+        loop {
+            let worked = self.link.turn();
+            if let Some(entry) = self.end.pop() {
+                return Ok(Some(entry));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(None);
+            }
+            if worked {
+                idle = 0;
+                continue;
+            }
+            idle += 1;
+            // What was flushed comes first; another thread may be just turning.
+            if idle > 100 && self.is_down() {
+                return Err(Error::QueueDown);
+            }
+            thread::sleep(EMBEDDED_NAP);
+        }
+    }
+
+    /// Ends the queue. After success the adapter touches nothing of its requests any more.
+    pub(crate) fn destroy(&self) -> Result<(), Error> {
+        self.link.done(&Request::DestroyQueue { queue: self.queue })
+    }
+}

@@ -1,0 +1,377 @@
+//! Registered memory: what the device may read and write.
+#![allow(unsafe_code)] // buffers are slices of a mapping that the device writes while they are in flight
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use wire::control::{AccessBits, Reply, Request};
+use wire::shm::SharedMemory;
+
+use crate::error::Error;
+use crate::session::Link;
+
+/// Regions are made of whole pages.
+const PAGE: usize = 4096;
+/// Where a device may find data: any multiple of 4.
+const MIN_ALIGNMENT: usize = 4;
+
+/// What the device may do with a memory region.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// use portcullis::MemoryAccess;
+/// let source = session.register(1 << 20, MemoryAccess::DeviceReads)?; // enough for writes to a volume
+/// # drop(source); Ok(()) }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum MemoryAccess {
+    /// A source: for writes and compares.
+    DeviceReads,
+    /// A target: for reads.
+    DeviceWrites,
+    /// Both.
+    #[default]
+    Both,
+}
+
+impl MemoryAccess {
+    fn bits(self) -> AccessBits {
+        match self {
+            Self::DeviceReads => 1,
+            Self::DeviceWrites => 2,
+            Self::Both => 3,
+        }
+    }
+}
+
+/// A mapping that the adapter knows.
+pub(crate) struct Region {
+    key: u64,
+    access: MemoryAccess,
+    memory: SharedMemory,
+    link: Arc<Link>,
+}
+
+impl Region {
+    fn register(link: &Arc<Link>, bytes: usize, access: MemoryAccess) -> Result<Self, Error> {
+        let bytes = bytes.max(1).checked_next_multiple_of(PAGE).ok_or_else(|| {
+            Error::Argument(format!("{bytes} bytes of memory cannot be registered: too many"))
+        })?;
+        let (memory, descriptor) = SharedMemory::create("portcullis-memory", bytes)
+            .map_err(|source| Error::os("making a memfd for registered memory", source))?;
+        let request = Request::RegisterMemory {
+            length: bytes as u64,
+            access: access.bits(),
+        };
+        use std::os::fd::AsFd;
+        match link.call_with(&request, &[descriptor.as_fd()])?.0 {
+            Reply::Region { region } => Ok(Self {
+                key: region,
+                access,
+                memory,
+                link: link.clone(),
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn start(&self) -> NonNull<u8> {
+        NonNull::new(self.memory.start()).expect("a mapping does not start at 0")
+    }
+}
+
+impl Drop for Region {
+    /// Best effort: if the adapter is gone it has forgotten the region, and the pages live on for whoever still maps
+    /// them.
+    fn drop(&mut self) {
+        let _ = self.link.call(&Request::ReleaseMemory { region: self.key });
+    }
+}
+
+pub(crate) fn unexpected(reply: &Reply) -> Error {
+    Error::Protocol(format!("an answer to another question came: {reply:?}"))
+}
+
+/// A region of memory registered with the adapter, to be cut into [`Buffer`]s.
+///
+/// The region is given back when the last buffer cut from it is dropped.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// let memory = session.register(1 << 20, portcullis::MemoryAccess::Both)?;
+/// assert_eq!(memory.len(), 1 << 20);
+/// let buffers = memory.buffers(65536, 4096)?;
+/// assert_eq!(buffers.len(), 16);
+/// # Ok(()) }
+/// ```
+pub struct Memory {
+    region: Arc<Region>,
+}
+
+impl Memory {
+    pub(crate) fn register(link: &Arc<Link>, bytes: usize, access: MemoryAccess) -> Result<Self, Error> {
+        Ok(Self {
+            region: Arc::new(Region::register(link, bytes, access)?),
+        })
+    }
+
+    /// Bytes: what was asked for, rounded up to whole pages of 4096.
+    #[allow(clippy::len_without_is_empty)] // it never is
+    pub fn len(&self) -> usize {
+        self.region.memory.len()
+    }
+
+    /// What the region is named by on the wire; for [`crate::raw`]. See [`Memory`].
+    pub fn key(&self) -> u64 {
+        self.region.key
+    }
+
+    /// What the device may do with it. See [`Memory`].
+    pub fn access(&self) -> MemoryAccess {
+        self.region.access
+    }
+
+    /// The whole region as one buffer.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let buffer = session.register(8192, portcullis::MemoryAccess::Both)?.into_buffer();
+    /// assert_eq!(buffer.len(), 8192);
+    /// # Ok(()) }
+    /// ```
+    pub fn into_buffer(self) -> Buffer {
+        let length = self.len();
+        Buffer {
+            region: self.region,
+            offset: 0,
+            length,
+        }
+    }
+
+    /// Cuts the region into as many buffers of `size` bytes as fit, each beginning at a multiple of `alignment`, a
+    /// power of two from 4 on; 4096 suits every device best.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `size` is 0, `alignment` is not as said, or not one buffer fits.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # let memory = session.register(65536, portcullis::MemoryAccess::Both)?;
+    /// for buffer in memory.buffers(4096, 4096)? {
+    ///     assert_eq!(buffer.len(), 4096);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn buffers(self, size: usize, alignment: usize) -> Result<Vec<Buffer>, Error> {
+        Ok(cuts(self.len(), size, alignment)?
+            .map(|offset| Buffer {
+                region: self.region.clone(),
+                offset,
+                length: size,
+            })
+            .collect())
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("key", &self.key())
+            .field("len", &self.len())
+            .field("access", &self.access())
+            .finish()
+    }
+}
+
+/// Where buffers of `size` begin in `total` bytes: aligned, and none touches another.
+fn cuts(total: usize, size: usize, alignment: usize) -> Result<impl Iterator<Item = usize>, Error> {
+    if !alignment.is_power_of_two() || alignment < MIN_ALIGNMENT {
+        return Err(Error::Argument(format!(
+            "an alignment of {alignment} is not possible: give a power of two from {MIN_ALIGNMENT} on, 4096 for example"
+        )));
+    }
+    let stride = size
+        .checked_next_multiple_of(alignment)
+        .filter(|stride| *stride != 0 && size <= total)
+        .ok_or_else(|| {
+            Error::Argument(format!(
+                "no buffer of {size} bytes can be cut from {total} bytes of registered memory"
+            ))
+        })?;
+    Ok((0..=total - size).step_by(stride))
+}
+
+/// An owned piece of registered memory, of the bytes of which the device may read or write while a request has it.
+///
+/// It is a slice while it is here. Given to a [`crate::Request`] it is out of reach until the [`crate::Completion`]
+/// brings it back, so that nobody can look at memory that the device is just writing.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// let mut buffer = session.buffer(4096)?;
+/// buffer[..4].copy_from_slice(b"data");
+/// assert_eq!(&buffer[..5], b"data\0");
+/// # Ok(()) }
+/// ```
+///
+/// What is in flight cannot be touched:
+///
+/// ```compile_fail,E0382
+/// # fn f(volume: &portcullis::Volume, mut buffer: portcullis::Buffer) {
+/// let request = portcullis::Request::write(volume, 0, buffer);
+/// buffer[0] = 1; // error: borrow of moved value
+/// # }
+/// ```
+pub struct Buffer {
+    region: Arc<Region>,
+    offset: usize,
+    length: usize,
+}
+
+// SAFETY: a buffer owns its bytes of the mapping alone, like a Box<[u8]>; the mapping lives as long as `region`.
+unsafe impl Send for Region {}
+// SAFETY: through a shared reference only addresses and constants are read; bytes are reached through the one Buffer
+// that owns them.
+unsafe impl Sync for Region {}
+
+impl Buffer {
+    /// Cuts the buffer in two; the second begins at byte `at`, which must be a multiple of 4 for requests to take it.
+    ///
+    /// # Panics
+    /// If `at` is beyond the end, as [`slice::split_at`] does.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let (first, second) = session.buffer(8192)?.split_at(4096);
+    /// assert_eq!((first.len(), second.len()), (4096, 4096));
+    /// # Ok(()) }
+    /// ```
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        assert!(
+            at <= self.length,
+            "cannot split a buffer of {} bytes at {at}",
+            self.length
+        );
+        let second = Self {
+            region: self.region.clone(),
+            offset: self.offset + at,
+            length: self.length - at,
+        };
+        (Self { length: at, ..self }, second)
+    }
+
+    /// What its region is named by on the wire; for [`crate::raw`]. See [`Memory::key`].
+    pub fn region(&self) -> u64 {
+        self.region.key
+    }
+
+    /// Where it begins in its region, in bytes; for [`crate::raw`]. See [`Buffer::region`].
+    pub fn region_offset(&self) -> u64 {
+        self.offset as u64
+    }
+
+    #[inline]
+    fn start(&self) -> NonNull<u8> {
+        // SAFETY: offset and length were cut from the region's bounds, and the mapping lives as long as `region`.
+        unsafe { self.region.start().add(self.offset) }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the bytes are mapped and initialised (a memfd starts zeroed), belong to this Buffer alone, and no
+        // request has them: a request owns its Buffer, and what was in flight when an adapter vanished is leaked. That
+        // the adapter writes them at no other time is what the library trusts it for, as a program trusts its kernel.
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for Buffer {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; `&mut self` makes the reference the only one.
+        unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), self.length) }
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("region", &self.region.key)
+            .field("offset", &self.offset)
+            .field("len", &self.length)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn starts(total: usize, size: usize, alignment: usize) -> Vec<usize> {
+        cuts(total, size, alignment).unwrap().collect()
+    }
+
+    #[test]
+    fn buffers_are_aligned_disjoint_and_inside() {
+        assert_eq!(starts(16384, 4096, 4096), [0, 4096, 8192, 12288]);
+        assert_eq!(starts(8192, 100, 4096), [0, 4096]);
+        assert_eq!(starts(4096, 4096, 65536), [0]);
+        assert_eq!(starts(16, 6, 4), [0, 8]);
+        for (total, size, alignment) in [(4096, 1, 4), (4096, 4095, 4), (12288, 5000, 512)] {
+            let starts = starts(total, size, alignment);
+            assert!(
+                starts
+                    .iter()
+                    .all(|start| start % alignment == 0 && start + size <= total)
+            );
+            assert!(starts.windows(2).all(|pair| pair[0] + size <= pair[1]));
+        }
+    }
+
+    #[test]
+    fn impossible_cuts_are_refused_with_the_value() {
+        for (total, size, alignment, value) in [
+            (4096, 0, 4096, "0 bytes"),
+            (4096, 4097, 4, "4097"),
+            (4096, 1, 3, "3"),
+            (4096, 1, 2, "2"),
+            (8, usize::MAX, 8, ""),
+        ] {
+            let error = cuts(total, size, alignment).err().expect("it cannot be cut");
+            assert!(
+                matches!(error, Error::Argument(_)) && error.to_string().contains(value),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,574 @@
+//! The queue: requests in, completions out.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wire::Status;
+use wire::layout::{CompletionEntry, SubmissionEntry};
+
+use crate::channel::Channel;
+use crate::error::{Error, IoError, Refused};
+use crate::memory::{Buffer, Memory, MemoryAccess};
+use crate::request::{Completion, Request, Ticket};
+use crate::session::Link;
+use crate::slots::{Flight, Slots};
+use crate::volume::Volume;
+
+/// What the blocking calls copy through: so many buffers of so many bytes.
+const BOUNCE_BUFFERS: usize = 8;
+const BOUNCE_BYTES: usize = 128 << 10;
+
+/// A pair of rings in shared memory. [`Queue::prepare`] and [`Queue::poll`] make no system call and allocate nothing;
+/// [`Queue::ring`] makes one only where the adapter sleeps.
+///
+/// A queue belongs to one thread at a time; it can be sent to another. Requests may complete in any order. When it is
+/// dropped with requests in flight the adapter ends them first; their buffers are freed after that, or never if the
+/// adapter does not answer.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("v", 1 << 20)?;
+/// use portcullis::{Access, MemoryAccess, Request};
+/// use std::time::Duration;
+///
+/// let volume = session.open("v", Access::READ)?;
+/// let mut queue = session.queue(16)?;
+/// let memory = session.register(16 * 4096, MemoryAccess::DeviceWrites)?;
+/// for (i, buffer) in (0..).zip(memory.buffers(4096, 4096)?) {
+///     queue.prepare(Request::read(&volume, i * 4096, buffer).tag(i))?;
+/// }
+/// queue.ring()?; // one doorbell for all sixteen
+/// while queue.in_flight() > 0 {
+///     let done = queue.wait(Duration::from_secs(10))?.expect("the device answers within ten seconds");
+///     println!("block {} came, {} bytes", done.tag, done.result?);
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// It is not shared between threads:
+///
+/// ```compile_fail,E0277
+/// fn shared<T: Sync>() {}
+/// shared::<portcullis::Queue>();
+/// ```
+pub struct Queue {
+    channel: Channel,
+    slots: Slots,
+    /// Completions that came while a blocking call waited for its own.
+    stash: VecDeque<Completion>,
+    bounce: Vec<Buffer>,
+    /// Blocking transfers begun; the number of one marks its requests.
+    transfers: u64,
+    /// Send, not Sync.
+    _one_thread: PhantomData<Cell<()>>,
+}
+
+impl Queue {
+    pub(crate) fn create(link: Arc<Link>, entries: u32) -> Result<Self, Error> {
+        let channel = Channel::create(link, entries)?;
+        Ok(Self {
+            channel,
+            slots: Slots::new(entries),
+            stash: VecDeque::new(),
+            bounce: Vec::new(),
+            transfers: 0,
+            _one_thread: PhantomData,
+        })
+    }
+
+    /// How many requests can be in flight. See [`crate::Session::queue`].
+    pub fn entries(&self) -> u32 {
+        self.channel.end.entries().get()
+    }
+
+    /// Which queue of its session it is, as control messages name it.
+    pub fn number(&self) -> u32 {
+        self.channel.number()
+    }
+
+    /// Requests prepared whose completion was not handed out yet.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::WRITE)?;
+    /// let mut queue = session.queue(4)?;
+    /// queue.prepare(portcullis::Request::flush(&volume))?;
+    /// assert_eq!(queue.in_flight(), 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn in_flight(&self) -> usize {
+        self.slots.in_flight() + self.stash.len()
+    }
+
+    /// Writes a request into the queue. The adapter sees it after [`Queue::ring`].
+    ///
+    /// # Errors
+    /// [`Refused`] gives the request back, with [`Error::QueueFull`], [`Error::QueueDown`], or [`Error::Argument`] for
+    /// a length that no request can have (4 GiB and more, or more than the buffer).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// use portcullis::Request;
+    /// let mut queue = session.queue(4)?;
+    /// let ticket = queue.prepare(Request::read(&volume, 0, session.buffer(4096)?))?;
+    /// assert!(queue.poll()?.is_none(), "the bell was not rung yet");
+    /// queue.ring()?;
+    /// let done = loop {
+    ///     if let Some(done) = queue.poll()? {
+    ///         break done;
+    ///     }
+    /// };
+    /// assert_eq!(done.ticket, ticket);
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn prepare(&mut self, request: Request) -> Result<Ticket, Refused> {
+        self.submit(request, None)
+    }
+
+    #[inline]
+    fn submit(&mut self, mut request: Request, transfer: Option<u64>) -> Result<Ticket, Refused> {
+        let length = match checked_length(&request) {
+            Ok(length) => length,
+            Err(error) => return Err(Refused { error, request }),
+        };
+        let Some(ticket) = self.slots.next() else {
+            return Err(Refused {
+                error: Error::QueueFull,
+                request,
+            });
+        };
+        if self.channel.is_down() {
+            return Err(Refused {
+                error: Error::QueueDown,
+                request,
+            });
+        }
+        let (region, region_offset) = match &request.buffer {
+            Some(buffer) => (buffer.region(), buffer.region_offset()),
+            None => (0, 0),
+        };
+        let entry = SubmissionEntry {
+            opcode: request.opcode,
+            flags: request.flags,
+            deadline_us: request.deadline_us,
+            user_data: ticket.user_data(),
+            key: request.key,
+            offset: request.offset,
+            length,
+            region,
+            region_offset,
+            ..SubmissionEntry::default()
+        };
+        if self.channel.end.push(&entry).is_err() {
+            return Err(Refused {
+                error: Error::QueueFull,
+                request,
+            });
+        }
+        self.slots.insert(Flight {
+            buffer: request.buffer.take(),
+            tag: request.tag,
+            offset: request.offset,
+            length,
+            opcode: request.opcode,
+            transfer,
+        });
+        Ok(ticket)
+    }
+
+    /// Rings the doorbell: announces all requests prepared since the last time. Writes the adapter's eventfd if it
+    /// sleeps, and makes no system call otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if a sleeping adapter could not be woken.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let mut queue = session.queue(4)?;
+    /// queue.ring()?; // nothing prepared: nothing happens
+    /// # Ok(()) }
+    /// ```
+    #[inline]
+    pub fn ring(&mut self) -> Result<(), Error> {
+        self.channel.ring()
+    }
+
+    /// The next completion, if there is one. Does not wait; an embedded adapter gets a turn.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] if the adapter completed what was never asked for. A request that failed is not an error
+    /// here: see [`Completion::result`].
+    ///
+    /// See [`Queue::prepare`] for an example.
+    #[inline]
+    pub fn poll(&mut self) -> Result<Option<Completion>, Error> {
+        if !self.stash.is_empty() {
+            return Ok(self.stash.pop_front());
+        }
+        while let Some(entry) = self.channel.poll() {
+            if let Some(completion) = self.end_request(&entry)? {
+                return Ok(Some(completion));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for the next completion, at most for `timeout`; rings first if there is something to announce. Spins for
+    /// about 50 µs, then sleeps. `None`: the time is over, or nothing is in flight.
+    ///
+    /// # Errors
+    /// As [`Queue::ring`] and [`Queue::poll`]; [`Error::Transport`] if the adapter is gone.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::WRITE)?;
+    /// use std::time::Duration;
+    /// let mut queue = session.queue(4)?;
+    /// assert!(queue.wait(Duration::from_secs(10))?.is_none(), "nothing is in flight");
+    /// queue.prepare(portcullis::Request::flush(&volume))?;
+    /// assert!(queue.wait(Duration::from_secs(10))?.is_some());
+    /// # Ok(()) }
+    /// ```
+    pub fn wait(&mut self, timeout: Duration) -> Result<Option<Completion>, Error> {
+        self.ring()?;
+        if let Some(completion) = self.stash.pop_front() {
+            return Ok(Some(completion));
+        }
+        // A time too long to be written is as good as for ever.
+        let deadline = Instant::now().checked_add(timeout);
+        while self.slots.in_flight() > 0 {
+            let Some(entry) = self.channel.wait(deadline)? else {
+                return Ok(None);
+            };
+            if let Some(completion) = self.end_request(&entry)? {
+                return Ok(Some(completion));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Prepares a request, rings, and waits for its completion. Other completions that come meanwhile are kept for
+    /// [`Queue::poll`] and [`Queue::wait`].
+    ///
+    /// # Errors
+    /// Those of [`Queue::prepare`] and [`Queue::wait`]. A request that failed is not an error here: see
+    /// [`Completion::result`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::ALL)?;
+    /// let mut queue = session.queue(4)?;
+    /// queue.execute(portcullis::Request::deallocate(&volume, 0, 1 << 20))?.result?;
+    /// # Ok(()) }
+    /// ```
+    pub fn execute(&mut self, request: Request) -> Result<Completion, Error> {
+        self.make_room()?;
+        let ticket = self.submit(request, None)?;
+        self.ring()?;
+        loop {
+            let (done, flight, result) = self.next_ended()?;
+            if done == ticket {
+                return Ok(completion(done, flight, result));
+            }
+            self.keep(done, flight, result);
+        }
+    }
+
+    /// Reads `target.len()` bytes from `offset` through buffers of the queue's own. Offset and length must be multiples
+    /// of the block size; the memory may lie anywhere.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first piece that failed; what was read by then is undefined.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 4 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// let mut queue = session.queue(8)?;
+    /// let mut bytes = vec![1; 3 << 20];
+    /// queue.read_at(&volume, 0, &mut bytes)?;
+    /// assert!(bytes.iter().all(|byte| *byte == 0));
+    /// # Ok(()) }
+    /// ```
+    pub fn read_at(&mut self, volume: &Volume, offset: u64, target: &mut [u8]) -> Result<(), Error> {
+        self.transfer(volume, offset, Pieces::Read(target))
+    }
+
+    /// Writes `source` to `offset` through buffers of the queue's own. Offset and length must be multiples of the block
+    /// size; the memory may lie anywhere. Durable after [`Queue::flush`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first piece that failed; other pieces may have been written.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// let mut queue = session.queue(8)?;
+    /// queue.write_at(&volume, 8192, &[7; 8192])?;
+    /// queue.flush(&volume)?;
+    /// # let mut back = [0; 8192];
+    /// # queue.read_at(&volume, 8192, &mut back)?;
+    /// # assert_eq!(back, [7; 8192]);
+    /// # Ok(()) }
+    /// ```
+    pub fn write_at(&mut self, volume: &Volume, offset: u64, source: &[u8]) -> Result<(), Error> {
+        self.transfer(volume, offset, Pieces::Write(source))
+    }
+
+    /// Makes all completed writes to the volume durable, and waits for it. See [`Queue::write_at`].
+    ///
+    /// # Errors
+    /// As [`Queue::execute`], and [`Error::Io`] if the flush failed.
+    pub fn flush(&mut self, volume: &Volume) -> Result<(), Error> {
+        self.execute(Request::flush(volume))?.result.map(drop)
+    }
+
+    /// The state word: whether the adapter moved the queue to the error state, after which it takes no more requests.
+    /// A queue used through this type never gets there by itself. See [`crate::raw::RawQueue`].
+    pub fn is_down(&self) -> bool {
+        self.channel.is_down()
+    }
+
+    /// Finds what a completion entry ends. `None`: something that nobody waits for any more.
+    #[inline]
+    fn end_request(&mut self, entry: &CompletionEntry) -> Result<Option<Completion>, Error> {
+        let (ticket, flight, result) = self.resolve(entry)?;
+        if flight.transfer.is_some() {
+            // A transfer gave up on it; its buffer is of use again.
+            self.bounce.extend(flight.buffer);
+            return Ok(None);
+        }
+        Ok(Some(completion(ticket, flight, result)))
+    }
+
+    #[inline]
+    fn resolve(&mut self, entry: &CompletionEntry) -> Result<(Ticket, Flight, Result<u32, Error>), Error> {
+        let Some((ticket, flight)) = self.slots.take(entry.user_data) else {
+            return Err(Error::Protocol(format!(
+                "a completion came for {:#x} ({}), which is not in flight on this queue",
+                entry.user_data,
+                Status(entry.status)
+            )));
+        };
+        let result = outcome(&flight, entry);
+        Ok((ticket, flight, result))
+    }
+
+    /// Waits for whichever request ends next.
+    fn next_ended(&mut self) -> Result<(Ticket, Flight, Result<u32, Error>), Error> {
+        match self.channel.wait(None)? {
+            Some(entry) => self.resolve(&entry),
+            None => Err(Error::Protocol("a wait without an end has ended".to_owned())),
+        }
+    }
+
+    /// Keeps the completion of a request that the running blocking call did not make.
+    fn keep(&mut self, ticket: Ticket, flight: Flight, result: Result<u32, Error>) {
+        if flight.transfer.is_some() {
+            self.bounce.extend(flight.buffer);
+        } else {
+            self.stash.push_back(completion(ticket, flight, result));
+        }
+    }
+
+    /// Sees to it that one more request can be submitted.
+    fn make_room(&mut self) -> Result<(), Error> {
+        while self.slots.is_full() {
+            self.ring()?;
+            let (ticket, flight, result) = self.next_ended()?;
+            self.keep(ticket, flight, result);
+        }
+        Ok(())
+    }
+
+    fn transfer(&mut self, volume: &Volume, offset: u64, mut pieces: Pieces<'_>) -> Result<(), Error> {
+        if self.bounce.is_empty() {
+            let memory = Memory::register(
+                &self.channel.link,
+                BOUNCE_BUFFERS * BOUNCE_BYTES,
+                MemoryAccess::Both,
+            )?;
+            self.bounce = memory.buffers(BOUNCE_BYTES, 4096)?;
+        }
+        self.transfers += 1;
+        let this = Some(self.transfers);
+        let (total, mut begun, mut running) = (pieces.len(), 0, 0usize);
+        let mut failed = None;
+        loop {
+            while begun < total
+                && failed.is_none()
+                && !self.bounce.is_empty()
+                && (running == 0 || !self.slots.is_full())
+            {
+                self.make_room()?;
+                let Some(mut buffer) = self.bounce.pop() else {
+                    break;
+                };
+                let length = BOUNCE_BYTES.min(total - begun);
+                let request = match &mut pieces {
+                    Pieces::Read(_) => Request::read(volume, offset.saturating_add(begun as u64), buffer),
+                    Pieces::Write(source) => {
+                        buffer[..length].copy_from_slice(&source[begun..begun + length]);
+                        Request::write(volume, offset.saturating_add(begun as u64), buffer)
+                    }
+                };
+                match self.submit(request.length(length as u64).tag(begun as u64), this) {
+                    Ok(_) => (begun, running) = (begun + length, running + 1),
+                    Err(refused) => {
+                        failed = Some(refused.error);
+                        self.bounce.extend(refused.request.buffer);
+                    }
+                }
+            }
+            if running == 0 {
+                return failed.map_or(Ok(()), Err);
+            }
+            self.ring()?;
+            let (ticket, flight, result) = self.next_ended()?;
+            if flight.transfer != this {
+                self.keep(ticket, flight, result);
+                continue;
+            }
+            running -= 1;
+            if let Err(error) = result.and_then(|bytes| pieces.arrived(&flight, bytes)) {
+                failed.get_or_insert(error);
+            }
+            self.bounce.extend(flight.buffer);
+        }
+    }
+}
+
+/// The caller's side of a blocking transfer.
+enum Pieces<'a> {
+    Read(&'a mut [u8]),
+    Write(&'a [u8]),
+}
+
+impl Pieces<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Read(target) => target.len(),
+            Self::Write(source) => source.len(),
+        }
+    }
+
+    /// Takes a piece that ended well; its tag is its place in the slice.
+    fn arrived(&mut self, flight: &Flight, bytes: u32) -> Result<(), Error> {
+        if bytes != flight.length {
+            return Err(Error::Protocol(format!(
+                "{bytes} bytes of {} were moved without an error",
+                flight.length
+            )));
+        }
+        if let (Self::Read(target), Some(buffer)) = (self, &flight.buffer) {
+            let (at, length) = (usize::try_from(flight.tag), usize::try_from(bytes));
+            let (Ok(at), Ok(length)) = (at, length) else {
+                return Ok(());
+            };
+            target[at..at + length].copy_from_slice(&buffer[..length]);
+        }
+        Ok(())
+    }
+}
+
+#[inline]
+fn completion(ticket: Ticket, flight: Flight, result: Result<u32, Error>) -> Completion {
+    Completion {
+        ticket,
+        tag: flight.tag,
+        result,
+        buffer: flight.buffer,
+    }
+}
+
+#[inline]
+fn outcome(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
+    let status = Status(entry.status);
+    if !status.is_ok() {
+        let Flight {
+            opcode,
+            offset,
+            length,
+            ..
+        } = *flight;
+        return Err(IoError {
+            status,
+            device_status: entry.device_status,
+            opcode,
+            offset,
+            length,
+        }
+        .into());
+    }
+    if entry.bytes > flight.length {
+        return Err(Error::Protocol(format!(
+            "{} bytes moved of {} asked for",
+            entry.bytes, flight.length
+        )));
+    }
+    Ok(entry.bytes)
+}
+
+#[inline]
+fn checked_length(request: &Request) -> Result<u32, Error> {
+    let most = request
+        .buffer
+        .as_ref()
+        .map_or(u64::MAX, |buffer| buffer.len() as u64);
+    match u32::try_from(request.length) {
+        Ok(length) if request.length <= most => Ok(length),
+        Ok(_) => Err(Error::Argument(format!(
+            "a length of {} is more than the {most} bytes of the buffer",
+            request.length
+        ))),
+        Err(_) => Err(Error::Argument(format!(
+            "a length of {} bytes does not fit a request: use several of less than 4 GiB",
+            request.length
+        ))),
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.channel.destroy().is_err() {
+            self.slots.leak();
+        }
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("number", &self.number())
+            .field("entries", &self.entries())
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,418 @@
+//! What can be asked of a volume, and what comes back.
+
+use std::time::Duration;
+
+use wire::layout::{flag, opcode};
+
+use crate::error::Error;
+use crate::memory::Buffer;
+use crate::volume::Volume;
+
+/// One request, to be given to [`crate::Queue::prepare`] or [`crate::Queue::execute`].
+///
+/// Offsets and lengths are in bytes and must be multiples of the volume's block size. The length is that of the buffer,
+/// which moves into the request and comes back with the [`Completion`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("v", 1 << 20)?;
+/// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+/// use portcullis::Request;
+/// use std::time::Duration;
+/// let mut queue = session.queue(8)?;
+/// let mut buffer = session.buffer(4096)?;
+/// buffer.fill(7);
+/// let write = Request::write(&volume, 8192, buffer).fua().deadline(Duration::from_secs(1)).tag(42);
+/// let completion = queue.execute(write)?;
+/// assert_eq!(completion.tag, 42);
+/// assert_eq!(completion.result?, 4096);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Request {
+    pub(crate) opcode: u8,
+    pub(crate) flags: u8,
+    pub(crate) deadline_us: u32,
+    pub(crate) key: u64,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    pub(crate) tag: u64,
+    pub(crate) buffer: Option<Buffer>,
+}
+
+impl Request {
+    fn new(opcode: u8, volume: &Volume, offset: u64, length: u64, buffer: Option<Buffer>) -> Self {
+        Self {
+            opcode,
+            flags: 0,
+            deadline_us: 0,
+            key: volume.key(),
+            offset,
+            length,
+            tag: 0,
+            buffer,
+        }
+    }
+
+    fn with_buffer(opcode: u8, volume: &Volume, offset: u64, buffer: Buffer) -> Self {
+        Self::new(opcode, volume, offset, buffer.len() as u64, Some(buffer))
+    }
+
+    /// Reads as many bytes as `buffer` has from `offset` of the volume. Needs [`crate::Access::READ`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use portcullis::Request;
+    /// let done = queue.execute(Request::read(&volume, 0, session.buffer(4096)?))?;
+    /// let buffer = done.buffer.expect("a read gives its buffer back");
+    /// assert!(buffer.iter().all(|byte| *byte == 0), "a new volume is zeroed");
+    /// # Ok(()) }
+    /// ```
+    pub fn read(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::READ, volume, offset, buffer)
+    }
+
+    /// Writes all of `buffer` to `offset` of the volume. Durable after a flush, or with [`Request::fua`]. Needs
+    /// [`crate::Access::WRITE`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// let mut buffer = session.buffer(4096)?;
+    /// buffer[..5].copy_from_slice(b"hello");
+    /// queue.execute(portcullis::Request::write(&volume, 0, buffer))?.result?;
+    /// # let mut back = [0; 4096];
+    /// # queue.read_at(&volume, 0, &mut back)?;
+    /// # assert_eq!(&back[..5], b"hello");
+    /// # Ok(()) }
+    /// ```
+    pub fn write(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::WRITE, volume, offset, buffer)
+    }
+
+    /// Compares all of `buffer` with the blocks at `offset`; ends with E_MISCOMPARE if they differ. Needs
+    /// [`crate::Access::READ`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// # let mut queue = session.queue(8)?;
+    /// let mut buffer = session.buffer(4096)?;
+    /// buffer[0] = 1;
+    /// let error = queue.execute(portcullis::Request::compare(&volume, 0, buffer))?.result.unwrap_err();
+    /// assert_eq!(error.status(), Some(portcullis::Status::E_MISCOMPARE));
+    /// # Ok(()) }
+    /// ```
+    pub fn compare(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::COMPARE, volume, offset, buffer)
+    }
+
+    /// Makes every write to the volume that has completed durable. Needs [`crate::Access::WRITE`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// queue.execute(portcullis::Request::flush(&volume))?.result?;
+    /// # Ok(()) }
+    /// ```
+    pub fn flush(volume: &Volume) -> Self {
+        Self::new(opcode::FLUSH, volume, 0, 0, None)
+    }
+
+    /// Makes `length` bytes from `offset` read as zero. Needs [`crate::Access::WRITE`], and [`crate::Access::TRIM`] as
+    /// well after [`Request::may_deallocate`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::ALL)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use portcullis::Request;
+    /// queue.execute(Request::write_zeroes(&volume, 0, 65536).may_deallocate())?.result?;
+    /// # Ok(()) }
+    /// ```
+    pub fn write_zeroes(volume: &Volume, offset: u64, length: u64) -> Self {
+        Self::new(opcode::WRITE_ZEROES, volume, offset, length, None)
+    }
+
+    /// Gives up the content of `length` bytes from `offset`, which read as zero afterwards. Needs
+    /// [`crate::Access::TRIM`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::ALL)?;
+    /// # let mut queue = session.queue(8)?;
+    /// queue.execute(portcullis::Request::deallocate(&volume, 0, 65536))?.result?;
+    /// # Ok(()) }
+    /// ```
+    pub fn deallocate(volume: &Volume, offset: u64, length: u64) -> Self {
+        Self::new(opcode::DEALLOCATE, volume, offset, length, None)
+    }
+
+    /// Cancels the request with `ticket`. It completes itself, with OK or with E_NOT_FOUND where that request has
+    /// ended; the cancelled request completes as well, with E_CANCELLED or as it would have.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use portcullis::{Request, Status};
+    /// let done = queue.execute(Request::flush(&volume))?;
+    /// let late = queue.execute(Request::cancel(done.ticket))?.result.unwrap_err();
+    /// assert_eq!(late.status(), Some(Status::E_NOT_FOUND));
+    /// # Ok(()) }
+    /// ```
+    pub fn cancel(ticket: Ticket) -> Self {
+        Self {
+            opcode: opcode::CANCEL,
+            flags: 0,
+            deadline_us: 0,
+            key: 0,
+            offset: ticket.user_data(),
+            length: 0,
+            tag: 0,
+            buffer: None,
+        }
+    }
+
+    /// A write completes only when it is durable (force unit access). Other requests fail with E_OPCODE.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// let buffer = session.buffer(4096)?;
+    /// queue.execute(portcullis::Request::write(&volume, 0, buffer).fua())?.result?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn fua(mut self) -> Self {
+        self.flags |= flag::FUA;
+        self
+    }
+
+    /// A write zeroes may deallocate the blocks. Other requests fail with E_OPCODE. See [`Request::write_zeroes`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use portcullis::{Request, Status};
+    /// let zeroes = Request::write_zeroes(&volume, 0, 4096).may_deallocate();
+    /// let error = queue.execute(zeroes)?.result.unwrap_err();
+    /// assert_eq!(error.status(), Some(Status::E_ACCESS), "the volume is open without TRIM");
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn may_deallocate(mut self) -> Self {
+        self.flags |= flag::DEALLOCATE;
+        self
+    }
+
+    /// The request is not started any more once `after` has passed since the adapter took it, and ends with E_DEADLINE.
+    /// Counted in microseconds, rounded up; at most about 71 minutes, longer counts as that.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use std::time::Duration;
+    /// let read = portcullis::Request::read(&volume, 0, session.buffer(4096)?);
+    /// queue.execute(read.deadline(Duration::from_secs(10)))?.result?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn deadline(mut self, after: Duration) -> Self {
+        // Zero means none on the wire: the shortest deadline is 1 µs.
+        let microseconds = after.as_nanos().div_ceil(1000).max(1);
+        self.deadline_us = u32::try_from(microseconds).unwrap_or(u32::MAX);
+        self
+    }
+
+    /// A number of the caller's choice that comes back as [`Completion::tag`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// let done = queue.execute(portcullis::Request::flush(&volume).tag(7))?;
+    /// assert_eq!(done.tag, 7);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn tag(mut self, tag: u64) -> Self {
+        self.tag = tag;
+        self
+    }
+
+    /// Only the first `length` bytes of the buffer take part.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// # let mut queue = session.queue(8)?;
+    /// let buffer = session.buffer(65536)?;
+    /// let done = queue.execute(portcullis::Request::read(&volume, 0, buffer).length(4096))?;
+    /// assert_eq!(done.result?, 4096);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn length(mut self, length: u64) -> Self {
+        self.length = length;
+        self
+    }
+
+    /// The buffer, if there is one; the request is given up.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// use portcullis::Request;
+    /// assert!(Request::read(&volume, 0, session.buffer(4096)?).into_buffer().is_some());
+    /// assert!(Request::flush(&volume).into_buffer().is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn into_buffer(self) -> Option<Buffer> {
+        self.buffer
+    }
+}
+
+/// Names a request in flight. Never used twice by one queue within 2^32 requests on the same slot.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("v", 1 << 20)?;
+/// # let volume = session.open("v", portcullis::Access::WRITE)?;
+/// let mut queue = session.queue(8)?;
+/// let ticket = queue.prepare(portcullis::Request::flush(&volume))?;
+/// assert!(ticket.slot() < 8);
+/// let done = queue.wait(std::time::Duration::from_secs(10))?.expect("one is in flight");
+/// assert_eq!(done.ticket, ticket);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Ticket {
+    pub(crate) generation: u32,
+    pub(crate) slot: u32,
+}
+
+impl Ticket {
+    /// Below the number of the queue's entries, and different among requests in flight: an index for tables of the
+    /// caller's own. See [`Ticket`].
+    pub const fn slot(self) -> u32 {
+        self.slot
+    }
+
+    pub(crate) const fn user_data(self) -> u64 {
+        (self.generation as u64) << 32 | self.slot as u64
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // the two halves are meant
+    pub(crate) const fn from_user_data(user_data: u64) -> Self {
+        Self {
+            generation: (user_data >> 32) as u32,
+            slot: user_data as u32,
+        }
+    }
+}
+
+/// A request that ended: the device can no longer touch its memory or its blocks. See [`Request`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("v", 1 << 20)?;
+/// # let volume = session.open("v", portcullis::Access::READ)?;
+/// # let mut queue = session.queue(8)?;
+/// let done: portcullis::Completion =
+///     queue.execute(portcullis::Request::read(&volume, 0, session.buffer(4096)?))?;
+/// let (bytes, buffer) = (done.result?, done.buffer.expect("a read has one"));
+/// assert_eq!(buffer.len(), bytes as usize);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "it owns the buffer and says whether the request failed"]
+pub struct Completion {
+    /// Which request.
+    pub ticket: Ticket,
+    /// From [`Request::tag`].
+    pub tag: u64,
+    /// Bytes moved, or why it failed.
+    pub result: Result<u32, Error>,
+    /// The buffer that the request was given.
+    pub buffer: Option<Buffer>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_survives_the_wire() {
+        let ticket = Ticket {
+            generation: u32::MAX,
+            slot: 4095,
+        };
+        assert_eq!(Ticket::from_user_data(ticket.user_data()), ticket);
+    }
+
+    #[test]
+    fn a_deadline_is_never_rounded_to_none() {
+        let request = || {
+            Request::cancel(Ticket {
+                generation: 0,
+                slot: 0,
+            })
+        };
+        assert_eq!(request().deadline(Duration::ZERO).deadline_us, 1);
+        assert_eq!(request().deadline(Duration::from_nanos(1001)).deadline_us, 2);
+        assert_eq!(request().deadline(Duration::MAX).deadline_us, u32::MAX);
+    }
+}

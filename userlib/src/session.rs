@@ -1,0 +1,592 @@
+//! A session with an adapter: control messages, and the making of everything else.
+
+use std::collections::VecDeque;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use wire::Status;
+use wire::control::{DeviceInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo, Welcome};
+
+use crate::access::Access;
+use crate::error::Error;
+use crate::memory::{Buffer, Memory, MemoryAccess, unexpected};
+use crate::queue::Queue;
+use crate::transport::Transport;
+use crate::unix::UnixTransport;
+use crate::volume::Volume;
+
+/// What volumes, memory and queues keep of their session.
+pub(crate) struct Link {
+    transport: Mutex<Box<dyn Transport>>,
+    embedded: bool,
+    welcome: Welcome,
+}
+
+impl Link {
+    fn lock(&self) -> MutexGuard<'_, Box<dyn Transport>> {
+        // A panic in a call leaves the transport to answer for itself; the guard protects nothing else.
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request and gives the reply, unless that is a refusal.
+    pub(crate) fn call_with(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        match self.lock().call(request, descriptors)? {
+            (Reply::Error { status, detail }, _) => Err(Error::Refused { status, detail }),
+            answer => Ok(answer),
+        }
+    }
+
+    pub(crate) fn call(&self, request: &Request) -> Result<Reply, Error> {
+        Ok(self.call_with(request, &[])?.0)
+    }
+
+    /// For requests that are answered by Done.
+    pub(crate) fn done(&self, request: &Request) -> Result<(), Error> {
+        match self.call(request)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.embedded
+    }
+
+    /// Gives an embedded adapter a turn; says whether it did something. If another thread is in the transport, that one
+    /// turns it.
+    #[inline]
+    pub(crate) fn turn(&self) -> bool {
+        if !self.embedded {
+            return false;
+        }
+        match self.transport.try_lock() {
+            Ok(mut transport) => transport.turn(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().turn(),
+            Err(TryLockError::WouldBlock) => false,
+        }
+    }
+
+    /// Fails if the adapter is known to be gone.
+    pub(crate) fn check_alive(&self) -> Result<(), Error> {
+        Ok(self.lock().check_alive()?)
+    }
+}
+
+/// What taking rights away did to grants that were open.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// session.create_volume("v", 1 << 20)?;
+/// let revoked: portcullis::Revoked = session.delete_volume("v")?;
+/// assert_eq!(revoked.grants, 0, "nobody had it open");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Revoked {
+    /// Grants that lost a right.
+    pub grants: u32,
+    /// Of them, those whose I/O still drains: none of it can start, and nothing of theirs is used again before it ended.
+    pub draining: u32,
+}
+
+/// A connection to an adapter. Cheap to clone; the connection ends when the last clone and everything made from it
+/// (volumes, memory, queues) is dropped.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// use portcullis::Access;
+/// session.create_volume("notes", 1 << 20)?;
+/// let volume = session.open("notes", Access::READ_WRITE)?;
+/// let mut queue = session.queue(32)?;
+/// queue.write_at(&volume, 0, &[42; 4096])?;
+/// let mut back = [0; 4096];
+/// queue.read_at(&volume, 0, &mut back)?;
+/// assert_eq!(back, [42; 4096]);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Session {
+    link: Arc<Link>,
+}
+
+impl Session {
+    /// Connects to the adapter that listens on the Unix socket `path`; [`crate::default_socket_path`] says where that
+    /// usually is.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] says whether there is no socket, nobody behind it, or no permission; [`Error::Refused`] with
+    /// E_VERSION or E_AUTH comes from the adapter.
+    ///
+    /// ```
+    /// let error = portcullis::Session::connect("/nowhere/portcullis.sock").unwrap_err();
+    /// assert!(error.to_string().contains("portcullis serve"));
+    /// ```
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::with_transport(Box::new(UnixTransport::connect(path.as_ref())?))
+    }
+
+    /// A session over any transport, an adapter embedded in this process for example.
+    ///
+    /// # Errors
+    /// As [`Session::connect`], without the socket's.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use portcullis::{Session, Transport, TransportError, wire::control};
+    /// struct Closed;
+    /// impl Transport for Closed {
+    ///     fn call(
+    ///         &mut self,
+    ///         _: &control::Request,
+    ///         _: &[std::os::fd::BorrowedFd<'_>],
+    ///     ) -> Result<(control::Reply, Vec<std::os::fd::OwnedFd>), TransportError> {
+    ///         Err(TransportError::Gone("closed".to_owned()))
+    ///     }
+    /// }
+    /// let error = Session::with_transport(Box::new(Closed)).unwrap_err();
+    /// assert_eq!(error.status(), Some(portcullis::Status::E_PATH));
+    /// # Ok(()) }
+    /// ```
+    pub fn with_transport(mut transport: Box<dyn Transport>) -> Result<Self, Error> {
+        let hello = Request::Hello {
+            min_version: wire::VERSION,
+            max_version: wire::VERSION,
+        };
+        let welcome = match transport.call(&hello, &[])?.0 {
+            Reply::Welcome(welcome) if welcome.version == wire::VERSION => welcome,
+            Reply::Welcome(welcome) => {
+                return Err(Error::Protocol(format!(
+                    "it chose version {}, this library speaks {} only",
+                    welcome.version,
+                    wire::VERSION
+                )));
+            }
+            Reply::Error {
+                status: Status::E_VERSION,
+                detail,
+            } => {
+                return Err(Error::Refused {
+                    status: Status::E_VERSION,
+                    detail: format!(
+                        "{detail} (this library speaks version {}: use the adapter and the library of one release)",
+                        wire::VERSION
+                    ),
+                });
+            }
+            Reply::Error { status, detail } => return Err(Error::Refused { status, detail }),
+            other => return Err(unexpected(&other)),
+        };
+        let embedded = transport.is_embedded();
+        Ok(Self {
+            link: Arc::new(Link {
+                transport: Mutex::new(transport),
+                embedded,
+                welcome,
+            }),
+        })
+    }
+
+    /// The session's number, as the adapter's log and statistics show it. See [`Session::limits`].
+    pub fn number(&self) -> u64 {
+        self.link.welcome.session
+    }
+
+    /// What this session may use.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// let session = adapter.session()?;
+    /// assert!(session.number() > 0 && session.limits().queues > 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn limits(&self) -> Limits {
+        self.link.welcome.limits
+    }
+
+    /// Whether the adapter runs on this session's own threads. See [`Transport::is_embedded`].
+    pub fn is_embedded(&self) -> bool {
+        self.link.is_embedded()
+    }
+
+    /// Opens a volume for `access`, all of which the volume's access list must allow.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: E_NO_RESOURCE for an unknown name, E_AUTH for rights that the list does not give.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// session.create_volume("v", 1 << 20)?;
+    /// let volume = session.open("v", portcullis::Access::READ)?;
+    /// assert_eq!(volume.size(), 1 << 20);
+    /// # Ok(()) }
+    /// ```
+    pub fn open(&self, name: &str, access: Access) -> Result<Volume, Error> {
+        let request = Request::OpenVolume {
+            name: name.to_owned(),
+            access: access.bits(),
+        };
+        match self.link.call(&request)? {
+            Reply::Grant(grant) => Volume::new(self.link.clone(), &grant),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a queue of `entries` requests, a power of two from 2 to 4096.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another number; [`Error::Refused`] with E_NO_RESOURCES at the session's limit.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let queue = session.queue(64)?;
+    /// assert_eq!((queue.entries(), queue.in_flight()), (64, 0));
+    /// assert!(session.queue(65).is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn queue(&self, entries: u32) -> Result<Queue, Error> {
+        Queue::create(self.link.clone(), entries)
+    }
+
+    /// Registers `bytes` of new, zeroed memory, rounded up to whole pages, as one region.
+    ///
+    /// Sessions have few regions and a limit of pinned bytes ([`Session::limits`]): register once and cut.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with E_NO_RESOURCES at a limit.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let memory = session.register(1 << 20, portcullis::MemoryAccess::Both)?;
+    /// let buffers = memory.buffers(4096, 4096)?;
+    /// assert_eq!(buffers.len(), 256);
+    /// # Ok(()) }
+    /// ```
+    pub fn register(&self, bytes: usize, access: MemoryAccess) -> Result<Memory, Error> {
+        Memory::register(&self.link, bytes, access)
+    }
+
+    /// One buffer of `bytes` in a region of its own, for both directions. For more than a few, see
+    /// [`Session::register`].
+    ///
+    /// # Errors
+    /// As [`Session::register`]; [`Error::Argument`] for 0 bytes.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// assert_eq!(session.buffer(512)?.len(), 512);
+    /// # Ok(()) }
+    /// ```
+    pub fn buffer(&self, bytes: usize) -> Result<Buffer, Error> {
+        if bytes == 0 {
+            return Err(Error::Argument(
+                "a buffer of 0 bytes is of no use: ask for one block at least".to_owned(),
+            ));
+        }
+        Ok(self
+            .register(bytes, MemoryAccess::Both)?
+            .into_buffer()
+            .split_at(bytes)
+            .0)
+    }
+
+    /// Makes a volume of `bytes`, rounded up to whole allocation units, zeroed and owned by this user.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: E_EXISTS, E_NO_RESOURCES without room, E_PARAM for a name or size that cannot be, E_AUTH.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let info = session.create_volume("logs", 1 << 20)?;
+    /// assert!(info.name == "logs" && info.bytes >= 1 << 20);
+    /// # Ok(()) }
+    /// ```
+    pub fn create_volume(&self, name: &str, bytes: u64) -> Result<VolumeInfo, Error> {
+        self.volume_reply(&Request::CreateVolume {
+            name: name.to_owned(),
+            bytes,
+        })
+    }
+
+    /// Deletes a volume. Open grants over it are revoked first.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: E_NO_RESOURCE, E_AUTH.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// session.create_volume("old", 1 << 20)?;
+    /// session.delete_volume("old")?;
+    /// assert!(session.open("old", portcullis::Access::READ).is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn delete_volume(&self, name: &str) -> Result<Revoked, Error> {
+        self.revoked_reply(&Request::DeleteVolume {
+            name: name.to_owned(),
+        })
+    }
+
+    /// Grows or shrinks a volume. Open grants follow; what is cut off is unreachable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: E_NO_RESOURCE, E_NO_RESOURCES, E_BUSY_TIMEOUT, E_AUTH.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// session.create_volume("v", 1 << 20)?;
+    /// assert_eq!(session.resize_volume("v", 3 << 20)?.bytes, 3 << 20);
+    /// # Ok(()) }
+    /// ```
+    pub fn resize_volume(&self, name: &str, bytes: u64) -> Result<VolumeInfo, Error> {
+        self.volume_reply(&Request::ResizeVolume {
+            name: name.to_owned(),
+            bytes,
+        })
+    }
+
+    /// Renames a volume. Open grants stay.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: E_NO_RESOURCE, E_EXISTS, E_AUTH.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// session.create_volume("a", 1 << 20)?;
+    /// session.rename_volume("a", "b")?;
+    /// assert_eq!(session.volume_info("b")?.name, "b");
+    /// # Ok(()) }
+    /// ```
+    pub fn rename_volume(&self, from: &str, to: &str) -> Result<(), Error> {
+        self.link.done(&Request::RenameVolume {
+            from: from.to_owned(),
+            to: to.to_owned(),
+        })
+    }
+
+    /// The volumes in the order of their names, fetched as they are iterated. Their access lists are left out:
+    /// [`Session::volume_info`] has them.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// session.create_volume("b", 1 << 20)?;
+    /// session.create_volume("a", 1 << 20)?;
+    /// let names = session.volumes().map(|volume| Ok(volume?.name)).collect::<Result<Vec<_>, portcullis::Error>>()?;
+    /// assert_eq!(names, ["a", "b"]);
+    /// # Ok(()) }
+    /// ```
+    pub fn volumes(&self) -> Volumes<'_> {
+        Volumes {
+            session: self,
+            page: VecDeque::new(),
+            after: None,
+            more: true,
+        }
+    }
+
+    /// One volume with its access list.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with E_NO_RESOURCE.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// session.create_volume("v", 1 << 20)?;
+    /// assert_eq!(session.volume_info("v")?.grants, 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn volume_info(&self, name: &str) -> Result<VolumeInfo, Error> {
+        self.volume_reply(&Request::ShowVolume {
+            name: name.to_owned(),
+        })
+    }
+
+    /// Sets what `subject` may do with a volume; [`Access::NONE`] removes the entry. Open grants that lose rights by it
+    /// are revoked before this returns.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: E_NO_RESOURCE, E_AUTH.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// use portcullis::{Access, Subject};
+    /// session.create_volume("v", 1 << 20)?;
+    /// session.set_access("v", Subject::Everyone, Access::READ)?;
+    /// assert!(session.volume_info("v")?.access.contains(&(Subject::Everyone, Access::READ.bits())));
+    /// # Ok(()) }
+    /// ```
+    pub fn set_access(&self, name: &str, subject: Subject, access: Access) -> Result<Revoked, Error> {
+        self.revoked_reply(&Request::SetAccess {
+            name: name.to_owned(),
+            subject,
+            access: access.bits(),
+        })
+    }
+
+    /// The device behind the adapter.
+    ///
+    /// # Errors
+    /// [`Error::Transport`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let device = session.device_info()?;
+    /// assert_eq!(device.blocks * u64::from(device.block_size), 16 << 20);
+    /// # Ok(()) }
+    /// ```
+    pub fn device_info(&self) -> Result<DeviceInfo, Error> {
+        match self.link.call(&Request::ShowDevice)? {
+            Reply::Device(device) => Ok(device),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Counters and sessions of the adapter.
+    ///
+    /// # Errors
+    /// [`Error::Transport`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// assert!(session.statistics()?.sessions.iter().any(|other| other.session == session.number()));
+    /// # Ok(()) }
+    /// ```
+    pub fn statistics(&self) -> Result<Statistics, Error> {
+        match self.link.call(&Request::Statistics)? {
+            Reply::Statistics(statistics) => Ok(statistics),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends any control message as it is and gives the reply as it is, also where that is an error: for those who write
+    /// tools and tests.
+    ///
+    /// # Errors
+    /// [`Error::Transport`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// use portcullis::wire::control::{Reply, Request};
+    /// let (reply, _) = session.call(&Request::Close { key: 99 }, &[])?;
+    /// assert!(matches!(reply, Reply::Error { .. }));
+    /// # Ok(()) }
+    /// ```
+    pub fn call(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        Ok(self.link.lock().call(request, descriptors)?)
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    fn volume_reply(&self, request: &Request) -> Result<VolumeInfo, Error> {
+        match self.link.call(request)? {
+            Reply::Volume(volume) => Ok(volume),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn revoked_reply(&self, request: &Request) -> Result<Revoked, Error> {
+        match self.link.call(request)? {
+            Reply::Done => Ok(Revoked::default()),
+            Reply::Revoked { grants, draining } => Ok(Revoked { grants, draining }),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("number", &self.number())
+            .field("embedded", &self.is_embedded())
+            .finish_non_exhaustive()
+    }
+}
+
+/// From [`Session::volumes`]. After an error it ends.
+#[derive(Debug)]
+pub struct Volumes<'a> {
+    session: &'a Session,
+    page: VecDeque<VolumeInfo>,
+    after: Option<String>,
+    more: bool,
+}
+
+impl Volumes<'_> {
+    fn fetch(&mut self) -> Result<(), Error> {
+        let request = Request::ListVolumes {
+            after: self.after.clone(),
+        };
+        let (volumes, more) = match self.session.link.call(&request)? {
+            Reply::Volumes { volumes, more } => (volumes, more),
+            other => return Err(unexpected(&other)),
+        };
+        // Each page must lead on, or a broken adapter would keep us here for ever.
+        let last = volumes.last().map(|volume| volume.name.clone());
+        if more && last <= self.after {
+            return Err(Error::Protocol(
+                "a page of volumes does not go on after the last one".to_owned(),
+            ));
+        }
+        self.after = last.or(self.after.take());
+        self.more = more;
+        self.page.extend(volumes);
+        Ok(())
+    }
+}
+
+impl Iterator for Volumes<'_> {
+    type Item = Result<VolumeInfo, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.page.is_empty() && self.more {
+            if let Err(error) = self.fetch() {
+                self.more = false;
+                return Some(Err(error));
+            }
+        }
+        self.page.pop_front().map(Ok)
+    }
+}

@@ -1,0 +1,134 @@
+//! The requests in flight of one queue, by slot and generation.
+
+use crate::memory::Buffer;
+use crate::request::Ticket;
+
+/// What is kept of a request while it is in flight.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) buffer: Option<Buffer>,
+    pub(crate) tag: u64,
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+    pub(crate) opcode: u8,
+    /// Made by that blocking transfer for itself; never handed out.
+    pub(crate) transfer: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    flight: Option<Flight>,
+}
+
+/// As many slots as the queue has entries. Nothing is allocated after [`Slots::new`].
+#[derive(Debug)]
+pub(crate) struct Slots {
+    slots: Box<[Slot]>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    pub(crate) fn new(entries: u32) -> Self {
+        Self {
+            slots: (0..entries)
+                .map(|_| Slot {
+                    generation: 0,
+                    flight: None,
+                })
+                .collect(),
+            free: (0..entries).rev().collect(),
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
+    /// The ticket of the next [`Slots::insert`]; `None` if all slots are taken.
+    pub(crate) fn next(&self) -> Option<Ticket> {
+        let slot = *self.free.last()?;
+        let generation = self.slots.get(slot as usize)?.generation;
+        Some(Ticket { generation, slot })
+    }
+
+    /// Takes the slot that [`Slots::next`] named.
+    pub(crate) fn insert(&mut self, flight: Flight) {
+        let slot = self.free.pop().expect("next() said that a slot is free");
+        self.slots[slot as usize].flight = Some(flight);
+    }
+
+    /// Ends the request that `user_data` names; `None` if there is none. `user_data` comes from outside.
+    pub(crate) fn take(&mut self, user_data: u64) -> Option<(Ticket, Flight)> {
+        let ticket = Ticket::from_user_data(user_data);
+        let slot = self.slots.get_mut(ticket.slot as usize)?;
+        if slot.generation != ticket.generation {
+            return None;
+        }
+        let flight = slot.flight.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(ticket.slot);
+        Some((ticket, flight))
+    }
+
+    /// Gives up whatever is in flight without running a destructor: its memory may still be written by the device.
+    pub(crate) fn leak(&mut self) {
+        for slot in &mut self.slots {
+            std::mem::forget(slot.flight.take());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flight(tag: u64) -> Flight {
+        Flight {
+            buffer: None,
+            tag,
+            offset: 0,
+            length: 0,
+            opcode: 0,
+            transfer: None,
+        }
+    }
+
+    #[test]
+    fn a_completion_ends_exactly_one_request() {
+        let mut slots = Slots::new(2);
+        let first = slots.next().unwrap();
+        slots.insert(flight(1));
+        let second = slots.next().unwrap();
+        slots.insert(flight(2));
+        assert_ne!(first, second);
+        assert!(slots.is_full() && slots.next().is_none());
+
+        assert_eq!(slots.take(first.user_data()).unwrap().1.tag, 1);
+        assert!(
+            slots.take(first.user_data()).is_none(),
+            "the same completion twice"
+        );
+        assert_eq!(slots.in_flight(), 1);
+
+        let third = slots.next().unwrap();
+        slots.insert(flight(3));
+        assert_eq!(third.slot, first.slot);
+        assert!(slots.take(first.user_data()).is_none(), "a stale generation");
+        assert_eq!(slots.take(third.user_data()).unwrap().1.tag, 3);
+    }
+
+    #[test]
+    fn user_data_that_was_never_given_ends_nothing() {
+        let mut slots = Slots::new(4);
+        slots.insert(flight(1));
+        for user_data in [4, u64::from(u32::MAX), u64::MAX, 1, 1 << 32, 3] {
+            assert!(slots.take(user_data).is_none(), "{user_data:#x}");
+        }
+        assert_eq!(slots.in_flight(), 1);
+    }
+}
