@@ -1,5 +1,6 @@
 //! Entry points for fuzzers: plain functions of the input, which panic when a promise is broken.
 
+use crate::index::distance;
 use crate::layout::{Entries, SubmissionEntry};
 use crate::ring::{AdapterEnd, Completion};
 use crate::sync::Ordering;
@@ -44,41 +45,50 @@ pub fn peer(data: &[u8]) {
     let mut model = Model::new(AdapterEnd::starting_at(&memory, entries, laps), start);
     for step in steps.chunks(2) {
         let (what, value) = (step[0], step.get(1).copied().unwrap_or(0));
-        scribble(&memory, what >> 4, value, start);
+        scribble(&model, what >> 4, value);
         model.step(what & 7, value);
         model.check();
     }
     model.finish();
 }
 
-/// What the application does: near misses around the counts that it may use, and plain nonsense.
-fn scribble(memory: &LocalQueue, what: u8, value: u8, start: u32) {
-    let near = |count: u32| count.wrapping_add(u32::from(value)).wrapping_sub(2);
+/// What the application does: mostly what it may, near misses around the counts, plain nonsense, and stores to words
+/// that are not its own.
+fn scribble(model: &Model<'_>, what: u8, value: u8) {
+    let memory: &LocalQueue = model.end.memory();
     let far = u32::from(value).wrapping_mul(0x9e37_79b9);
     let tail = memory.tail().load(Ordering::Relaxed);
     let head = memory.cq_head().load(Ordering::Relaxed);
-    match what {
-        0..=2 => memory
-            .tail()
-            .store(tail.wrapping_add(u32::from(value % 5)), Ordering::Relaxed),
-        3..=5 => memory
+    let full = model.count(model.taken).wrapping_add(model.end.entries().get());
+    match (what, value & 15) {
+        (0..=5, _) if tail != full => memory.tail().store(tail.wrapping_add(1), Ordering::Relaxed),
+        (6..=7, _) => memory.tail().store(full, Ordering::Relaxed),
+        (8..=10, _) if head != model.count(model.completed) => {
+            memory.cq_head().store(head.wrapping_add(1), Ordering::Relaxed);
+        }
+        (11, _) => memory
             .cq_head()
-            .store(head.wrapping_add(u32::from(value % 3)), Ordering::Relaxed),
-        6 => memory.tail().store(near(tail), Ordering::Relaxed),
-        7 => memory.cq_head().store(near(head), Ordering::Relaxed),
-        8 => memory.tail().store(far, Ordering::Relaxed),
-        9 => memory.cq_head().store(far, Ordering::Relaxed),
-        10 => memory.cq_wait().store(far, Ordering::Relaxed),
-        11 => memory.tail().store(start, Ordering::Relaxed),
-        12 => memory
-            .sq_word(value.into(), usize::from(value >> 5))
+            .store(model.count(model.completed), Ordering::Relaxed),
+        (12, 0..=1) => memory.tail().store(
+            tail.wrapping_add(u32::from(value >> 4)).wrapping_sub(2),
+            Ordering::Relaxed,
+        ),
+        (12, 2..=7) => memory.cq_head().store(
+            head.wrapping_add(u32::from(value >> 4)).wrapping_sub(2),
+            Ordering::Relaxed,
+        ),
+        (12, 8) => memory.tail().store(far, Ordering::Relaxed),
+        (12, 9..=10) => memory.cq_head().store(far, Ordering::Relaxed),
+        (13, i) => memory
+            .sq_word(usize::from(value >> 4), i.into())
             .store(far.into(), Ordering::Relaxed),
-        // The adapter's own words, which it must never believe.
-        13 => memory
-            .cq_word(value.into(), usize::from(value >> 5))
+        (14, i) => memory
+            .cq_word(usize::from(value >> 4), i.into())
             .store(u64::MAX, Ordering::Relaxed),
-        14 => memory.need_wake().store(far, Ordering::Relaxed),
-        _ => memory.state().store(far, Ordering::Relaxed),
+        (15, 0..=4) => memory.cq_wait().store(far, Ordering::Relaxed),
+        (15, 5..=9) => memory.need_wake().store(far, Ordering::Relaxed),
+        (15, _) => memory.state().store(far, Ordering::Relaxed),
+        _ => {}
     }
 }
 
@@ -89,6 +99,8 @@ struct Model<'a> {
     rung: u64,
     taken: u64,
     completed: u64,
+    /// Completion slots that the application gave back, at most.
+    given_back: u64,
     pending: Vec<u64>,
 }
 
@@ -100,11 +112,16 @@ impl<'a> Model<'a> {
             rung: 0,
             taken: 0,
             completed: 0,
+            given_back: 0,
             pending: Vec::new(),
         }
     }
 
     fn step(&mut self, what: u8, value: u8) {
+        let said = distance(self.start, self.end.memory().cq_head().load(Ordering::Relaxed));
+        if u64::from(said) <= self.completed {
+            self.given_back = self.given_back.max(said.into());
+        }
         match what {
             0 | 1 => match self.end.poll_doorbell() {
                 Ok(new) => {

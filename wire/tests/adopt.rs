@@ -1,6 +1,7 @@
 //! How the adapter takes memory from a distrusted peer.
 #![cfg(not(loom))]
 #![allow(unsafe_code)] // madvise and mincore of a mapping
+#![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -203,10 +204,8 @@ fn a_hole_before_is_filled() {
 fn resident(memory: &SharedMemory) -> Vec<bool> {
     let mut pages = vec![0u8; memory.len() / 4096];
     // SAFETY: the range is a mapping, and the vector has a byte for each of its pages.
-    assert_eq!(
-        unsafe { libc::mincore(memory.start().cast(), memory.len(), pages.as_mut_ptr()) },
-        0
-    );
+    let result = unsafe { libc::mincore(memory.start().cast(), memory.len(), pages.as_mut_ptr()) };
+    assert_eq!(result, 0);
     pages.iter().map(|p| p & 1 == 1).collect()
 }
 

@@ -1,0 +1,363 @@
+//! Control packets: what is not one is refused, each malformation by its own error.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+use wire::VERSION;
+use wire::control::{
+    AccessBits, DeviceInfo, FRAME_MAGIC, GrantInfo, Limits, MAX_MESSAGE, Reply, Request, SessionInfo,
+    Statistics, Subject, VolumeInfo, Welcome,
+};
+use wire::frame::{EncodeError, FrameError, HEADER, decode_reply, decode_request, encode};
+use wire::name::{NameError, check_name, escape};
+use wire::{Status, fuzz};
+
+fn subject() -> impl Strategy<Value = Subject> {
+    prop_oneof![
+        any::<u32>().prop_map(Subject::User),
+        any::<u32>().prop_map(Subject::Group),
+        Just(Subject::Everyone)
+    ]
+}
+
+fn volume() -> impl Strategy<Value = VolumeInfo> {
+    let access = proptest::collection::vec((subject(), any::<AccessBits>()), 0..5);
+    (
+        ".{0,30}",
+        any::<u64>(),
+        any::<u32>(),
+        access,
+        any::<u32>(),
+        any::<u32>(),
+    )
+        .prop_map(|(name, bytes, owner, access, extents, grants)| VolumeInfo {
+            name,
+            bytes,
+            owner,
+            access,
+            extents,
+            grants,
+        })
+}
+
+fn session() -> impl Strategy<Value = SessionInfo> {
+    (any::<[u64; 4]>(), any::<[u32; 6]>()).prop_map(
+        |([session, pinned_bytes, completed, denied], [uid, gid, pid, queues, grants, regions])| {
+            SessionInfo {
+                session,
+                uid,
+                gid,
+                pid,
+                queues,
+                grants,
+                regions,
+                pinned_bytes,
+                completed,
+                denied,
+            }
+        },
+    )
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let name = || ".{0,40}";
+    prop_oneof![
+        any::<(u16, u16)>().prop_map(|(min_version, max_version)| Request::Hello {
+            min_version,
+            max_version
+        }),
+        any::<u32>().prop_map(|entries| Request::CreateQueue { entries }),
+        any::<u32>().prop_map(|queue| Request::DestroyQueue { queue }),
+        any::<(u64, u8)>().prop_map(|(length, access)| Request::RegisterMemory { length, access }),
+        any::<u64>().prop_map(|region| Request::ReleaseMemory { region }),
+        (name(), any::<u8>()).prop_map(|(name, access)| Request::OpenVolume { name, access }),
+        any::<u64>().prop_map(|key| Request::Close { key }),
+        any::<u64>().prop_map(|key| Request::Query { key }),
+        (name(), any::<u64>()).prop_map(|(name, bytes)| Request::CreateVolume { name, bytes }),
+        name().prop_map(|name| Request::DeleteVolume { name }),
+        (name(), any::<u64>()).prop_map(|(name, bytes)| Request::ResizeVolume { name, bytes }),
+        (name(), name()).prop_map(|(from, to)| Request::RenameVolume { from, to }),
+        proptest::option::of(name()).prop_map(|after| Request::ListVolumes { after }),
+        name().prop_map(|name| Request::ShowVolume { name }),
+        (name(), subject(), any::<u8>()).prop_map(|(name, subject, access)| Request::SetAccess {
+            name,
+            subject,
+            access
+        }),
+        Just(Request::ShowDevice),
+        Just(Request::Statistics),
+    ]
+}
+
+fn device() -> impl Strategy<Value = DeviceInfo> {
+    let ranges = || proptest::collection::vec(any::<(u64, u64)>(), 0..4);
+    (
+        any::<[u64; 3]>(),
+        any::<u32>(),
+        any::<bool>(),
+        ranges(),
+        ".{0,20}",
+        ranges(),
+    )
+        .prop_map(
+            |([blocks, free_blocks, max_transfer], block_size, write_cache, metadata, text, extents)| {
+                DeviceInfo {
+                    uri: text.clone(),
+                    model: text.clone(),
+                    serial: text.clone(),
+                    firmware: text.clone(),
+                    block_size,
+                    blocks,
+                    free_blocks,
+                    max_transfer,
+                    write_cache,
+                    metadata,
+                    volumes: vec![(text, extents)],
+                }
+            },
+        )
+}
+
+fn statistics() -> impl Strategy<Value = Statistics> {
+    (any::<[u64; 8]>(), proptest::collection::vec(session(), 0..4)).prop_map(|(n, sessions)| Statistics {
+        completed: n[0],
+        denied: n[1],
+        queue_errors: n[2],
+        turns: n[3],
+        entries: n[4],
+        regions: n[5],
+        pinned_bytes: n[6],
+        mappings: n[7],
+        sessions,
+    })
+}
+
+fn welcome() -> impl Strategy<Value = Welcome> {
+    (any::<u16>(), any::<[u64; 2]>(), any::<[u32; 4]>()).prop_map(
+        |(version, [session, pinned_bytes], [regions, queues, grants, outstanding])| Welcome {
+            version,
+            session,
+            limits: Limits {
+                pinned_bytes,
+                regions,
+                queues,
+                grants,
+                outstanding,
+            },
+        },
+    )
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    prop_oneof![
+        (any::<u16>(), ".{0,60}").prop_map(|(status, detail)| Reply::Error {
+            status: Status(status),
+            detail
+        }),
+        Just(Reply::Done),
+        welcome().prop_map(Reply::Welcome),
+        any::<u32>().prop_map(|queue| Reply::Queue { queue }),
+        any::<u64>().prop_map(|region| Reply::Region { region }),
+        any::<(u64, u8, u64, u32)>().prop_map(|(key, access, bytes, block_size)| Reply::Grant(GrantInfo {
+            key,
+            access,
+            bytes,
+            block_size
+        })),
+        (proptest::collection::vec(volume(), 0..5), any::<bool>())
+            .prop_map(|(volumes, more)| Reply::Volumes { volumes, more }),
+        volume().prop_map(Reply::Volume),
+        any::<(u32, u32)>().prop_map(|(grants, draining)| Reply::Revoked { grants, draining }),
+        device().prop_map(Reply::Device),
+        statistics().prop_map(Reply::Statistics),
+    ]
+}
+
+/// A packet made by hand.
+fn packet(magic: u32, version: u16, reserved: u16, length: u32, body: &[u8]) -> Vec<u8> {
+    let mut packet = magic.to_le_bytes().to_vec();
+    packet.extend(version.to_le_bytes());
+    packet.extend(reserved.to_le_bytes());
+    packet.extend(length.to_le_bytes());
+    packet.extend(0xabcdu32.to_le_bytes());
+    packet.extend(body);
+    packet
+}
+
+#[test]
+fn each_malformation_has_its_own_error() {
+    let done = encode(0xabcd, &Request::ShowDevice).unwrap();
+    let body = &done[HEADER..];
+    assert_eq!(done, packet(FRAME_MAGIC, VERSION, 0, 1, body));
+    assert_eq!(decode_request(&done), Ok((0xabcd, Request::ShowDevice)));
+    let id = 0xabcd;
+    let decode = |packet: &[u8]| {
+        let error = decode_request(packet).expect_err("it must be refused");
+        println!("{error}");
+        error
+    };
+    assert_eq!(decode(&[]), FrameError::TooShort(0));
+    assert_eq!(decode(&done[..HEADER - 1]), FrameError::TooShort(15));
+    assert_eq!(
+        decode(&vec![0; MAX_MESSAGE + 1]),
+        FrameError::TooLong(MAX_MESSAGE + 1)
+    );
+    assert_eq!(
+        decode(&packet(0x2054_5447, VERSION, 0, 1, body)),
+        FrameError::Magic(0x2054_5447)
+    );
+    assert_eq!(
+        decode(&packet(FRAME_MAGIC, 7, 9, 9, b"anything")),
+        FrameError::Version { peer: 7, id }
+    );
+    assert_eq!(
+        decode(&packet(FRAME_MAGIC, VERSION, 9, 1, body)),
+        FrameError::Reserved { reserved: 9, id }
+    );
+    for said in [0, 2, u32::MAX] {
+        assert_eq!(
+            decode(&packet(FRAME_MAGIC, VERSION, 0, said, body)),
+            FrameError::Length { said, actual: 1, id }
+        );
+    }
+    assert!(matches!(
+        decode(&packet(FRAME_MAGIC, VERSION, 0, 0, &[])),
+        FrameError::Body { id: 0xabcd, .. }
+    ));
+    assert!(matches!(
+        decode(&packet(FRAME_MAGIC, VERSION, 0, 1, &[99])),
+        FrameError::Body { .. }
+    ));
+    let long = [body, &[1, 2, 3]].concat();
+    assert_eq!(
+        decode(&packet(FRAME_MAGIC, VERSION, 0, 4, &long)),
+        FrameError::Trailing { bytes: 3, id }
+    );
+    assert_eq!(decode(&packet(FRAME_MAGIC, 7, 0, 0, &[])).id(), Some(id));
+    assert_eq!(decode(&[]).id(), None);
+}
+
+#[test]
+fn what_fits_no_packet_is_not_sent() {
+    let name = "n".repeat(MAX_MESSAGE);
+    assert_eq!(
+        encode(1, &Request::ShowVolume { name }),
+        Err(EncodeError::TooLong(HEADER + 4 + MAX_MESSAGE))
+    );
+    let fits = "n".repeat(MAX_MESSAGE - HEADER - 3);
+    assert_eq!(
+        encode(1, &Request::DeleteVolume { name: fits }).unwrap().len(),
+        HEADER + 1 + 2 + MAX_MESSAGE - HEADER - 3
+    );
+}
+
+/// A body that promises more than there is must cost no memory.
+#[test]
+fn a_promised_length_is_not_believed() {
+    let volumes = encode(
+        1,
+        &Reply::Volumes {
+            volumes: vec![],
+            more: false,
+        },
+    )
+    .unwrap()[HEADER];
+    let body = [
+        volumes, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
+    ];
+    assert!(matches!(
+        decode_reply(&packet(FRAME_MAGIC, VERSION, 0, 11, &body)),
+        Err(FrameError::Body { .. })
+    ));
+}
+
+#[test]
+fn good_and_bad_names() {
+    for good in [
+        "a",
+        "vol-1_x.y z",
+        "größe",
+        "日本",
+        "'\"",
+        "...",
+        &"n".repeat(128),
+    ] {
+        assert_eq!(check_name(good), Ok(()), "{good}");
+    }
+    let bad = [
+        ("", NameError::Empty),
+        (".", NameError::Dots),
+        ("..", NameError::Dots),
+        ("a/b", NameError::Character('/')),
+        ("a:b", NameError::Character(':')),
+        ("a\n", NameError::Character('\n')),
+        ("\0", NameError::Character('\0')),
+        ("a\u{1b}[31m", NameError::Character('\u{1b}')),
+        ("a\u{202e}b", NameError::Character('\u{202e}')),
+        ("a\u{200b}", NameError::Character('\u{200b}')),
+        ("a\u{a0}", NameError::Character('\u{a0}')),
+        ("a\u{85}", NameError::Character('\u{85}')),
+        (" a", NameError::Character(' ')),
+        ("a ", NameError::Character(' ')),
+        (&"ü".repeat(65), NameError::TooLong(130)),
+    ];
+    for (name, error) in bad {
+        assert_eq!(check_name(name), Err(error), "{name:?}");
+    }
+    assert!(NameError::Character('\u{1b}').to_string().contains(r"'\u{1b}'"));
+}
+
+#[test]
+fn shown_names_are_harmless() {
+    assert_eq!(escape("größe 'x'"), "größe 'x'");
+    assert_eq!(escape("a\nb\\n\u{1b}[2J\u{202e}"), r"a\nb\\n\u{1b}[2J\u{202e}");
+}
+
+proptest! {
+    #[test]
+    fn every_request_comes_back(id: u32, message in request()) {
+        let packet = encode(id, &message).unwrap();
+        fuzz::control(&packet);
+        prop_assert_eq!(decode_request(&packet), Ok((id, message)));
+    }
+
+    #[test]
+    fn every_reply_comes_back(id: u32, message in reply()) {
+        let packet = encode(id, &message).unwrap();
+        fuzz::control(&packet);
+        prop_assert_eq!(decode_reply(&packet), Ok((id, message)));
+    }
+
+    #[test]
+    fn a_cut_packet_is_refused(message in request(), cut: prop::sample::Index) {
+        let packet = encode(1, &message).unwrap();
+        prop_assert!(decode_request(&packet[..cut.index(packet.len())]).is_err());
+    }
+
+    /// Any bytes as a body, so that the decoder is reached.
+    #[test]
+    fn garbage_is_decoded_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fuzz::control(&body);
+        fuzz::control(&packet(FRAME_MAGIC, VERSION, 0, u32::try_from(body.len()).unwrap(), &body));
+    }
+
+    #[test]
+    fn escaped_is_one_printable_line(name: String) {
+        let shown = escape(&name);
+        prop_assert!(!shown.chars().any(char::is_control), "{:?}", shown);
+        prop_assert_eq!(shown.lines().count(), usize::from(!name.is_empty()));
+        if check_name(&name).is_ok() && !name.contains('\\') {
+            prop_assert_eq!(shown, name);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    /// S5-R4, S5-R15: a peer that scribbles over its words never moves the adapter's end out of bounds.
+    #[test]
+    fn a_hostile_peer_breaks_no_invariant(data in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fuzz::peer(&data);
+    }
+}
