@@ -6,6 +6,8 @@
 mod bench;
 mod check;
 mod fuzz;
+mod guest;
+mod mutants;
 mod process;
 mod report;
 mod soak;
@@ -41,6 +43,10 @@ enum Command {
     Bench(bench::Args),
     /// libFuzzer with the address sanitizer on the fuzz targets; a canary proves that it finds.
     Fuzz(fuzz::Args),
+    /// Breaks what protects, one piece at a time, in a copy; the tests have to notice each.
+    Mutants(mutants::Args),
+    /// The portcullis command in a guest: an adapter on VFIO as one user, the command as another.
+    Qemu(guest::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         Command::Soak(args) => soak::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Mutants(args) => mutants::run(&args),
+        Command::Qemu(args) => guest::run(&args),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

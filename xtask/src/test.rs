@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use crate::process::{self, Ended, cargo};
 use crate::tally::{Kind, Tally};
-use crate::{fuzz, report, tree};
+use crate::{fuzz, guest, report, tree};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -115,9 +115,7 @@ pub(crate) fn run_stage(stage: Stage, args: &Args, environment: &[(&str, String)
             skipped = Some("--no-guest was given".to_owned());
             Ok(None)
         }
-        Stage::Guest => Ok(Some(
-            "there is no guest to run it in yet; --no-guest does without".to_owned(),
-        )),
+        Stage::Guest => guest::suites(&mut watcher, environment),
     };
     let tally = watcher.tally;
     let mut trouble = result.unwrap_or_else(|error| Some(format!("{error:#}")));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
+use crate::mutants;
 use crate::process::{cargo, line, passes};
 use crate::report;
 use crate::tree::{self, Metadata};
@@ -20,7 +21,7 @@ pub(crate) struct Args {
     /// One JSON document on standard output instead of the table.
     #[arg(long)]
     json: bool,
-    /// Only these (format, clippy, docs, arrows, names, unsafe, words, sizes, readme).
+    /// Only these (format, clippy, docs, arrows, names, unsafe, words, sizes, mutants, readme).
     only: Vec<String>,
 }
 
@@ -48,6 +49,18 @@ impl Findings {
     }
 }
 
+/// Every mutant still finds the text that it changes: who changes the code learns it here.
+fn mutants_apply() -> Result<Findings> {
+    let mutants = mutants::list()?;
+    let errors = mutants.iter().filter_map(|mutant| mutant.apply(tree::read).err());
+    let errors: Vec<String> = errors.map(|error| format!("{error:#}")).collect();
+    Ok(Findings {
+        errors,
+        notes: Vec::new(),
+        summary: format!("{} mutants", mutants.len()),
+    })
+}
+
 struct Row {
     name: &'static str,
     time: Duration,
@@ -57,7 +70,7 @@ struct Row {
 type Check = fn(&Metadata) -> Result<Findings>;
 
 /// In the order of the table: the quick ones first.
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 10] = [
     ("format", |_| {
         Findings::of_command(cargo().args(["fmt", "--all", "--check"]))
     }),
@@ -66,6 +79,7 @@ const CHECKS: [(&str, Check); 9] = [
     ("unsafe", |_| rules::unsafety()),
     ("words", |_| rules::words()),
     ("sizes", |_| rules::sizes()),
+    ("mutants", |_| mutants_apply()),
     ("clippy", |_| {
         Findings::of_command(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     }),
