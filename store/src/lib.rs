@@ -1,1 +1,37 @@
-//! (being built)
+//! Logical volumes and their access lists, kept on the device itself.
+//!
+//! A [`Store`] owns a [`Disk`](driver::disk::Disk): it knows which blocks belong to which volume, who owns a volume and
+//! who else may do what with it, and keeps all that on the device, crash safe. It runs on a thread and a device queue of
+//! its own, and each call returns when what it says is durable.
+//!
+//! - A block belongs to a volume only after it was zeroed and flushed, so nobody reads what a former owner wrote.
+//! - The device's content is as hostile as any input: checksums and bounds are checked before anything is believed, and
+//!   damage costs this device's volumes and nothing else.
+//! - On the device (module `superblock` has the picture): a superblock and its copy, the metadata file (module
+//!   `shadow`), in which a redb database lives (module `catalog`), and the data, in allocation units.
+#![forbid(unsafe_code)]
+
+mod catalog;
+mod error;
+pub mod fuzz;
+mod record;
+mod shadow;
+mod signature;
+mod space;
+mod store;
+mod superblock;
+mod volume;
+
+pub use error::StoreError;
+pub use record::Finding;
+pub use store::{FormatOptions, Store};
+pub use volume::{Subject, Volume, VolumeId};
+
+/// The most volumes of a store.
+pub const MAX_VOLUMES: usize = 65_536;
+/// The most extents of a volume.
+pub const MAX_EXTENTS: usize = 4_096;
+/// The most entries of a volume's access list.
+pub const MAX_ENTRIES: usize = 1_024;
+/// The most bytes of a volume's name.
+pub const MAX_NAME: usize = 128;

@@ -1,0 +1,248 @@
+//! The database: what the store knows, in redb on the metadata file.
+//!
+//! All of redb runs behind `catch_unwind`. A panic or an error in it leaves the catalogue poisoned: it does nothing
+//! more, and nothing more reaches the device, until the store is opened again. The one error that it recovers from is
+//! a full metadata file.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::StoreError;
+use crate::shadow::{Fault, SharedShadow};
+
+/// Volume number to record, see `record`.
+const VOLUMES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("volumes");
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+
+/// Bytes of redb's own cache: the store keeps the volumes in memory anyway.
+const CACHE: usize = 4 << 20;
+
+/// A number that only grows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Counter {
+    /// The number of the next volume.
+    Volume,
+    /// The next key instance that was never reserved.
+    Instance,
+}
+
+impl Counter {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Volume => "next volume",
+            Self::Instance => "next key instance",
+        }
+    }
+}
+
+/// One change; a commit makes several at once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    Put(u64, Vec<u8>),
+    Remove(u64),
+    Set(Counter, u64),
+}
+
+/// All that the database holds. Nothing in it was checked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) volumes: Vec<(u64, Vec<u8>)>,
+    pub(crate) next_volume: u64,
+    pub(crate) next_instance: u64,
+}
+
+pub(crate) struct Catalog {
+    /// `None` once poisoned.
+    database: Option<Database>,
+    shadow: SharedShadow,
+    poison: Option<String>,
+}
+
+impl Catalog {
+    /// Opens the database in the metadata file, made if the file is empty, and checks all of it.
+    pub(crate) fn open(shadow: SharedShadow) -> Result<Self, StoreError> {
+        let opened = catch(|| open_database(&shadow));
+        match opened {
+            Ok(database) => Ok(Self {
+                database: Some(database),
+                shadow,
+                poison: None,
+            }),
+            Err(why) => {
+                let mut file = shadow.lock();
+                let fault = file.fault().cloned();
+                file.stop();
+                Err(fault.map_or(
+                    StoreError::Damaged {
+                        what: format!("the metadata database: {why}"),
+                    },
+                    Into::into,
+                ))
+            }
+        }
+    }
+
+    /// Reads everything.
+    pub(crate) fn load(&mut self) -> Result<Contents, StoreError> {
+        self.run(|database| {
+            let transaction = database.begin_read()?;
+            let mut contents = Contents::default();
+            let counters = transaction.open_table(COUNTERS)?;
+            let counter = |counter: Counter| {
+                Ok::<_, redb::Error>(counters.get(counter.name())?.map_or(0, |value| value.value()))
+            };
+            contents.next_volume = counter(Counter::Volume)?;
+            contents.next_instance = counter(Counter::Instance)?;
+            for row in transaction.open_table(VOLUMES)?.iter()? {
+                let (id, record) = row?;
+                contents.volumes.push((id.value(), record.value().to_vec()));
+            }
+            Ok(contents)
+        })
+    }
+
+    /// Makes all of `changes` durable, or, with [`StoreError::MetadataFull`], none. After another error it is unknown
+    /// which, until the store is opened again.
+    pub(crate) fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let result = self.attempt(|database| apply(database, changes));
+        if !matches!(self.shadow.lock().fault(), Some(Fault::Full)) {
+            return result.map_err(|why| self.poisoned(why));
+        }
+        // Back to what is durable. That may include the changes, if there was no room only for what redb does after.
+        self.reopen()?;
+        let contents = self.load()?;
+        if changes.iter().all(|change| contents.includes(change)) {
+            Ok(())
+        } else {
+            Err(StoreError::MetadataFull)
+        }
+    }
+
+    /// What redb's own check finds; it repairs what it can.
+    pub(crate) fn check_integrity(&mut self) -> Result<bool, StoreError> {
+        let Some(mut database) = self.database.take() else {
+            return Err(self.poisoned(String::new()));
+        };
+        let result = catch(|| Ok(database.check_integrity()?));
+        self.database = Some(database);
+        result.map_err(|why| self.poisoned(why))
+    }
+
+    /// Fails if an earlier call did.
+    pub(crate) fn healthy(&self) -> Result<(), StoreError> {
+        self.poison
+            .as_ref()
+            .map_or(Ok(()), |why| Err(StoreError::Poisoned { why: why.clone() }))
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        self.close();
+        let reloaded = self.shadow.lock().reload();
+        reloaded.map_err(|fault| self.poisoned(StoreError::from(fault).to_string()))?;
+        let shadow = self.shadow.clone();
+        self.database = Some(catch(|| open_database(&shadow)).map_err(|why| self.poisoned(why))?);
+        Ok(())
+    }
+
+    fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, String> {
+        self.database
+            .as_ref()
+            .map_or_else(|| Err(String::new()), |database| catch(|| work(database)))
+    }
+
+    fn run<T>(&mut self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        self.attempt(work).map_err(|why| self.poisoned(why))
+    }
+
+    /// Stops everything for good; the first reason stays.
+    fn poisoned(&mut self, why: String) -> StoreError {
+        if self.poison.is_none() {
+            let fault = self.shadow.lock().fault().cloned();
+            let why = fault.map_or(why, |fault| StoreError::from(fault).to_string());
+            tracing::error!(why, "the store failed; it takes no more requests");
+            self.poison = Some(why);
+            self.shadow.lock().stop();
+            self.close();
+        }
+        StoreError::Poisoned {
+            why: self.poison.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Lets go of the database, which may write a last time.
+    fn close(&mut self) {
+        if let Some(database) = self.database.take()
+            && let Err(why) = catch(|| {
+                drop(database);
+                Ok(())
+            })
+        {
+            tracing::error!(why, "closing the metadata database");
+        }
+    }
+}
+
+impl Drop for Catalog {
+    fn drop(&mut self) {
+        self.close();
+        self.shadow.lock().stop();
+    }
+}
+
+impl Contents {
+    fn includes(&self, change: &Change) -> bool {
+        let record = |id: u64| {
+            let found = self.volumes.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+            self.volumes.get(found).map(|(_, record)| record)
+        };
+        match change {
+            Change::Put(id, bytes) => record(*id) == Some(bytes),
+            Change::Remove(id) => record(*id).is_none(),
+            Change::Set(Counter::Volume, value) => self.next_volume == *value,
+            Change::Set(Counter::Instance, value) => self.next_instance == *value,
+        }
+    }
+}
+
+fn open_database(shadow: &SharedShadow) -> Result<Database, redb::Error> {
+    // The check reads the whole database and believes no page before its checksum fits.
+    Ok(Database::builder()
+        .set_cache_size(CACHE)
+        .set_check_integrity_on_open(true)
+        .create_with_backend(shadow.clone())?)
+}
+
+fn apply(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut volumes = transaction.open_table(VOLUMES)?;
+        let mut counters = transaction.open_table(COUNTERS)?;
+        for change in changes {
+            match change {
+                Change::Put(id, record) => drop(volumes.insert(id, record.as_slice())?),
+                Change::Remove(id) => drop(volumes.remove(id)?),
+                Change::Set(counter, value) => drop(counters.insert(counter.name(), value)?),
+            }
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+/// Runs code of redb; a panic is an error like any other.
+fn catch<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
+    // What a panic may have left half done is never looked at again: the caller closes the database.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("panic: {}", message(&*panic))),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}

@@ -1,0 +1,656 @@
+//! The store: what can be done with a device's volumes.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::ops::{Bound, Range};
+
+use driver::block::Geometry;
+use driver::disk::Disk;
+use tpt::{Access, LbaRange};
+
+use crate::catalog::{Catalog, Change, Counter};
+use crate::record::{self, Finding, inspect, run_of};
+use crate::shadow::{Shadow, SharedShadow, has_root};
+use crate::signature::{Ends, WINDOW};
+use crate::space::{Run, Space};
+use crate::superblock::{Found, Layout, PAGE, Superblock};
+use crate::volume::check_name;
+use crate::{MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, StoreError, Subject, Volume, VolumeId};
+
+/// How a device is made a store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FormatOptions {
+    /// Also if the device holds a store or something else that is recognised.
+    pub force: bool,
+    /// Bytes that volumes are multiples of: a power of two from 4 KiB to 1 GiB.
+    pub allocation_unit: u32,
+    /// Bytes for metadata, from 4 MiB to 112 MiB; it takes twice that on the device. By default 1/64 of the device,
+    /// from 4 MiB to 32 MiB; 32 MiB are enough for all volumes that a store can have, if they are not fragmented.
+    pub metadata: Option<u64>,
+    /// What the store is known by; random by default.
+    pub uuid: Option<[u8; 16]>,
+}
+
+impl Default for FormatOptions {
+    fn default() -> Self {
+        Self {
+            force: false,
+            allocation_unit: 64 << 10,
+            metadata: None,
+            uuid: None,
+        }
+    }
+}
+
+/// Blocks zeroed between two reports of progress.
+const ZERO_STEP_BYTES: u64 = 64 << 20;
+
+/// The volumes of a device, and the device. See the crate's description.
+pub struct Store {
+    shadow: SharedShadow,
+    catalog: Catalog,
+    superblock: Superblock,
+    geometry: Geometry,
+    volumes: BTreeMap<String, Volume>,
+    space: Space,
+    next_volume: u64,
+    next_instance: u32,
+}
+
+impl Store {
+    /// Makes `disk` an empty store. Refuses one that holds a store or anything else that is recognised, unless forced.
+    pub fn format(mut disk: Box<dyn Disk>, options: FormatOptions) -> Result<Self, StoreError> {
+        let ends = read_ends(&mut *disk)?;
+        let layout = layout_for(disk.geometry(), &options)?;
+        if let Some(what) = occupant(&ends).filter(|_| !options.force) {
+            return Err(StoreError::Occupied { what });
+        }
+        let superblock = Superblock {
+            uuid: options.uuid.map_or_else(random_uuid, Ok)?,
+            layout,
+        };
+        // A crash from here on leaves neither what was there nor a store, until the superblocks are written.
+        let window = WINDOW >> layout.block_shift;
+        let blocks = layout.blocks;
+        for first in [0, blocks - window] {
+            disk.write_zeroes(first, window)?;
+        }
+        disk.flush()?;
+        let shadow = SharedShadow::new(Shadow::create(disk, layout, superblock.uuid)?);
+        Catalog::open(shadow.clone())?
+            .commit(&[Change::Set(Counter::Volume, 1), Change::Set(Counter::Instance, 1)])?;
+        let mut file = shadow.lock();
+        for copy in [1, 0] {
+            file.disk()
+                .write(layout.superblocks()[copy], &superblock.encode())?;
+            file.disk().flush()?;
+        }
+        file.reload()?;
+        drop(file);
+        Self::mount(shadow, superblock)
+    }
+
+    /// Opens the store on `disk`, after checking all of its metadata.
+    pub fn open(mut disk: Box<dyn Disk>) -> Result<Self, StoreError> {
+        let ends = read_ends(&mut *disk)?;
+        let superblock = find_superblock(&ends)?;
+        let layout = superblock.layout;
+        let geometry = *disk.geometry();
+        if geometry.block_shift != layout.block_shift {
+            let wanted = format!("the store was formatted with {}", 1u32 << layout.block_shift);
+            return Err(StoreError::BlockSize {
+                found: geometry.block_size().into(),
+                wanted,
+            });
+        }
+        if geometry.blocks < layout.blocks {
+            let needed = layout.blocks << layout.block_shift;
+            return Err(StoreError::TooSmall {
+                bytes: ends.bytes,
+                needed,
+            });
+        }
+        repair_superblocks(&mut *disk, &superblock)?;
+        let shadow = SharedShadow::new(Shadow::open(disk, layout, superblock.uuid)?);
+        Self::mount(shadow, superblock)
+    }
+
+    fn mount(shadow: SharedShadow, superblock: Superblock) -> Result<Self, StoreError> {
+        let geometry = *shadow.lock().disk().geometry();
+        let mut catalog = Catalog::open(shadow.clone())?;
+        let contents = catalog.load().map_err(|error| StoreError::Damaged {
+            what: error.to_string(),
+        })?;
+        let found = inspect(&contents, &superblock.layout);
+        if let Some(finding) = found.findings.first() {
+            return Err(StoreError::Damaged {
+                what: finding.to_string(),
+            });
+        }
+        let next_instance = u32::try_from(contents.next_instance).unwrap_or(u32::MAX);
+        Ok(Self {
+            shadow,
+            catalog,
+            superblock,
+            geometry,
+            volumes: found.volumes,
+            space: found.space,
+            next_volume: contents.next_volume,
+            next_instance,
+        })
+    }
+
+    /// Reserves `count` key instances that no earlier call ever returned, also not before a crash. Durable before it
+    /// returns. 0 is never among them.
+    pub fn reserve_instances(&mut self, count: u32) -> Result<Range<u32>, StoreError> {
+        self.catalog.healthy()?;
+        let first = self.next_instance;
+        let Some(next) = first.checked_add(count) else {
+            return Err(StoreError::InstancesExhausted {
+                asked: count,
+                left: u32::MAX - first,
+            });
+        };
+        if count > 0 {
+            self.catalog
+                .commit(&[Change::Set(Counter::Instance, next.into())])?;
+            self.next_instance = next;
+        }
+        Ok(first..next)
+    }
+
+    /// All volumes, by name.
+    pub fn volumes(&self) -> Result<Vec<Volume>, StoreError> {
+        self.volumes_after(None, usize::MAX)
+    }
+
+    /// At most `limit` volumes whose name is greater than `after`, by name.
+    pub fn volumes_after(&self, after: Option<&str>, limit: usize) -> Result<Vec<Volume>, StoreError> {
+        self.catalog.healthy()?;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = self.volumes.range::<str, _>((start, Bound::Unbounded));
+        Ok(range.take(limit).map(|(_, volume)| volume.clone()).collect())
+    }
+
+    /// The volume of this name.
+    pub fn volume(&self, name: &str) -> Result<Volume, StoreError> {
+        self.catalog.healthy()?;
+        self.volumes
+            .get(name)
+            .cloned()
+            .ok_or_else(|| no_such_volume(name))
+    }
+
+    /// Makes a volume of at least `bytes` bytes, rounded up to whole allocation units. All of it reads as zero.
+    pub fn create(&mut self, name: &str, bytes: u64, owner: u32) -> Result<Volume, StoreError> {
+        self.create_with(name, bytes, owner, &mut |_, _| {})
+    }
+
+    /// [`Store::create`]; `progress` hears of the blocks zeroed so far and in all.
+    pub fn create_with(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        owner: u32,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Volume, StoreError> {
+        self.catalog.healthy()?;
+        self.check_new_name(name)?;
+        if self.volumes.len() >= MAX_VOLUMES {
+            return Err(StoreError::TooManyVolumes);
+        }
+        let units = self.units_for(bytes)?;
+        let id = self.next_volume;
+        let volume = Volume {
+            id: VolumeId(id),
+            name: name.to_owned(),
+            owner,
+            blocks: 0,
+            extents: Vec::new(),
+            access: Vec::new(),
+        };
+        let volume = self.extend(volume, units, progress, &[Change::Set(Counter::Volume, id + 1)])?;
+        self.next_volume = id + 1;
+        Ok(volume)
+    }
+
+    /// Makes a volume larger: at least `bytes` bytes in all. What is new reads as zero; what is there stays where
+    /// it is. Nothing happens if it has the size already.
+    pub fn grow(&mut self, name: &str, bytes: u64) -> Result<Volume, StoreError> {
+        self.grow_with(name, bytes, &mut |_, _| {})
+    }
+
+    /// [`Store::grow`]; `progress` hears of the blocks zeroed so far and in all.
+    pub fn grow_with(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Volume, StoreError> {
+        let volume = self.volume(name)?;
+        let have = volume.blocks / self.superblock.layout.unit_blocks();
+        let units = self.units_for(bytes)?;
+        match units.checked_sub(have) {
+            None => Err(StoreError::Size {
+                bytes,
+                why: "the volume is larger than that already",
+            }),
+            Some(0) => Ok(volume),
+            Some(more) => self.extend(volume, more, progress, &[]),
+        }
+    }
+
+    /// Makes a volume smaller: at least `bytes` bytes in all. The caller has seen to it that nobody can reach the rest
+    /// any more: it may belong to another volume as soon as this returns.
+    pub fn shrink(&mut self, name: &str, bytes: u64) -> Result<Volume, StoreError> {
+        let old = self.volume(name)?;
+        let blocks = self.units_for(bytes)? * self.superblock.layout.unit_blocks();
+        if blocks > old.blocks {
+            return Err(StoreError::Size {
+                bytes,
+                why: "the volume is smaller than that already",
+            });
+        }
+        let extents = old.extents_for(blocks).unwrap_or_default();
+        let new = Volume {
+            blocks,
+            extents,
+            ..old.clone()
+        };
+        if new.blocks == old.blocks {
+            return Ok(new);
+        }
+        self.catalog.commit(&[put(&new)])?;
+        // What is left of the extent that was cut, and those after it.
+        for (index, extent) in old.extents.iter().enumerate() {
+            let kept = new.extents.get(index).map_or(0, |kept| kept.count.0);
+            if let Some(rest) = LbaRange::new(extent.first.0 + kept, extent.count.0 - kept) {
+                self.space.give(run_of(rest, &self.superblock.layout));
+            }
+        }
+        self.volumes.insert(new.name.clone(), new.clone());
+        Ok(new)
+    }
+
+    /// Gives a volume another name.
+    pub fn rename(&mut self, name: &str, new: &str) -> Result<Volume, StoreError> {
+        let old = self.volume(name)?;
+        if name == new {
+            return Ok(old);
+        }
+        self.check_new_name(new)?;
+        let renamed = Volume {
+            name: new.to_owned(),
+            ..old
+        };
+        self.catalog.commit(&[put(&renamed)])?;
+        self.volumes.remove(name);
+        self.volumes.insert(new.to_owned(), renamed.clone());
+        Ok(renamed)
+    }
+
+    /// Removes a volume. The caller has seen to it that nobody can reach its blocks any more: they may belong to
+    /// another volume as soon as this returns.
+    pub fn delete(&mut self, name: &str) -> Result<(), StoreError> {
+        let volume = self.volume(name)?;
+        self.catalog.commit(&[Change::Remove(volume.id.0)])?;
+        for extent in &volume.extents {
+            self.space.give(run_of(*extent, &self.superblock.layout));
+        }
+        self.volumes.remove(name);
+        Ok(())
+    }
+
+    /// Says what `subject` may do with a volume, instead of what it could before; [`Access::NONE`] removes its entry.
+    pub fn set_access(&mut self, name: &str, subject: Subject, access: Access) -> Result<Volume, StoreError> {
+        let mut volume = self.volume(name)?;
+        volume.access.retain(|(other, _)| *other != subject);
+        if access != Access::NONE {
+            if volume.access.len() >= MAX_ENTRIES {
+                return Err(StoreError::TooManyEntries);
+            }
+            volume.access.push((subject, access));
+            volume.access.sort_unstable_by_key(|(subject, _)| *subject);
+        }
+        self.catalog.commit(&[put(&volume)])?;
+        self.volumes.insert(name.to_owned(), volume.clone());
+        Ok(volume)
+    }
+
+    /// Device blocks that belong to no volume.
+    pub fn free_blocks(&self) -> u64 {
+        self.space.free() * self.superblock.layout.unit_blocks()
+    }
+
+    /// Device blocks that can belong to volumes, free or not.
+    pub fn data_blocks(&self) -> u64 {
+        self.superblock.layout.units * self.superblock.layout.unit_blocks()
+    }
+
+    /// Bytes that volumes are multiples of.
+    pub fn allocation_unit(&self) -> u64 {
+        1 << self.superblock.layout.unit_shift
+    }
+
+    /// Where the store keeps its own data: all blocks that can never belong to a volume.
+    pub fn metadata_extents(&self) -> Vec<LbaRange> {
+        let mut extents = self.superblock.layout.metadata();
+        // Of a device that has grown since it was formatted.
+        let formatted = self.superblock.layout.blocks;
+        extents.extend(LbaRange::new(formatted, self.geometry.blocks - formatted));
+        extents
+    }
+
+    /// The device's shape.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// What the store is known by, given when it was formatted.
+    pub fn uuid(&self) -> [u8; 16] {
+        self.superblock.uuid
+    }
+
+    /// Reads all metadata and says what is wrong with it: damaged blocks, volumes that overlap or lie outside the data
+    /// area, bad names, wrong sums, and differences to what this store believes. Nothing, if all is well.
+    pub fn check(&mut self) -> Result<Vec<Finding>, StoreError> {
+        self.catalog.healthy()?;
+        let mut findings = Vec::new();
+        let layout = self.superblock.layout;
+        {
+            let mut shadow = self.shadow.lock();
+            for (copy, lba) in layout.superblocks().into_iter().enumerate() {
+                let mut page = vec![0; PAGE];
+                let what = match shadow.disk().read(lba, &mut page) {
+                    Err(error) => error.to_string(),
+                    Ok(()) if page != self.superblock.encode() => "it is not what was written".to_owned(),
+                    Ok(()) => continue,
+                };
+                findings.push(Finding::Superblock { copy, what });
+            }
+            let faults = shadow.verify().into_iter().map(StoreError::from);
+            findings.extend(faults.map(|fault| Finding::Metadata {
+                what: fault.to_string(),
+            }));
+        }
+        if !findings.is_empty() {
+            return Ok(findings); // the database would stumble over them
+        }
+        if !self.catalog.check_integrity()? {
+            findings.push(Finding::Metadata {
+                what: "the metadata database had to be repaired".to_owned(),
+            });
+        }
+        let contents = self.catalog.load()?;
+        let mut found = inspect(&contents, &layout);
+        findings.append(&mut found.findings);
+        let mut accounting = |wrong: bool, what: &str| {
+            if wrong {
+                findings.push(Finding::Accounting {
+                    what: what.to_owned(),
+                });
+            }
+        };
+        accounting(
+            found.volumes != self.volumes,
+            "the volumes on the device are not those in memory",
+        );
+        accounting(
+            found.space != self.space,
+            "the free space by the device is not that in memory",
+        );
+        accounting(
+            contents.next_volume != self.next_volume,
+            "the next volume's number is not that in memory",
+        );
+        let instance = u64::from(self.next_instance);
+        accounting(
+            contents.next_instance != instance,
+            "the next key instance is not that in memory",
+        );
+        Ok(findings)
+    }
+
+    fn check_new_name(&self, name: &str) -> Result<(), StoreError> {
+        check_name(name)?;
+        if self.volumes.contains_key(name) {
+            return Err(StoreError::Exists {
+                name: name.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Allocation units of a volume of `bytes` bytes.
+    fn units_for(&self, bytes: u64) -> Result<u64, StoreError> {
+        if bytes == 0 {
+            return Err(StoreError::Size {
+                bytes,
+                why: "a volume has at least one byte",
+            });
+        }
+        Ok(bytes.div_ceil(self.allocation_unit()))
+    }
+
+    /// Gives `units` more units to `volume`, in the order that keeps former content secret: allocated, zeroed, flushed,
+    /// committed, together with `also`.
+    fn extend(
+        &mut self,
+        mut volume: Volume,
+        units: u64,
+        progress: &mut dyn FnMut(u64, u64),
+        also: &[Change],
+    ) -> Result<Volume, StoreError> {
+        let layout = self.superblock.layout;
+        let unit = layout.unit_blocks();
+        let after = volume
+            .extents
+            .last()
+            .map(|last| (last.end().0 - layout.data) / unit);
+        let free = self.free_blocks();
+        let no_space = StoreError::NoSpace {
+            needed: units.saturating_mul(unit),
+            free,
+        };
+        let runs = self.space.allocate(units, after).ok_or(no_space)?;
+        volume.blocks += units * unit;
+        for run in &runs {
+            let new =
+                LbaRange::new(layout.data + run.first * unit, run.count * unit).expect("runs are not empty");
+            match volume.extents.last_mut() {
+                Some(last) if last.end() == new.first => last.count.0 += new.count.0,
+                _ => volume.extents.push(new),
+            }
+        }
+        let result = if volume.extents.len() > MAX_EXTENTS {
+            Err(StoreError::TooFragmented)
+        } else {
+            self.zero(&runs, units * unit, progress).and_then(|()| {
+                let changes = [&[put(&volume)], also].concat();
+                self.catalog.commit(&changes)
+            })
+        };
+        if let Err(error) = result {
+            // After a failed commit nobody knows whose they are.
+            if self.catalog.healthy().is_ok() {
+                runs.into_iter().for_each(|run| self.space.give(run));
+            }
+            return Err(error);
+        }
+        self.volumes.insert(volume.name.clone(), volume.clone());
+        Ok(volume)
+    }
+
+    /// Makes the runs, `total` blocks in all, read as zero, durably.
+    fn zero(&self, runs: &[Run], total: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<(), StoreError> {
+        let layout = self.superblock.layout;
+        let step = ZERO_STEP_BYTES >> layout.block_shift;
+        let mut done = 0;
+        for run in runs {
+            let mut lba = layout.data + run.first * layout.unit_blocks();
+            let end = lba + run.count * layout.unit_blocks();
+            while lba < end {
+                let blocks = step.min(end - lba);
+                self.shadow.lock().disk().write_zeroes(lba, blocks)?;
+                lba += blocks;
+                done += blocks;
+                progress(done, total);
+            }
+        }
+        self.shadow.lock().disk().flush()?;
+        Ok(())
+    }
+}
+
+fn put(volume: &Volume) -> Change {
+    Change::Put(volume.id.0, record::encode(volume))
+}
+
+fn no_such_volume(name: &str) -> StoreError {
+    StoreError::NoSuchVolume {
+        name: name.chars().take(crate::MAX_NAME).collect(),
+    }
+}
+
+/// Reads the device's first and last part.
+fn read_ends(disk: &mut dyn Disk) -> Result<Ends, StoreError> {
+    let geometry = *disk.geometry();
+    if ![9, 12].contains(&geometry.block_shift) {
+        let found = 1u64.checked_shl(geometry.block_shift.into()).unwrap_or(0);
+        return Err(StoreError::BlockSize {
+            found,
+            wanted: "a store needs 512 or 4096".to_owned(),
+        });
+    }
+    let window = geometry.blocks.min(WINDOW >> geometry.block_shift);
+    let bytes = geometry.blocks.saturating_mul(geometry.block_size().into());
+    let mut read = |lba| {
+        let mut data = vec![0; usize::try_from(window << geometry.block_shift).unwrap_or(0)];
+        disk.read(lba, &mut data).map(|()| data)
+    };
+    Ok(Ends {
+        head: read(0)?,
+        tail: read(geometry.blocks - window)?,
+        bytes,
+    })
+}
+
+fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, StoreError> {
+    let unit = options.allocation_unit;
+    if !unit.is_power_of_two() || !(4 << 10..=1 << 30).contains(&unit) {
+        let what = format!("an allocation unit of {unit} bytes is not a power of two from 4 KiB to 1 GiB");
+        return Err(StoreError::Options { what });
+    }
+    let bytes = geometry.blocks.saturating_mul(geometry.block_size().into());
+    let pages = options
+        .metadata
+        .map_or_else(|| Layout::suitable_pages(bytes), Layout::pages_for);
+    let unit_shift = u8::try_from(unit.ilog2()).unwrap_or(u8::MAX);
+    Layout::new(geometry.blocks, geometry.block_shift, unit_shift, pages).map_err(|needed| {
+        if needed > 0 {
+            return StoreError::TooSmall { bytes, needed };
+        }
+        StoreError::Options {
+            what: format!(
+                "a metadata area of {} bytes is not from 4 MiB to 112 MiB",
+                options.metadata.unwrap_or(0)
+            ),
+        }
+    })
+}
+
+/// Where the second copy of the superblock is, if the device did not change its size.
+fn second_copy(ends: &Ends) -> Found {
+    let rest = usize::try_from(ends.bytes % PAGE as u64).unwrap_or(0);
+    let start = ends.tail.len().checked_sub(rest + PAGE);
+    start
+        .and_then(|start| ends.tail.get(start..))
+        .map_or(Found::Nothing, Superblock::decode)
+}
+
+/// The superblock that counts.
+fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
+    let first = Superblock::decode(&ends.head);
+    if let Found::Superblock(superblock) = first {
+        return Ok(superblock);
+    }
+    if let Found::Refused(error @ (StoreError::Version { .. } | StoreError::Features { .. })) = first {
+        return Err(error);
+    }
+    // Somebody else's disk by now, even if our second copy is still there.
+    if let (Found::Nothing, Some(what)) = (&first, ends.foreign()) {
+        return Err(StoreError::Foreign {
+            what: what.to_owned(),
+        });
+    }
+    match (second_copy(ends), first) {
+        (Found::Superblock(superblock), _) => Ok(superblock),
+        (Found::Refused(error), _) | (_, Found::Refused(error)) => Err(error),
+        _ if ends.head.get(PAGE..).is_some_and(has_root) => Err(StoreError::Damaged {
+            what: "there is metadata, but no superblock: it was destroyed, or formatting was interrupted"
+                .to_owned(),
+        }),
+        _ if ends.blank() && ends.bytes > 0 => Err(StoreError::Blank),
+        _ if ends.bytes < WINDOW => Err(StoreError::TooSmall {
+            bytes: ends.bytes,
+            needed: Layout::smallest(),
+        }),
+        _ => Err(StoreError::Foreign {
+            what: "data of an unknown kind".to_owned(),
+        }),
+    }
+}
+
+/// What formatting would destroy.
+fn occupant(ends: &Ends) -> Option<String> {
+    match find_superblock(ends) {
+        Ok(superblock) => Some(format!("a portcullis store ({})", hex(&superblock.uuid))),
+        Err(StoreError::Foreign { .. } | StoreError::Blank | StoreError::TooSmall { .. }) => {
+            ends.foreign().map(str::to_owned)
+        }
+        // Only what is left of an interrupted format has no superblock at all.
+        Err(_)
+            if matches!(
+                (Superblock::decode(&ends.head), second_copy(ends)),
+                (Found::Nothing, Found::Nothing)
+            ) =>
+        {
+            None
+        }
+        Err(error) => Some(format!("a portcullis store that cannot be opened ({error})")),
+    }
+}
+
+/// Writes a copy of the superblock that is not as it should be.
+fn repair_superblocks(disk: &mut dyn Disk, superblock: &Superblock) -> Result<(), StoreError> {
+    let wanted = superblock.encode();
+    for lba in superblock.layout.superblocks() {
+        let mut page = vec![0; PAGE];
+        if disk.read(lba, &mut page).is_err() || page != wanted {
+            tracing::warn!(lba, "a copy of the superblock was damaged; it is written anew");
+            disk.write(lba, &wanted)?;
+            disk.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A random UUID, version 4 (RFC 9562, section 5.4).
+fn random_uuid() -> Result<[u8; 16], StoreError> {
+    let mut uuid = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut uuid))
+        .map_err(|error| StoreError::Options {
+            what: format!("no random UUID from /dev/urandom ({error}): give one"),
+        })?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
+}
+
+#[cfg(test)]
+mod tests;

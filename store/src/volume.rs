@@ -1,0 +1,184 @@
+//! Volumes as the rest of the house sees them.
+
+use std::fmt;
+
+use tpt::{Access, LbaRange};
+
+use crate::{MAX_NAME, StoreError};
+
+/// Names a volume for ever: numbers are not used twice in the life of a store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VolumeId(pub u64);
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Whom an access entry is about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Subject {
+    /// A user id.
+    User(u32),
+    /// A group id.
+    Group(u32),
+    /// All users.
+    Everyone,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "user:{uid}"),
+            Self::Group(gid) => write!(f, "group:{gid}"),
+            Self::Everyone => f.write_str("everyone"),
+        }
+    }
+}
+
+/// A logical volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Volume {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its name, unique in the store.
+    pub name: String,
+    /// The user id that has all rights on it.
+    pub owner: u32,
+    /// Device blocks: the sum of `extents`.
+    pub blocks: u64,
+    /// Where it lies on the device, in the order of its content; disjoint from every other volume and from the
+    /// metadata.
+    pub extents: Vec<LbaRange>,
+    /// What others may do; at most one entry for a subject, none of them empty.
+    pub access: Vec<(Subject, Access)>,
+}
+
+impl Volume {
+    /// What a user may do: everything as the owner, otherwise all that any matching entry allows.
+    pub fn access_for(&self, uid: u32, gid: u32, groups: &[u32]) -> Access {
+        if uid == self.owner {
+            return Access::ALL;
+        }
+        let matches = |subject: &Subject| match *subject {
+            Subject::User(user) => user == uid,
+            Subject::Group(group) => group == gid || groups.contains(&group),
+            Subject::Everyone => true,
+        };
+        self.access
+            .iter()
+            .filter(|(subject, _)| matches(subject))
+            .fold(Access::NONE, |union, (_, access)| union | *access)
+    }
+
+    /// The extents of the first `blocks` blocks; `None` if there are fewer, or none was asked for.
+    pub fn extents_for(&self, blocks: u64) -> Option<Vec<LbaRange>> {
+        let mut left = blocks;
+        let mut extents = Vec::new();
+        for extent in &self.extents {
+            let Some(part) = LbaRange::new(extent.first.0, extent.count.0.min(left)) else {
+                break;
+            };
+            left -= part.count.0;
+            extents.push(part);
+        }
+        (left == 0 && !extents.is_empty()).then_some(extents)
+    }
+}
+
+/// Whether `name` can name a volume.
+pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
+    let why = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > MAX_NAME {
+        "it has more than 128 bytes"
+    } else if name == "." || name == ".." {
+        "it would be mistaken for a directory"
+    } else if name.contains(['/', ':']) {
+        "it contains a slash or a colon"
+    } else if name.contains(char::is_control) {
+        "it contains a control character"
+    } else {
+        return Ok(());
+    };
+    // Not all of it: it may be megabytes.
+    Err(StoreError::Name {
+        name: name.chars().take(MAX_NAME).collect(),
+        why,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume() -> Volume {
+        Volume {
+            id: VolumeId(1),
+            name: "v".into(),
+            owner: 1000,
+            blocks: 30,
+            extents: vec![LbaRange::new(100, 10).unwrap(), LbaRange::new(50, 20).unwrap()],
+            access: vec![
+                (Subject::User(1), Access::READ),
+                (Subject::Group(7), Access::WRITE),
+                (Subject::Everyone, Access::TRIM),
+            ],
+        }
+    }
+
+    #[test]
+    fn access_is_the_union_of_matching_entries() {
+        let volume = volume();
+        assert_eq!(volume.access_for(1000, 0, &[]), Access::ALL);
+        assert_eq!(
+            volume.access_for(0, 0, &[]),
+            Access::TRIM,
+            "root is nobody special"
+        );
+        assert_eq!(volume.access_for(1, 0, &[]), Access::READ | Access::TRIM);
+        assert_eq!(volume.access_for(2, 7, &[]), Access::WRITE | Access::TRIM);
+        assert_eq!(volume.access_for(2, 0, &[3, 7]), Access::WRITE | Access::TRIM);
+        assert_eq!(volume.access_for(1, 7, &[7]), Access::ALL);
+        assert_eq!(
+            volume.access_for(7, 1, &[1]),
+            Access::TRIM,
+            "user and group numbers are different things"
+        );
+    }
+
+    #[test]
+    fn extents_are_cut_to_the_first_blocks() {
+        let volume = volume();
+        let range = |first, count| LbaRange::new(first, count).unwrap();
+        assert_eq!(volume.extents_for(1), Some(vec![range(100, 1)]));
+        assert_eq!(volume.extents_for(10), Some(vec![range(100, 10)]));
+        assert_eq!(volume.extents_for(11), Some(vec![range(100, 10), range(50, 1)]));
+        assert_eq!(volume.extents_for(30), Some(volume.extents.clone()));
+        assert_eq!(volume.extents_for(31), None);
+        assert_eq!(volume.extents_for(u64::MAX), None);
+        assert_eq!(volume.extents_for(0), None);
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["a", "db-1.wal", "ü", "...", "with space", &"x".repeat(128)] {
+            check_name(good).unwrap();
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a\n",
+            "\u{7f}",
+            "\u{85}",
+            &"x".repeat(129),
+            &"ü".repeat(65),
+        ] {
+            assert!(matches!(check_name(bad), Err(StoreError::Name { .. })), "{bad:?}");
+        }
+    }
+}
