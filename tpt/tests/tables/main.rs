@@ -2,4 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // in helpers, too
 
 mod checks;
+mod management;
+mod residency;
 mod support;
+mod threads;

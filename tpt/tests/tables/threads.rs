@@ -1,0 +1,199 @@
+//! A poller and the control plane on threads of their own, with the acknowledgement protocol of the tables.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::thread;
+
+use crate::support::*;
+use tpt::{Denied, Directory, EntryIndex, Grant, Key, Modification, Operation, Purpose, Request};
+
+/// How many grants are managed at a time, at indexes 0 and up.
+const KEYS: u64 = 8;
+
+/// What the two threads share besides the tables.
+#[derive(Default)]
+struct Board {
+    /// Counts up with each quiescent point that is asked for.
+    question: AtomicU64,
+    answer: AtomicU64,
+    keys: [AtomicU64; KEYS as usize],
+    stop: AtomicBool,
+    /// The poller has ended, perhaps by a failed assertion.
+    gone: AtomicBool,
+}
+
+struct Leave<'a>(&'a Board);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.gone.store(true, Release);
+    }
+}
+
+/// What a poller saw.
+#[derive(Default, Debug)]
+struct Seen {
+    granted: u64,
+    held: u64,
+    invalid: u64,
+    stale: u64,
+}
+
+impl Board {
+    /// Waits until the poller is at a quiescent point of all entries.
+    fn quiesce(&self) {
+        let question = self.question.fetch_add(1, Release) + 1;
+        while self.answer.load(Acquire) != question {
+            assert!(!self.gone.load(Acquire), "the poller has ended");
+            thread::yield_now();
+        }
+    }
+
+    fn acknowledge(&self, directory: &Directory) {
+        let question = self.question.load(Acquire);
+        if (0..KEYS as u32).all(|index| directory.entry_is_idle(EntryIndex(index))) {
+            self.answer.store(question, Release);
+        }
+    }
+
+    /// Reads of whole grants, each held for some turns, until told to stop. Every grant must lead to a list that
+    /// `is_whole`, when it is given and again when it is released.
+    fn poll(&self, mut directory: Directory, template: Request, is_whole: impl Fn(&[u64]) -> bool) -> Seen {
+        let _leave = Leave(self);
+        let mut seen = Seen::default();
+        let mut flying: VecDeque<Grant> = VecDeque::new();
+        let look = |directory: &Directory, grant: &Grant| {
+            let pieces = directory
+                .pieces(grant, 0)
+                .flat_map(|p| p.lba.0..p.lba.0 + p.blocks);
+            let blocks: Vec<_> = pieces.collect();
+            assert!(is_whole(&blocks), "{blocks:?}");
+        };
+        for turn in 0.. {
+            if self.stop.load(Acquire) {
+                break;
+            }
+            let request = Request {
+                key: Key(self.keys[turn % KEYS as usize].load(Acquire)),
+                ..template
+            };
+            match directory.check(A, &request) {
+                Ok(grant) => {
+                    look(&directory, &grant);
+                    seen.granted += 1;
+                    flying.push_back(grant);
+                }
+                Err(Denied::Held) => seen.held += 1,
+                Err(Denied::EntryInvalid) => seen.invalid += 1,
+                Err(Denied::KeyInstance) => seen.stale += 1,
+                Err(denied) => panic!("{denied:?}"),
+            }
+            let asked = self.question.load(Relaxed) != self.answer.load(Relaxed);
+            if (asked || flying.len() > 3)
+                && let Some(grant) = flying.pop_front()
+            {
+                look(&directory, &grant);
+                directory.release(grant);
+            }
+            self.acknowledge(&directory);
+        }
+        flying.into_iter().for_each(|grant| directory.release(grant));
+        seen
+    }
+}
+
+/// S8-R7: every read sees the old list or the new one, never a mixture, while the lists move.
+#[test]
+fn s8_r7_a_moving_list_is_never_mixed() {
+    let mut world = World::new();
+    let lists = |i: u64| {
+        let at = i * 1000;
+        let old = [range(at + 100, 3), range(at + 50, 3), range(at, 2)];
+        [old, [range(at + 200, 1), range(at + 300, 6), range(at + 400, 1)]]
+    };
+    let keys: Vec<_> = (0..KEYS).map(|i| world.grant(&lists(i)[0])).collect();
+    let plain: Vec<Vec<u64>> = (0..KEYS)
+        .flat_map(|i| lists(i).map(|list| list.iter().flat_map(|r| r.first.0..r.end().0).collect()))
+        .collect();
+    let template = world.request(Operation::Read, Key(0), 0, 8);
+    let board = Arc::new(Board::default());
+    board
+        .keys
+        .iter()
+        .zip(&keys)
+        .for_each(|(slot, key)| slot.store(key.0, Release));
+    let poller = {
+        let (board, directory) = (Arc::clone(&board), Directory::new(world.tables.published(), 1));
+        thread::spawn(move || board.poll(directory, template, |blocks| plain.iter().any(|p| p == blocks)))
+    };
+    for round in 1..=500 {
+        let begin = |key: &Key| world.tables.begin(Some(A), *key, Purpose::Modify).unwrap();
+        let tokens: Vec<_> = keys.iter().map(begin).collect();
+        board.quiesce();
+        for (i, token) in (0..).zip(tokens) {
+            let change = Modification {
+                access: None,
+                ranges: Some(&lists(i)[round % 2]),
+            };
+            world.tables.finish_modify(token, &change).unwrap();
+        }
+    }
+    board.stop.store(true, Release);
+    let seen = poller.join().unwrap();
+    world.tables.self_check().unwrap();
+    assert!(
+        seen.granted > 0 && seen.invalid == 0 && seen.stale == 0,
+        "{seen:?}"
+    );
+    assert_eq!(u64::from(world.tables.usage().lba_entries), 3 * KEYS);
+}
+
+/// S6-R10, R12, S8-R10: reads all the time during 10,000 create / delete cycles. Each life has other blocks; a read
+/// finds those of one life or a defined error.
+#[test]
+fn s6_r10_no_request_sees_a_half_made_entry() {
+    let mut world = World::new();
+    let board = Arc::new(Board::default());
+    let template = world.request(Operation::Read, Key(0), 0, 4);
+    let mut lives = 0;
+    let mut create = |world: &mut World| {
+        lives += 4;
+        world.grant(&[range(lives, 1), range(lives + 1, 3)])
+    };
+    let mut keys: Vec<_> = (0..KEYS).map(|_| create(&mut world)).collect();
+    board
+        .keys
+        .iter()
+        .zip(&keys)
+        .for_each(|(slot, key)| slot.store(key.0, Release));
+    let poller = {
+        let (board, directory) = (Arc::clone(&board), Directory::new(world.tables.published(), 1));
+        let of_one_life = |blocks: &[u64]| {
+            blocks.len() == 4
+                && blocks[0].is_multiple_of(4)
+                && (blocks[0]..).zip(blocks).all(|(a, b)| a == *b)
+        };
+        thread::spawn(move || board.poll(directory, template, of_one_life))
+    };
+    for round in 0..10_000 / KEYS {
+        let begin = |key: &Key| world.tables.begin(Some(A), *key, Purpose::Delete).unwrap();
+        let tokens: Vec<_> = keys.iter().map(begin).collect();
+        board.quiesce();
+        for token in tokens {
+            world.tables.finish_delete(token);
+        }
+        for (i, key) in keys.iter_mut().enumerate() {
+            *key = create(&mut world);
+            assert_eq!(key.index().0 as usize, i);
+            if !(round as usize + i).is_multiple_of(3) {
+                board.keys[i].store(key.0, Release); // else the poller goes on with a stale key
+            }
+        }
+    }
+    board.stop.store(true, Release);
+    let seen = poller.join().unwrap();
+    world.tables.self_check().unwrap();
+    assert!(seen.granted > 0 && seen.held == 0, "{seen:?}");
+    assert_eq!(u64::from(world.tables.usage().lba_entries), 2 * KEYS);
+}
