@@ -3,6 +3,7 @@
 //! - [`block`]: what every device looks like from above: a queue that takes commands and returns completions.
 //! - [`disk`]: a device for callers that wait.
 //! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
+//! - [`spec`]: the bytes of PCI and NVMe.
 //!
 //! Drivers know neither protection tables nor shared rings: what reaches them was granted already.
 #![deny(unsafe_code)]
@@ -10,3 +11,4 @@
 pub mod block;
 pub mod disk;
 pub mod hal;
+pub mod spec;

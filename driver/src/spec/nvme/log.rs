@@ -1,0 +1,100 @@
+//! Log pages (Base, section 5.16).
+
+use bitfield::bitfield;
+use zerocopy::little_endian::{U16, U32, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+bitfield! {
+    /// Critical Warning of the SMART log (Base, 5.16.1.3).
+    #[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+    #[repr(transparent)]
+    pub struct CriticalWarning(pub u8);
+    impl Debug;
+    /// Spare capacity below its threshold.
+    pub spare, set_spare: 0;
+    /// Temperature beyond a threshold.
+    pub temperature, set_temperature: 1;
+    /// Reliability degraded.
+    pub degraded, set_degraded: 2;
+    /// The media is read-only.
+    pub read_only, set_read_only: 3;
+    /// The volatile memory backup failed.
+    pub backup_failed, set_backup_failed: 4;
+}
+
+/// SMART / Health Information, log page 02h (Base, 5.16.1.3).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SmartLog {
+    /// Critical warnings.
+    pub critical_warning: CriticalWarning,
+    /// Composite temperature, in kelvins.
+    pub composite_temperature: U16,
+    /// Available spare, in percent.
+    pub available_spare: u8,
+    /// Where `available_spare` becomes a warning, in percent.
+    pub available_spare_threshold: u8,
+    /// Life used, in percent; may go beyond 100.
+    pub percentage_used: u8,
+    /// Endurance group critical warnings.
+    pub endurance_group_critical_warning: u8,
+    /// Reserved.
+    pub reserved7: [u8; 25],
+    /// Read by the host, in units of 1000 × 512 bytes.
+    pub data_units_read: U128,
+    /// Written by the host, in units of 1000 × 512 bytes.
+    pub data_units_written: U128,
+    /// Read commands.
+    pub host_read_commands: U128,
+    /// Write commands.
+    pub host_write_commands: U128,
+    /// Time busy with I/O, in minutes.
+    pub controller_busy_time: U128,
+    /// Power cycles.
+    pub power_cycles: U128,
+    /// Power-on hours.
+    pub power_on_hours: U128,
+    /// Power losses without a shutdown notification.
+    pub unsafe_shutdowns: U128,
+    /// Unrecovered data integrity errors.
+    pub media_errors: U128,
+    /// Error log entries over the controller's life.
+    pub error_log_entries: U128,
+    /// Time above the warning temperature, in minutes.
+    pub warning_temperature_time: U32,
+    /// Time above the critical temperature, in minutes.
+    pub critical_temperature_time: U32,
+    /// Temperature sensors 1 to 8, in kelvins; 0: not there.
+    pub temperature_sensors: [U16; 8],
+    /// Thermal management counters and reserved.
+    pub rest: [u8; 296],
+}
+
+const _: () = assert!(size_of::<SmartLog>() == 512);
+const _: () = assert!(std::mem::offset_of!(SmartLog, data_units_read) == 32);
+const _: () = assert!(std::mem::offset_of!(SmartLog, media_errors) == 160);
+const _: () = assert!(std::mem::offset_of!(SmartLog, temperature_sensors) == 200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smart_in_literal_bytes() {
+        let mut bytes = [0u8; 512];
+        bytes[..6].copy_from_slice(&[0x08, 0x3b, 0x01, 99, 10, 3]);
+        bytes[48] = 0x07;
+        bytes[161] = 0x01;
+        let log = SmartLog::read_from_bytes(&bytes).unwrap();
+        assert!(log.critical_warning.read_only());
+        assert_eq!(
+            (
+                log.composite_temperature.get(),
+                log.available_spare,
+                log.percentage_used
+            ),
+            (315, 99, 3)
+        );
+        assert_eq!((log.data_units_written.get(), log.media_errors.get()), (7, 256));
+    }
+}
