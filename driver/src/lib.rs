@@ -2,6 +2,7 @@
 //!
 //! - [`block`]: what every device looks like from above: a queue that takes commands and returns completions.
 //! - [`disk`]: a device for callers that wait.
+//! - [`emu`]: a software NVMe controller behind the same registers.
 //! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
 //! - [`spec`]: the bytes of PCI and NVMe.
 //!
@@ -10,5 +11,6 @@
 
 pub mod block;
 pub mod disk;
+pub mod emu;
 pub mod hal;
 pub mod spec;

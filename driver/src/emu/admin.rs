@@ -1,0 +1,397 @@
+//! The admin commands (NVM Express Base 2.0c, section 5).
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use super::abi::{Status, Submitted, admin, high, low};
+use super::controller::Controller;
+use super::identify;
+use super::iommu::{Direction, Window};
+use super::nvm::{BROADCAST, NAMESPACE};
+use super::prp;
+use super::queue::{Submission, spin};
+
+/// Asynchronous events of type 0, error: information in bits 15:8, log page in 23:16 (Figure 146 and following).
+pub(super) const EVENT_BAD_DOORBELL: u32 = LOG_ERROR << 16;
+pub(super) const EVENT_BAD_DOORBELL_VALUE: u32 = 1 << 8 | LOG_ERROR << 16;
+/// Events that the host may have outstanding.
+pub(super) const EVENT_LIMIT: usize = 4;
+/// Entries of the error log.
+pub(super) const ERROR_LOG: usize = 16;
+
+const LOG_ERROR: u32 = 1;
+const LOG_HEALTH: u32 = 2;
+const LOG_FIRMWARE: u32 = 3;
+
+const FEATURE_WRITE_CACHE: u8 = 0x06;
+const FEATURE_QUEUES: u8 = 0x07;
+/// Features that are kept and do nothing: arbitration, power management, temperature threshold, error recovery,
+/// interrupt coalescing, interrupt vector configuration, write atomicity, asynchronous event configuration.
+const KEPT: [u8; 8] = [0x01, 0x02, 0x04, 0x05, 0x08, 0x09, 0x0a, 0x0b];
+
+/// What the admin commands remember.
+pub(super) struct Admin {
+    /// I/O queues that may be made.
+    granted: u16,
+    features: [u32; KEPT.len()],
+    /// Asynchronous event requests that wait.
+    requests: VecDeque<u16>,
+    /// Events that wait for a request.
+    events: VecDeque<u32>,
+    /// Error events were reported and their log was not read since.
+    errors_masked: bool,
+    errors: VecDeque<ErrorEntry>,
+    error_count: u64,
+}
+
+struct ErrorEntry {
+    count: u64,
+    queue: u16,
+    command: u16,
+    status: u16,
+}
+
+impl Admin {
+    pub(super) fn new(queues: u16) -> Self {
+        Self {
+            granted: queues,
+            features: [0; KEPT.len()],
+            requests: VecDeque::new(),
+            events: VecDeque::new(),
+            errors_masked: false,
+            errors: VecDeque::new(),
+            error_count: 0,
+        }
+    }
+
+    pub(super) fn note_event(&mut self, event: u32) {
+        if !self.events.contains(&event) {
+            self.events.push_back(event);
+        }
+    }
+
+    pub(super) fn note_error(&mut self, queue: u16, command: u16, status: u16) {
+        self.error_count += 1;
+        self.errors.truncate(ERROR_LOG - 1);
+        self.errors.push_front(ErrorEntry {
+            count: self.error_count,
+            queue,
+            command,
+            status,
+        });
+    }
+
+    /// The error log (section 5.16.1.2), newest first.
+    fn error_log(&self) -> Vec<u8> {
+        let mut page = vec![0; ERROR_LOG * 64];
+        for (entry, error) in page.chunks_exact_mut(64).zip(&self.errors) {
+            entry[..8].copy_from_slice(&error.count.to_le_bytes());
+            entry[8..10].copy_from_slice(&error.queue.to_le_bytes());
+            entry[10..12].copy_from_slice(&error.command.to_le_bytes());
+            entry[12..14].copy_from_slice(&(error.status << 1).to_le_bytes());
+            entry[14..16].copy_from_slice(&u16::MAX.to_le_bytes());
+        }
+        page
+    }
+}
+
+impl Controller {
+    /// Runs one admin command; `None` if it completes later.
+    pub(super) fn administer(
+        &self,
+        window: &Window<'_>,
+        own: &mut Submission,
+        command: &Submitted,
+    ) -> Result<Option<u32>, Status> {
+        if command.format() != 0 {
+            return Err(Status::INVALID_FIELD);
+        }
+        match command.opcode() {
+            admin::IDENTIFY => self.identify(window, command)?,
+            admin::CREATE_CQ => self.create_completion(window, command)?,
+            admin::CREATE_SQ => self.create_submission(window, command)?,
+            admin::DELETE_SQ => self.delete_submission(low(command.dword(10)))?,
+            admin::DELETE_CQ => self.delete_completion(low(command.dword(10)))?,
+            admin::GET_LOG_PAGE => self.log_page(window, command)?,
+            admin::ABORT => return Ok(Some(u32::from(!self.abort(window, own, command)))),
+            admin::SET_FEATURES => return self.set_feature(command).map(Some),
+            admin::GET_FEATURES => return self.get_feature(command).map(Some),
+            admin::ASYNC_EVENT => {
+                let mut state = spin(&self.admin);
+                if state.requests.len() == EVENT_LIMIT {
+                    return Err(Status::EVENT_LIMIT);
+                }
+                state.requests.push_back(command.id());
+                return Ok(None);
+            }
+            _ => return Err(Status::INVALID_OPCODE),
+        }
+        Ok(Some(0))
+    }
+
+    /// Hands `data` out, as far as the command asks.
+    fn hand_out(&self, window: &Window<'_>, command: &Submitted, mut data: Vec<u8>) -> Result<(), Status> {
+        if let Some(interposer) = &self.shape.interposer {
+            interposer.data(command, &mut data);
+        }
+        let into = prp::segments(window, command.prp(), data.len(), Direction::ToHost)?;
+        into.write_at(0, &data);
+        Ok(())
+    }
+
+    fn identify(&self, window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
+        let namespace = command.namespace();
+        let data = match command.dword(10) & 0xff {
+            0x00 if namespace == NAMESPACE => identify::namespace(&self.shape),
+            0x00 | 0x03 if namespace != NAMESPACE => return Err(Status::INVALID_NAMESPACE),
+            0x01 => identify::controller(&self.shape),
+            0x02 if namespace >= BROADCAST - 1 => return Err(Status::INVALID_NAMESPACE),
+            0x02 => identify::active_namespaces(namespace),
+            0x03 => identify::descriptors(&self.shape),
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        self.hand_out(window, command, data)
+    }
+
+    /// QID, size and base of a queue that is to be made.
+    fn new_queue(
+        &self,
+        command: &Submitted,
+        exists: impl Fn(usize) -> bool,
+    ) -> Result<(u16, u32, u64), Status> {
+        let [base, _] = command.prp();
+        let (id, size) = (low(command.dword(10)), u32::from(high(command.dword(10))) + 1);
+        let contiguous = command.dword(11) & 1 == 1;
+        if id == 0 || id > spin(&self.admin).granted || exists(usize::from(id)) {
+            return Err(Status::QUEUE_IDENTIFIER);
+        }
+        if size < 2 || size > self.shape.entries || !self.entry_sizes_fit() {
+            return Err(Status::QUEUE_SIZE);
+        }
+        if !contiguous {
+            return Err(Status::INVALID_FIELD);
+        }
+        if base & (prp::PAGE as u64 - 1) != 0 {
+            return Err(Status::PRP_OFFSET);
+        }
+        Ok((id, size, base))
+    }
+
+    fn create_completion(&self, _window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
+        let (id, size, base) = self.new_queue(command, |id| self.completions[id].exists())?;
+        let vector = high(command.dword(11));
+        if vector > self.shape.queues {
+            return Err(Status::INTERRUPT_VECTOR);
+        }
+        let interrupts = command.dword(11) & 2 != 0;
+        self.completions[usize::from(id)].create(base, size, interrupts.then_some(vector));
+        Ok(())
+    }
+
+    fn create_submission(&self, _window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
+        let (id, size, base) = self.new_queue(command, |id| self.submissions[id].exists())?;
+        let completion = high(command.dword(11));
+        if completion == 0 || completion > self.shape.queues {
+            return Err(Status::QUEUE_IDENTIFIER);
+        }
+        if !self.completions[usize::from(completion)].exists() {
+            return Err(Status::COMPLETION_QUEUE);
+        }
+        self.submissions[usize::from(id)].create(id, base, size, completion);
+        Ok(())
+    }
+
+    fn delete_submission(&self, id: u16) -> Result<(), Status> {
+        match self.submissions.get(usize::from(id)) {
+            Some(slot) if id != 0 && slot.exists() => {
+                slot.delete();
+                Ok(())
+            }
+            _ => Err(Status::QUEUE_IDENTIFIER),
+        }
+    }
+
+    fn delete_completion(&self, id: u16) -> Result<(), Status> {
+        match self.completions.get(usize::from(id)) {
+            Some(slot) if id != 0 && slot.exists() => {
+                let used = |slot: &super::queue::SubmissionSlot| {
+                    slot.exists() && slot.completion.load(Ordering::Relaxed) == id
+                };
+                if self.submissions.iter().any(used) {
+                    return Err(Status::QUEUE_DELETION);
+                }
+                slot.delete();
+                Ok(())
+            }
+            _ => Err(Status::QUEUE_IDENTIFIER),
+        }
+    }
+
+    /// Aborts a command that waits. Says whether it was: those that run are never caught.
+    fn abort(&self, window: &Window<'_>, own: &mut Submission, command: &Submitted) -> bool {
+        let (queue, id) = (low(command.dword(10)), high(command.dword(10)));
+        if queue == 0 {
+            let requests = &mut spin(&self.admin).requests;
+            if let Some(at) = requests.iter().position(|&request| request == id) {
+                requests.remove(at);
+            } else {
+                return self.abort_held(window, own, id);
+            }
+        } else {
+            let Some(slot) = self.submissions.get(usize::from(queue)) else {
+                return false;
+            };
+            return spin(&slot.state)
+                .as_mut()
+                .is_some_and(|submission| self.abort_held(window, submission, id));
+        }
+        self.complete(window, own.sender(), id, Err(Status::ABORT_REQUESTED));
+        true
+    }
+
+    fn abort_held(&self, window: &Window<'_>, submission: &mut Submission, id: u16) -> bool {
+        let Some(at) = submission.held.iter().position(|held| held.id() == id) else {
+            return false;
+        };
+        if !self
+            .shape
+            .interposer
+            .as_ref()
+            .is_some_and(|interposer| interposer.abort_lies())
+        {
+            submission.held.remove(at);
+            self.complete(window, submission.sender(), id, Err(Status::ABORT_REQUESTED));
+            self.interrupt(submission.completion);
+        }
+        true
+    }
+
+    fn set_feature(&self, command: &Submitted) -> Result<u32, Status> {
+        let value = command.dword(11);
+        let [feature, ..] = command.dword(10).to_le_bytes();
+        if command.dword(10) >> 31 == 1 {
+            return Err(Status::NOT_SAVEABLE);
+        }
+        match feature {
+            FEATURE_QUEUES => {
+                if self
+                    .submissions
+                    .iter()
+                    .skip(1)
+                    .any(super::queue::SubmissionSlot::exists)
+                    || self
+                        .completions
+                        .iter()
+                        .skip(1)
+                        .any(super::queue::CompletionSlot::exists)
+                {
+                    return Err(Status::SEQUENCE);
+                }
+                if low(value) == u16::MAX || high(value) == u16::MAX {
+                    return Err(Status::INVALID_FIELD);
+                }
+                // The same of both kinds: what more is asked of one is of no use.
+                let granted = low(value)
+                    .max(high(value))
+                    .saturating_add(1)
+                    .min(self.shape.queues);
+                spin(&self.admin).granted = granted;
+                Ok(self.granted())
+            }
+            FEATURE_WRITE_CACHE if self.shape.media.write_cache() => {
+                let on = value & 1 == 1;
+                if !on {
+                    self.shape.media.flush()?;
+                }
+                self.enable_cache(on);
+                Ok(0)
+            }
+            _ => {
+                let at = KEPT
+                    .iter()
+                    .position(|&kept| kept == feature)
+                    .ok_or(Status::INVALID_FIELD)?;
+                spin(&self.admin).features[at] = value;
+                Ok(0)
+            }
+        }
+    }
+
+    fn get_feature(&self, command: &Submitted) -> Result<u32, Status> {
+        let [feature, select, ..] = command.dword(10).to_le_bytes();
+        // ONCS has no Save and Select.
+        if select & 7 != 0 {
+            return Err(Status::INVALID_FIELD);
+        }
+        match feature {
+            FEATURE_QUEUES => Ok(self.granted()),
+            FEATURE_WRITE_CACHE if self.shape.media.write_cache() => Ok(u32::from(self.cache_enabled())),
+            _ => {
+                let at = KEPT
+                    .iter()
+                    .position(|&kept| kept == feature)
+                    .ok_or(Status::INVALID_FIELD)?;
+                Ok(spin(&self.admin).features[at])
+            }
+        }
+    }
+
+    /// NCQA and NSQA, counted from 0.
+    fn granted(&self) -> u32 {
+        let last = u32::from(spin(&self.admin).granted) - 1;
+        last << 16 | last
+    }
+
+    fn log_page(&self, window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
+        let dwords = u64::from(high(command.dword(10))) | u64::from(low(command.dword(11))) << 16;
+        let len = usize::try_from((dwords + 1) * 4).map_err(|_| Status::INVALID_FIELD)?;
+        let offset = u64::from(command.dword(12)) | u64::from(command.dword(13)) << 32;
+        let page = match command.dword(10) & 0xff {
+            LOG_ERROR => spin(&self.admin).error_log(),
+            LOG_HEALTH => identify::health(self),
+            LOG_FIRMWARE => identify::firmware(),
+            _ => return Err(Status::LOG_PAGE),
+        };
+        let offset = usize::try_from(offset)
+            .ok()
+            .filter(|&offset| offset <= page.len() && offset % 4 == 0);
+        let offset = offset.ok_or(Status::INVALID_FIELD)?;
+        if len > self.shape.max_transfer {
+            return Err(Status::INVALID_FIELD);
+        }
+        let mut data = page[offset..].to_vec();
+        data.resize(len, 0);
+        self.hand_out(window, command, data)?;
+        let retained = command.dword(10) >> 15 & 1 == 1;
+        if command.dword(10) & 0xff == LOG_ERROR && !retained {
+            spin(&self.admin).errors_masked = false;
+        }
+        Ok(())
+    }
+
+    /// Completes event requests with the events that wait (section 5.2): one error event until its log is read.
+    pub(super) fn deliver_events(&self, window: &Window<'_>, own: &Submission) {
+        loop {
+            let (id, event) = {
+                let mut state = spin(&self.admin);
+                if state.errors_masked || state.requests.is_empty() {
+                    return;
+                }
+                let Some(event) = state.events.pop_front() else {
+                    return;
+                };
+                let Some(id) = state.requests.pop_front() else {
+                    return;
+                };
+                state.errors_masked = true;
+                (id, event)
+            };
+            self.complete(window, own.sender(), id, Ok(event));
+            self.interrupt(own.completion);
+        }
+    }
+
+    pub(super) fn error_count(&self) -> u64 {
+        spin(&self.admin).error_count
+    }
+}
