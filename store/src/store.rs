@@ -9,16 +9,17 @@ use driver::disk::Disk;
 use tpt::{Access, LbaRange};
 
 use crate::catalog::{Catalog, Change, Counter};
+use crate::probe::{find_superblock, occupant, read_ends, repair_superblocks};
 use crate::record::{self, Finding, inspect, run_of};
-use crate::shadow::{Shadow, SharedShadow, has_root};
-use crate::signature::{Ends, WINDOW};
+use crate::shadow::{Shadow, SharedShadow};
+use crate::signature::WINDOW;
 use crate::space::{Run, Space};
-use crate::superblock::{Found, Layout, PAGE, Superblock};
+use crate::superblock::{Layout, PAGE, Superblock};
 use crate::volume::check_name;
 use crate::{MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, StoreError, Subject, Volume, VolumeId};
 
 /// How a device is made a store.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FormatOptions {
     /// Also if the device holds a store or something else that is recognised.
     pub force: bool,
@@ -88,6 +89,14 @@ impl Store {
         file.reload()?;
         drop(file);
         Self::mount(shadow, superblock)
+    }
+
+    /// Opens the store on `disk`, or makes a blank one a store.
+    pub fn open_or_format(mut disk: Box<dyn Disk>, options: FormatOptions) -> Result<Self, StoreError> {
+        match find_superblock(&read_ends(&mut *disk)?) {
+            Err(StoreError::Blank) => Self::format(disk, options),
+            _ => Self::open(disk),
+        }
     }
 
     /// Opens the store on `disk`, after checking all of its metadata.
@@ -512,29 +521,6 @@ fn no_such_volume(name: &str) -> StoreError {
     }
 }
 
-/// Reads the device's first and last part.
-fn read_ends(disk: &mut dyn Disk) -> Result<Ends, StoreError> {
-    let geometry = *disk.geometry();
-    if ![9, 12].contains(&geometry.block_shift) {
-        let found = 1u64.checked_shl(geometry.block_shift.into()).unwrap_or(0);
-        return Err(StoreError::BlockSize {
-            found,
-            wanted: "a store needs 512 or 4096".to_owned(),
-        });
-    }
-    let window = geometry.blocks.min(WINDOW >> geometry.block_shift);
-    let bytes = geometry.blocks.saturating_mul(geometry.block_size().into());
-    let mut read = |lba| {
-        let mut data = vec![0; usize::try_from(window << geometry.block_shift).unwrap_or(0)];
-        disk.read(lba, &mut data).map(|()| data)
-    };
-    Ok(Ends {
-        head: read(0)?,
-        tail: read(geometry.blocks - window)?,
-        bytes,
-    })
-}
-
 fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, StoreError> {
     let unit = options.allocation_unit;
     if !unit.is_power_of_two() || !(4 << 10..=1 << 30).contains(&unit) {
@@ -557,86 +543,6 @@ fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, St
             ),
         }
     })
-}
-
-/// Where the second copy of the superblock is, if the device did not change its size.
-fn second_copy(ends: &Ends) -> Found {
-    let rest = usize::try_from(ends.bytes % PAGE as u64).unwrap_or(0);
-    let start = ends.tail.len().checked_sub(rest + PAGE);
-    start
-        .and_then(|start| ends.tail.get(start..))
-        .map_or(Found::Nothing, Superblock::decode)
-}
-
-/// The superblock that counts.
-fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
-    let first = Superblock::decode(&ends.head);
-    if let Found::Superblock(superblock) = first {
-        return Ok(superblock);
-    }
-    if let Found::Refused(error @ (StoreError::Version { .. } | StoreError::Features { .. })) = first {
-        return Err(error);
-    }
-    // Somebody else's disk by now, even if our second copy is still there.
-    if let (Found::Nothing, Some(what)) = (&first, ends.foreign()) {
-        return Err(StoreError::Foreign {
-            what: what.to_owned(),
-        });
-    }
-    match (second_copy(ends), first) {
-        (Found::Superblock(superblock), _) => Ok(superblock),
-        (Found::Refused(error), _) | (_, Found::Refused(error)) => Err(error),
-        _ if ends.head.get(PAGE..).is_some_and(has_root) => Err(StoreError::Damaged {
-            what: "there is metadata, but no superblock: it was destroyed, or formatting was interrupted"
-                .to_owned(),
-        }),
-        _ if ends.blank() && ends.bytes > 0 => Err(StoreError::Blank),
-        _ if ends.bytes < WINDOW => Err(StoreError::TooSmall {
-            bytes: ends.bytes,
-            needed: Layout::smallest(),
-        }),
-        _ => Err(StoreError::Foreign {
-            what: "data of an unknown kind".to_owned(),
-        }),
-    }
-}
-
-/// What formatting would destroy.
-fn occupant(ends: &Ends) -> Option<String> {
-    match find_superblock(ends) {
-        Ok(superblock) => Some(format!("a portcullis store ({})", hex(&superblock.uuid))),
-        Err(StoreError::Foreign { .. } | StoreError::Blank | StoreError::TooSmall { .. }) => {
-            ends.foreign().map(str::to_owned)
-        }
-        // Only what is left of an interrupted format has no superblock at all.
-        Err(_)
-            if matches!(
-                (Superblock::decode(&ends.head), second_copy(ends)),
-                (Found::Nothing, Found::Nothing)
-            ) =>
-        {
-            None
-        }
-        Err(error) => Some(format!("a portcullis store that cannot be opened ({error})")),
-    }
-}
-
-/// Writes a copy of the superblock that is not as it should be.
-fn repair_superblocks(disk: &mut dyn Disk, superblock: &Superblock) -> Result<(), StoreError> {
-    let wanted = superblock.encode();
-    for lba in superblock.layout.superblocks() {
-        let mut page = vec![0; PAGE];
-        if disk.read(lba, &mut page).is_err() || page != wanted {
-            tracing::warn!(lba, "a copy of the superblock was damaged; it is written anew");
-            disk.write(lba, &wanted)?;
-            disk.flush()?;
-        }
-    }
-    Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A random UUID, version 4 (RFC 9562, section 5.4).
