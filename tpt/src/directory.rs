@@ -351,3 +351,51 @@ impl Iterator for Pieces<'_> {
         Some(piece)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Access, GrantSpec, KeyInstance, LbaRange, Limits, Memory, Tables};
+
+    /// A poller that looked at the segment's domain just before it changed meets the entry of the new one, perhaps
+    /// with the instance that it guessed: the entry's own domain stops it.
+    #[test]
+    fn s4_r6_the_entry_has_the_last_word_on_its_domain() {
+        let limits = Limits {
+            entries: 16,
+            lba_entries: 4,
+            regions: 1,
+        };
+        let mut tables = Tables::<32>::new(limits, KeyInstance(1));
+        let (former, new) = (Domain(1), Domain(2));
+        let ranges = [LbaRange {
+            first: Lba(0),
+            count: crate::Blocks(8),
+        }];
+        let spec = GrantSpec {
+            domain: new,
+            access: Access::ALL,
+            block_shift: 9,
+            ranges: &ranges,
+            shared: false,
+        };
+        let key = tables.create(&spec).unwrap();
+        let mut directory = Directory::new(tables.published(), 1);
+        let memory = Memory {
+            region: crate::RegionKey::default(),
+            offset: 0,
+        };
+        let request = Request {
+            operation: Operation::Deallocate,
+            key,
+            offset: 0,
+            length: 512,
+            memory,
+        };
+        tables.published().set_owner(0, former);
+        assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
+        tables.published().set_owner(0, new);
+        let grant = directory.check(new, &request).unwrap();
+        directory.release(grant);
+    }
+}

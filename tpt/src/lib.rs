@@ -23,6 +23,8 @@ mod grant;
 mod id;
 mod lba_table;
 mod management;
+#[cfg(feature = "oracle")]
+pub mod oracle;
 mod published;
 mod regions;
 mod request;

@@ -3,6 +3,7 @@
 
 mod checks;
 mod management;
+mod oracle;
 mod residency;
 mod support;
 mod threads;

@@ -1,0 +1,360 @@
+//! The model: every rule in its plainest form, one block at a time, with no thought of speed.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::{
+    Access, Denied, Domain, GrantSpec, Key, LbaRange, Limits, Modification, Operation, Purpose, RegionKey,
+    RegionSpec, Request, SEGMENT_ENTRIES, TableError,
+};
+
+/// An entry in use.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelEntry {
+    pub(crate) key: Key,
+    pub(crate) domain: Domain,
+    pub(crate) access: Access,
+    pub(crate) shift: u8,
+    pub(crate) shared: bool,
+    pub(crate) ranges: Vec<LbaRange>,
+    /// What is going on, and the number of the token that may end it.
+    pub(crate) quiescing: Option<(Purpose, Option<u64>)>,
+}
+
+/// A region in use.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelRegion {
+    pub(crate) key: RegionKey,
+    pub(crate) spec: RegionSpec,
+    pub(crate) closing: bool,
+}
+
+/// Each block of a range, in order.
+pub(crate) fn each_block(ranges: &[LbaRange]) -> Vec<u64> {
+    ranges
+        .iter()
+        .flat_map(|range| range.first.0..range.first.0 + range.count.0)
+        .collect()
+}
+
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) limits: Limits,
+    last_instance: u32,
+    pub(crate) entries: BTreeMap<u32, ModelEntry>,
+    /// Lives that each index has begun.
+    lives: BTreeMap<u32, u32>,
+    segments: BTreeMap<u32, Domain>,
+    pub(crate) regions: BTreeMap<u32, ModelRegion>,
+    region_lives: BTreeMap<u32, u32>,
+}
+
+impl Model {
+    pub(crate) fn new(limits: Limits, last_instance: u32) -> Self {
+        Self {
+            limits,
+            last_instance,
+            entries: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            regions: BTreeMap::new(),
+            region_lives: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn lba_entries(&self) -> usize {
+        self.entries.values().map(|entry| entry.ranges.len()).sum()
+    }
+
+    fn sane(ranges: &[LbaRange]) -> bool {
+        let blocks = each_block(ranges);
+        let twice = |block: &u64| blocks.iter().filter(|other| *other == block).count() > 1;
+        !ranges.is_empty() && ranges.iter().all(|range| range.count.0 > 0) && !blocks.iter().any(twice)
+    }
+
+    fn overlaps(&self, domain: Domain, shared: bool, ranges: &[LbaRange]) -> bool {
+        let wanted = each_block(ranges);
+        let forbids = |entry: &ModelEntry| {
+            let agree = if shared {
+                entry.shared
+            } else {
+                !entry.shared && entry.domain == domain
+            };
+            !agree
+                && each_block(&entry.ranges)
+                    .iter()
+                    .any(|block| wanted.contains(block))
+        };
+        self.entries.values().any(forbids)
+    }
+
+    /// Whether an index may be given to a domain.
+    fn may_take(&self, index: u32, domain: Domain) -> bool {
+        let lives = self.lives.get(&index).copied().unwrap_or(0);
+        let segment = index / SEGMENT_ENTRIES;
+        let empty = !self.entries.keys().any(|used| used / SEGMENT_ENTRIES == segment);
+        index < self.limits.entries
+            && !self.entries.contains_key(&index)
+            && lives <= self.last_instance
+            && (empty || self.segments.get(&segment) == Some(&domain))
+    }
+
+    /// What a create must answer, but for which index it takes.
+    pub(crate) fn create(&self, spec: &GrantSpec<'_>) -> Result<(), TableError> {
+        if !Self::sane(spec.ranges) {
+            return Err(TableError::Parameter);
+        }
+        if self.overlaps(spec.domain, spec.shared, spec.ranges) {
+            return Err(TableError::Overlap);
+        }
+        let some_index = (0..self.limits.entries).any(|index| self.may_take(index, spec.domain));
+        if !some_index || self.lba_entries() + spec.ranges.len() > self.limits.lba_entries as usize {
+            return Err(TableError::NoResources);
+        }
+        Ok(())
+    }
+
+    /// Takes over the key that the tables chose, which must be one they may choose.
+    pub(crate) fn created(&mut self, spec: &GrantSpec<'_>, key: Key) {
+        let index = key.index().0;
+        assert!(self.may_take(index, spec.domain), "{key} is not to be had");
+        let lives = self.lives.entry(index).or_insert(0);
+        assert_eq!(key.instance().0, *lives, "each life has the next instance");
+        *lives += 1;
+        self.segments.insert(index / SEGMENT_ENTRIES, spec.domain);
+        let entry = ModelEntry {
+            key,
+            domain: spec.domain,
+            access: spec.access,
+            shift: spec.block_shift,
+            shared: spec.shared,
+            ranges: spec.ranges.to_vec(),
+            quiescing: None,
+        };
+        self.entries.insert(index, entry);
+    }
+
+    pub(crate) fn find(&self, caller: Option<Domain>, key: Key) -> Result<&ModelEntry, TableError> {
+        let index = key.index().0;
+        if index >= self.limits.entries {
+            return Err(TableError::KeyRange);
+        }
+        if let Some(caller) = caller
+            && self.segments.get(&(index / SEGMENT_ENTRIES)) != Some(&caller)
+        {
+            return Err(TableError::Domain);
+        }
+        let entry = self.entries.get(&index).ok_or(TableError::EntryInvalid)?;
+        if entry.key == key {
+            Ok(entry)
+        } else {
+            Err(TableError::KeyInstance)
+        }
+    }
+
+    pub(crate) fn query(&self, domain: Domain, key: Key) -> Result<&ModelEntry, TableError> {
+        let entry = self.find(Some(domain), key)?;
+        match entry.quiescing {
+            None | Some((Purpose::Modify, _)) => Ok(entry),
+            Some((Purpose::Delete | Purpose::Revoke, _)) => Err(TableError::EntryInvalid),
+        }
+    }
+
+    pub(crate) fn begin(
+        &mut self,
+        caller: Option<Domain>,
+        key: Key,
+        purpose: Purpose,
+        token: u64,
+    ) -> Result<(), TableError> {
+        let answer = match (self.find(caller, key)?.quiescing, purpose) {
+            (None, _)
+            | (Some((Purpose::Modify | Purpose::Delete, _)), Purpose::Revoke)
+            | (Some((Purpose::Revoke, None)), Purpose::Revoke) => Ok(()),
+            (Some((Purpose::Revoke, _)), Purpose::Modify | Purpose::Delete) => Err(TableError::EntryInvalid),
+            (Some(_), _) => Err(TableError::Busy),
+        };
+        if answer.is_ok()
+            && let Some(entry) = self.entries.get_mut(&key.index().0)
+        {
+            entry.quiescing = Some((purpose, Some(token)));
+        }
+        answer
+    }
+
+    /// The entry that the token may still end.
+    fn ends(&mut self, key: Key, token: u64) -> Option<&mut ModelEntry> {
+        let holds = |entry: &&mut ModelEntry| {
+            entry.key == key && entry.quiescing.is_some_and(|(_, its)| its == Some(token))
+        };
+        self.entries.get_mut(&key.index().0).filter(holds)
+    }
+
+    pub(crate) fn finish_modify(
+        &mut self,
+        key: Key,
+        token: u64,
+        change: &Modification<'_>,
+    ) -> Result<(), TableError> {
+        let entry = self.ends(key, token).ok_or(TableError::EntryInvalid)?.clone();
+        if let Some(ranges) = change.ranges {
+            if !Self::sane(ranges) {
+                return Err(TableError::Parameter);
+            }
+            if self.overlaps(entry.domain, entry.shared, ranges) {
+                return Err(TableError::Overlap);
+            }
+            // The new list is written before the old one is freed.
+            if self.lba_entries() + ranges.len() > self.limits.lba_entries as usize {
+                return Err(TableError::NoResources);
+            }
+        }
+        let changed = ModelEntry {
+            access: change.access.unwrap_or(entry.access),
+            ranges: change.ranges.map_or(entry.ranges, <[LbaRange]>::to_vec),
+            quiescing: None,
+            ..entry
+        };
+        self.entries.insert(key.index().0, changed);
+        Ok(())
+    }
+
+    pub(crate) fn finish_delete(&mut self, key: Key, token: u64) {
+        if self.ends(key, token).is_some() {
+            self.entries.remove(&key.index().0);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, key: Key, token: u64) {
+        if let Some(entry) = self.ends(key, token) {
+            entry.quiescing = match entry.quiescing {
+                Some((Purpose::Revoke, _)) => Some((Purpose::Revoke, None)),
+                _ => None,
+            };
+        }
+    }
+
+    pub(crate) fn create_region(&self, spec: &RegionSpec) -> Result<(), TableError> {
+        let useless = !spec.access.allows(Access::READ) && !spec.access.allows(Access::WRITE);
+        if spec.bytes == 0 || !spec.iova.0.is_multiple_of(4) || useless {
+            return Err(TableError::Parameter);
+        }
+        let free = |index| {
+            let lives = self.region_lives.get(&index).copied().unwrap_or(0);
+            !self.regions.contains_key(&index) && lives <= self.last_instance
+        };
+        if (0..self.limits.regions).any(free) {
+            Ok(())
+        } else {
+            Err(TableError::NoResources)
+        }
+    }
+
+    pub(crate) fn region_created(&mut self, spec: &RegionSpec, key: RegionKey) {
+        let index = key.index().0;
+        assert!(
+            index < self.limits.regions && !self.regions.contains_key(&index),
+            "{key} is not to be had"
+        );
+        let lives = self.region_lives.entry(index).or_insert(0);
+        assert_eq!(key.instance().0, *lives, "each life has the next instance");
+        *lives += 1;
+        self.regions.insert(
+            index,
+            ModelRegion {
+                key,
+                spec: *spec,
+                closing: false,
+            },
+        );
+    }
+
+    pub(crate) fn begin_region_delete(
+        &mut self,
+        caller: Option<Domain>,
+        key: RegionKey,
+    ) -> Result<(), TableError> {
+        if key.index().0 >= self.limits.regions {
+            return Err(TableError::KeyRange);
+        }
+        let region = self
+            .regions
+            .get_mut(&key.index().0)
+            .ok_or(TableError::EntryInvalid)?;
+        if caller.is_some_and(|caller| caller != region.spec.domain) {
+            return Err(TableError::Domain);
+        }
+        if region.key != key {
+            return Err(TableError::KeyInstance);
+        }
+        if region.closing {
+            return Err(TableError::Busy);
+        }
+        region.closing = true;
+        Ok(())
+    }
+
+    /// The decision: the device blocks of the request in order, and the address of the first byte of data.
+    pub(crate) fn check(&self, domain: Domain, request: &Request) -> Result<(Vec<u64>, Option<u64>), Denied> {
+        let entry = match self.find(Some(domain), request.key) {
+            Err(TableError::KeyRange) => return Err(Denied::KeyRange),
+            Err(TableError::Domain) => return Err(Denied::Domain),
+            Err(TableError::KeyInstance) => self.entries.get(&request.key.index().0),
+            Ok(entry) => Some(entry),
+            Err(_) => None,
+        };
+        let entry = entry.ok_or(Denied::EntryInvalid)?;
+        match entry.quiescing {
+            None => {}
+            Some((Purpose::Modify, _)) => return Err(Denied::Held),
+            Some((Purpose::Delete | Purpose::Revoke, _)) => return Err(Denied::EntryInvalid),
+        }
+        if entry.key != request.key {
+            return Err(Denied::KeyInstance);
+        }
+        let (read, write, trim) = (
+            entry.access.allows(Access::READ),
+            entry.access.allows(Access::WRITE),
+            entry.access.allows(Access::TRIM),
+        );
+        let (allowed, memory) = match request.operation {
+            Operation::Read => (read, Some(Access::WRITE)),
+            Operation::Compare => (read, Some(Access::READ)),
+            Operation::Write { .. } => (write, Some(Access::READ)),
+            Operation::Flush | Operation::WriteZeroes { deallocate: false } => (write, None),
+            Operation::WriteZeroes { deallocate: true } => (write && trim, None),
+            Operation::Deallocate => (trim, None),
+        };
+        if !allowed {
+            return Err(Denied::Access);
+        }
+        let blocks = each_block(&entry.ranges);
+        let block = 1u128 << entry.shift;
+        let (offset, length) = (u128::from(request.offset), u128::from(request.length));
+        let flush = request.operation == Operation::Flush;
+        if (length == 0) != flush || (flush && offset != 0) || offset + length > blocks.len() as u128 * block
+        {
+            return Err(Denied::Bounds);
+        }
+        if offset % block != 0 || length % block != 0 {
+            return Err(Denied::Alignment);
+        }
+        let iova = memory
+            .map(|needed| self.memory(domain, request, needed).ok_or(Denied::Memory))
+            .transpose()?;
+        let place = |bytes: u128| usize::try_from(bytes / block).unwrap_or(usize::MAX);
+        Ok((blocks[place(offset)..place(offset + length)].to_vec(), iova))
+    }
+
+    fn memory(&self, domain: Domain, request: &Request, needed: Access) -> Option<u64> {
+        let region = self.regions.get(&request.memory.region.index().0)?;
+        let end = u128::from(request.memory.offset) + u128::from(request.length);
+        let good = region.key == request.memory.region
+            && !region.closing
+            && region.spec.domain == domain
+            && region.spec.access.allows(needed)
+            && end <= u128::from(region.spec.bytes)
+            && request.memory.offset.is_multiple_of(4);
+        good.then(|| region.spec.iova.0 + request.memory.offset)
+    }
+}
