@@ -214,22 +214,23 @@ fn resident(memory: &SharedMemory) -> Vec<bool> {
 #[test]
 fn an_attack_that_races_with_adopt_never_faults_the_adapter() {
     let (mut taken, mut refused) = (0, 0);
-    for round in 0..3000u32 {
+    for round in 0..400u32 {
         let (ours, fd) = SharedMemory::create("wire-test", 32768).unwrap();
         let theirs = fd.try_clone().unwrap();
-        let (go, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (started, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let adopted = std::thread::scope(|s| {
             s.spawn(|| {
-                while !go.load(Ordering::Acquire) {
-                    std::hint::spin_loop();
-                }
-                (0..round % 64).for_each(|_| std::hint::spin_loop());
                 while !stop.load(Ordering::Acquire) {
                     let _ = attack(&fd, &ours, 32768);
                     let _ = rustix::fs::ftruncate(&fd, 32768);
+                    // Now and then the size is right for a while.
+                    (0..round % 64 * 32).for_each(|_| std::hint::spin_loop());
+                    started.store(true, Ordering::Release);
                 }
             });
-            go.store(true, Ordering::Release);
+            while !started.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
             let adopted = SealedMemory::adopt(theirs, 32768, MAX);
             if let Ok(memory) = &adopted {
                 for _ in 0..3 {
