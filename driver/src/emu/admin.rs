@@ -3,28 +3,32 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-use super::abi::{Status, Submitted, admin, high, low};
 use super::controller::Controller;
 use super::identify;
 use super::iommu::{Direction, Window};
-use super::nvm::{BROADCAST, NAMESPACE};
+use super::nvm::NAMESPACE;
 use super::prp;
-use super::queue::{Submission, spin};
+use super::queue::{CompletionSlot, Submission, SubmissionSlot, spin};
+use crate::spec::nvme::{
+    AbortCdw10, CreateCqCdw11, CreateSqCdw11, FeatureCdw10, IdentifyCdw10, LogCdw10, NSID_ALL,
+    NumberOfQueues, QueueCdw10, Sqe, Status, StatusField, admin, cns, feature, log_page,
+};
 
 /// Asynchronous events of type 0, error: information in bits 15:8, log page in 23:16 (Figure 146 and following).
-pub(super) const EVENT_BAD_DOORBELL: u32 = LOG_ERROR << 16;
-pub(super) const EVENT_BAD_DOORBELL_VALUE: u32 = 1 << 8 | LOG_ERROR << 16;
+pub(super) const EVENT_BAD_DOORBELL: u32 = (log_page::ERROR as u32) << 16;
+pub(super) const EVENT_BAD_DOORBELL_VALUE: u32 = 1 << 8 | EVENT_BAD_DOORBELL;
 /// Events that the host may have outstanding.
 pub(super) const EVENT_LIMIT: usize = 4;
 /// Entries of the error log.
 pub(super) const ERROR_LOG: usize = 16;
 
-const LOG_ERROR: u32 = 1;
-const LOG_HEALTH: u32 = 2;
-const LOG_FIRMWARE: u32 = 3;
+/// Firmware Slot Information (section 5.16.1.4).
+const FIRMWARE_LOG: u8 = 0x03;
+/// Asynchronous Event Request Limit Exceeded (command specific).
+const EVENT_LIMIT_EXCEEDED: Status = Status(0x105);
+/// Feature Identifier Not Saveable (command specific).
+const NOT_SAVEABLE: Status = Status(0x10d);
 
-const FEATURE_WRITE_CACHE: u8 = 0x06;
-const FEATURE_QUEUES: u8 = 0x07;
 /// Features that are kept and do nothing: arbitration, power management, temperature threshold, error recovery,
 /// interrupt coalescing, interrupt vector configuration, write atomicity, asynchronous event configuration.
 const KEPT: [u8; 8] = [0x01, 0x02, 0x04, 0x05, 0x08, 0x09, 0x0a, 0x0b];
@@ -48,7 +52,7 @@ struct ErrorEntry {
     count: u64,
     queue: u16,
     command: u16,
-    status: u16,
+    status: StatusField,
 }
 
 impl Admin {
@@ -70,7 +74,7 @@ impl Admin {
         }
     }
 
-    pub(super) fn note_error(&mut self, queue: u16, command: u16, status: u16) {
+    pub(super) fn note_error(&mut self, queue: u16, command: u16, status: StatusField) {
         self.error_count += 1;
         self.errors.truncate(ERROR_LOG - 1);
         self.errors.push_front(ErrorEntry {
@@ -88,7 +92,7 @@ impl Admin {
             entry[..8].copy_from_slice(&error.count.to_le_bytes());
             entry[8..10].copy_from_slice(&error.queue.to_le_bytes());
             entry[10..12].copy_from_slice(&error.command.to_le_bytes());
-            entry[12..14].copy_from_slice(&(error.status << 1).to_le_bytes());
+            entry[12..14].copy_from_slice(&error.status.0.to_le_bytes());
             entry[14..16].copy_from_slice(&u16::MAX.to_le_bytes());
         }
         page
@@ -101,27 +105,27 @@ impl Controller {
         &self,
         window: &Window<'_>,
         own: &mut Submission,
-        command: &Submitted,
+        command: &Sqe,
     ) -> Result<Option<u32>, Status> {
-        if command.format() != 0 {
+        if command.cdw0.fuse() != 0 || command.cdw0.psdt() != 0 {
             return Err(Status::INVALID_FIELD);
         }
-        match command.opcode() {
+        match command.cdw0.opc() {
             admin::IDENTIFY => self.identify(window, command)?,
-            admin::CREATE_CQ => self.create_completion(window, command)?,
-            admin::CREATE_SQ => self.create_submission(window, command)?,
-            admin::DELETE_SQ => self.delete_submission(low(command.dword(10)))?,
-            admin::DELETE_CQ => self.delete_completion(low(command.dword(10)))?,
+            admin::CREATE_IO_CQ => self.create_completion(command)?,
+            admin::CREATE_IO_SQ => self.create_submission(command)?,
+            admin::DELETE_IO_SQ => self.delete_submission(QueueCdw10(command.cdw10).qid())?,
+            admin::DELETE_IO_CQ => self.delete_completion(QueueCdw10(command.cdw10).qid())?,
             admin::GET_LOG_PAGE => self.log_page(window, command)?,
             admin::ABORT => return Ok(Some(u32::from(!self.abort(window, own, command)))),
             admin::SET_FEATURES => return self.set_feature(command).map(Some),
             admin::GET_FEATURES => return self.get_feature(command).map(Some),
-            admin::ASYNC_EVENT => {
+            admin::ASYNC_EVENT_REQUEST => {
                 let mut state = spin(&self.admin);
                 if state.requests.len() == EVENT_LIMIT {
-                    return Err(Status::EVENT_LIMIT);
+                    return Err(EVENT_LIMIT_EXCEEDED);
                 }
-                state.requests.push_back(command.id());
+                state.requests.push_back(command.cdw0.cid());
                 return Ok(None);
             }
             _ => return Err(Status::INVALID_OPCODE),
@@ -130,72 +134,76 @@ impl Controller {
     }
 
     /// Hands `data` out, as far as the command asks.
-    fn hand_out(&self, window: &Window<'_>, command: &Submitted, mut data: Vec<u8>) -> Result<(), Status> {
+    fn hand_out(&self, window: &Window<'_>, command: &Sqe, mut data: Vec<u8>) -> Result<(), Status> {
         if let Some(interposer) = &self.shape.interposer {
             interposer.data(command, &mut data);
         }
-        let into = prp::segments(window, command.prp(), data.len(), Direction::ToHost)?;
+        let into = prp::segments(
+            window,
+            [command.prp1, command.prp2],
+            data.len(),
+            Direction::ToHost,
+        )?;
         into.write_at(0, &data);
         Ok(())
     }
 
-    fn identify(&self, window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
-        let namespace = command.namespace();
-        let data = match command.dword(10) & 0xff {
-            0x00 if namespace == NAMESPACE => identify::namespace(&self.shape),
-            0x00 | 0x03 if namespace != NAMESPACE => return Err(Status::INVALID_NAMESPACE),
-            0x01 => identify::controller(&self.shape),
-            0x02 if namespace >= BROADCAST - 1 => return Err(Status::INVALID_NAMESPACE),
-            0x02 => identify::active_namespaces(namespace),
-            0x03 => identify::descriptors(&self.shape),
+    fn identify(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
+        let namespace = command.nsid;
+        let data = match IdentifyCdw10(command.cdw10).cns() {
+            cns::NAMESPACE if namespace == NAMESPACE => identify::namespace(&self.shape),
+            cns::NAMESPACE | identify::DESCRIPTORS if namespace != NAMESPACE => {
+                return Err(Status::INVALID_NAMESPACE);
+            }
+            cns::CONTROLLER => identify::controller(&self.shape),
+            cns::CONTROLLER_COMMAND_SET => identify::command_set(),
+            cns::ACTIVE_NAMESPACES if namespace >= NSID_ALL - 1 => return Err(Status::INVALID_NAMESPACE),
+            cns::ACTIVE_NAMESPACES => identify::active_namespaces(namespace),
+            identify::DESCRIPTORS => identify::descriptors(&self.shape),
             _ => return Err(Status::INVALID_FIELD),
         };
         self.hand_out(window, command, data)
     }
 
     /// QID, size and base of a queue that is to be made.
-    fn new_queue(
-        &self,
-        command: &Submitted,
-        exists: impl Fn(usize) -> bool,
-    ) -> Result<(u16, u32, u64), Status> {
-        let [base, _] = command.prp();
-        let (id, size) = (low(command.dword(10)), u32::from(high(command.dword(10))) + 1);
-        let contiguous = command.dword(11) & 1 == 1;
+    fn new_queue(&self, command: &Sqe, exists: impl Fn(usize) -> bool) -> Result<(u16, u32, u64), Status> {
+        let cdw10 = QueueCdw10(command.cdw10);
+        let (id, size, base) = (cdw10.qid(), u32::from(cdw10.qsize_z()) + 1, command.prp1);
+        let contiguous = CreateSqCdw11(command.cdw11).pc(); // in both commands
         if id == 0 || id > spin(&self.admin).granted || exists(usize::from(id)) {
-            return Err(Status::QUEUE_IDENTIFIER);
+            return Err(Status::INVALID_QUEUE_ID);
         }
         if size < 2 || size > self.shape.entries || !self.entry_sizes_fit() {
-            return Err(Status::QUEUE_SIZE);
+            return Err(Status::INVALID_QUEUE_SIZE);
         }
         if !contiguous {
             return Err(Status::INVALID_FIELD);
         }
         if base & (prp::PAGE as u64 - 1) != 0 {
-            return Err(Status::PRP_OFFSET);
+            return Err(Status::PRP_OFFSET_INVALID);
         }
         Ok((id, size, base))
     }
 
-    fn create_completion(&self, _window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
+    fn create_completion(&self, command: &Sqe) -> Result<(), Status> {
         let (id, size, base) = self.new_queue(command, |id| self.completions[id].exists())?;
-        let vector = high(command.dword(11));
+        let cdw11 = CreateCqCdw11(command.cdw11);
+        let vector = cdw11.iv();
         if vector > self.shape.queues {
-            return Err(Status::INTERRUPT_VECTOR);
+            return Err(Status::INVALID_INTERRUPT_VECTOR);
         }
-        let interrupts = command.dword(11) & 2 != 0;
-        self.completions[usize::from(id)].create(base, size, interrupts.then_some(vector));
+        self.completions[usize::from(id)].create(base, size, cdw11.ien().then_some(vector));
         Ok(())
     }
 
-    fn create_submission(&self, _window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
+    fn create_submission(&self, command: &Sqe) -> Result<(), Status> {
         let (id, size, base) = self.new_queue(command, |id| self.submissions[id].exists())?;
-        let completion = high(command.dword(11));
+        let completion = CreateSqCdw11(command.cdw11).cqid();
         if completion == 0 || completion > self.shape.queues {
-            return Err(Status::QUEUE_IDENTIFIER);
+            return Err(Status::INVALID_QUEUE_ID);
         }
         if !self.completions[usize::from(completion)].exists() {
-            return Err(Status::COMPLETION_QUEUE);
+            return Err(Status::COMPLETION_QUEUE_INVALID);
         }
         self.submissions[usize::from(id)].create(id, base, size, completion);
         Ok(())
@@ -207,29 +215,28 @@ impl Controller {
                 slot.delete();
                 Ok(())
             }
-            _ => Err(Status::QUEUE_IDENTIFIER),
+            _ => Err(Status::INVALID_QUEUE_ID),
         }
     }
 
     fn delete_completion(&self, id: u16) -> Result<(), Status> {
         match self.completions.get(usize::from(id)) {
             Some(slot) if id != 0 && slot.exists() => {
-                let used = |slot: &super::queue::SubmissionSlot| {
-                    slot.exists() && slot.completion.load(Ordering::Relaxed) == id
-                };
+                let used =
+                    |slot: &SubmissionSlot| slot.exists() && slot.completion.load(Ordering::Relaxed) == id;
                 if self.submissions.iter().any(used) {
-                    return Err(Status::QUEUE_DELETION);
+                    return Err(Status::INVALID_QUEUE_DELETION);
                 }
                 slot.delete();
                 Ok(())
             }
-            _ => Err(Status::QUEUE_IDENTIFIER),
+            _ => Err(Status::INVALID_QUEUE_ID),
         }
     }
 
     /// Aborts a command that waits. Says whether it was: those that run are never caught.
-    fn abort(&self, window: &Window<'_>, own: &mut Submission, command: &Submitted) -> bool {
-        let (queue, id) = (low(command.dword(10)), high(command.dword(10)));
+    fn abort(&self, window: &Window<'_>, own: &mut Submission, command: &Sqe) -> bool {
+        let (queue, id) = (AbortCdw10(command.cdw10).sqid(), AbortCdw10(command.cdw10).cid());
         if queue == 0 {
             let requests = &mut spin(&self.admin).requests;
             if let Some(at) = requests.iter().position(|&request| request == id) {
@@ -250,7 +257,7 @@ impl Controller {
     }
 
     fn abort_held(&self, window: &Window<'_>, submission: &mut Submission, id: u16) -> bool {
-        let Some(at) = submission.held.iter().position(|held| held.id() == id) else {
+        let Some(at) = submission.held.iter().position(|held| held.cdw0.cid() == id) else {
             return false;
         };
         if !self
@@ -266,39 +273,33 @@ impl Controller {
         true
     }
 
-    fn set_feature(&self, command: &Submitted) -> Result<u32, Status> {
-        let value = command.dword(11);
-        let [feature, ..] = command.dword(10).to_le_bytes();
-        if command.dword(10) >> 31 == 1 {
-            return Err(Status::NOT_SAVEABLE);
+    fn set_feature(&self, command: &Sqe) -> Result<u32, Status> {
+        let value = command.cdw11;
+        let cdw10 = FeatureCdw10(command.cdw10);
+        if cdw10.sv() {
+            return Err(NOT_SAVEABLE);
         }
-        match feature {
-            FEATURE_QUEUES => {
-                if self
-                    .submissions
-                    .iter()
-                    .skip(1)
-                    .any(super::queue::SubmissionSlot::exists)
-                    || self
-                        .completions
-                        .iter()
-                        .skip(1)
-                        .any(super::queue::CompletionSlot::exists)
+        match cdw10.fid() {
+            feature::NUMBER_OF_QUEUES => {
+                if self.submissions.iter().skip(1).any(SubmissionSlot::exists)
+                    || self.completions.iter().skip(1).any(CompletionSlot::exists)
                 {
-                    return Err(Status::SEQUENCE);
+                    return Err(Status::COMMAND_SEQUENCE_ERROR);
                 }
-                if low(value) == u16::MAX || high(value) == u16::MAX {
+                let asked = NumberOfQueues(value);
+                if asked.nsq_z() == u16::MAX || asked.ncq_z() == u16::MAX {
                     return Err(Status::INVALID_FIELD);
                 }
                 // The same of both kinds: what more is asked of one is of no use.
-                let granted = low(value)
-                    .max(high(value))
+                let granted = asked
+                    .nsq_z()
+                    .max(asked.ncq_z())
                     .saturating_add(1)
                     .min(self.shape.queues);
                 spin(&self.admin).granted = granted;
                 Ok(self.granted())
             }
-            FEATURE_WRITE_CACHE if self.shape.media.write_cache() => {
+            feature::VOLATILE_WRITE_CACHE if self.shape.media.write_cache() => {
                 let on = value & 1 == 1;
                 if !on {
                     self.shape.media.flush()?;
@@ -309,7 +310,7 @@ impl Controller {
             _ => {
                 let at = KEPT
                     .iter()
-                    .position(|&kept| kept == feature)
+                    .position(|&kept| kept == cdw10.fid())
                     .ok_or(Status::INVALID_FIELD)?;
                 spin(&self.admin).features[at] = value;
                 Ok(0)
@@ -317,19 +318,21 @@ impl Controller {
         }
     }
 
-    fn get_feature(&self, command: &Submitted) -> Result<u32, Status> {
-        let [feature, select, ..] = command.dword(10).to_le_bytes();
+    fn get_feature(&self, command: &Sqe) -> Result<u32, Status> {
+        let cdw10 = FeatureCdw10(command.cdw10);
         // ONCS has no Save and Select.
-        if select & 7 != 0 {
+        if cdw10.sel() != 0 {
             return Err(Status::INVALID_FIELD);
         }
-        match feature {
-            FEATURE_QUEUES => Ok(self.granted()),
-            FEATURE_WRITE_CACHE if self.shape.media.write_cache() => Ok(u32::from(self.cache_enabled())),
+        match cdw10.fid() {
+            feature::NUMBER_OF_QUEUES => Ok(self.granted()),
+            feature::VOLATILE_WRITE_CACHE if self.shape.media.write_cache() => {
+                Ok(u32::from(self.cache_enabled()))
+            }
             _ => {
                 let at = KEPT
                     .iter()
-                    .position(|&kept| kept == feature)
+                    .position(|&kept| kept == cdw10.fid())
                     .ok_or(Status::INVALID_FIELD)?;
                 Ok(spin(&self.admin).features[at])
             }
@@ -342,15 +345,16 @@ impl Controller {
         last << 16 | last
     }
 
-    fn log_page(&self, window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
-        let dwords = u64::from(high(command.dword(10))) | u64::from(low(command.dword(11))) << 16;
+    fn log_page(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
+        let cdw10 = LogCdw10(command.cdw10);
+        let dwords = u64::from(cdw10.numdl_z()) | u64::from(command.cdw11 & 0xffff) << 16;
         let len = usize::try_from((dwords + 1) * 4).map_err(|_| Status::INVALID_FIELD)?;
-        let offset = u64::from(command.dword(12)) | u64::from(command.dword(13)) << 32;
-        let page = match command.dword(10) & 0xff {
-            LOG_ERROR => spin(&self.admin).error_log(),
-            LOG_HEALTH => identify::health(self),
-            LOG_FIRMWARE => identify::firmware(),
-            _ => return Err(Status::LOG_PAGE),
+        let offset = u64::from(command.cdw12) | u64::from(command.cdw13) << 32;
+        let page = match cdw10.lid() {
+            log_page::ERROR => spin(&self.admin).error_log(),
+            log_page::SMART => identify::health(self),
+            FIRMWARE_LOG => identify::firmware(),
+            _ => return Err(Status::INVALID_LOG_PAGE),
         };
         let offset = usize::try_from(offset)
             .ok()
@@ -362,8 +366,7 @@ impl Controller {
         let mut data = page[offset..].to_vec();
         data.resize(len, 0);
         self.hand_out(window, command, data)?;
-        let retained = command.dword(10) >> 15 & 1 == 1;
-        if command.dword(10) & 0xff == LOG_ERROR && !retained {
+        if cdw10.lid() == log_page::ERROR && !cdw10.rae() {
             spin(&self.admin).errors_masked = false;
         }
         Ok(())

@@ -6,20 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::Thread;
 
-use super::abi::register;
 use super::admin::{Admin, EVENT_BAD_DOORBELL, EVENT_BAD_DOORBELL_VALUE};
 use super::interpose::Interposer;
 use super::iommu::Iommu;
 use super::media::Media;
 use super::queue::{CompletionSlot, SubmissionSlot, spin};
 use crate::hal::Registers;
+use crate::spec::nvme::{StatusField, offset};
 
 /// Bytes of BAR 0.
 const BAR: usize = 0x4000;
 /// CAP.TO, in units of 500 ms.
 const TIMEOUT: u64 = 4;
 /// 1.4.0
-const VERSION: u32 = 0x0001_0400;
+pub(super) const VERSION: u32 = 0x0001_0400;
 
 const CC_ENABLE: u32 = 1;
 const CC_SHUTDOWN: u32 = 3 << 14;
@@ -153,15 +153,15 @@ impl Controller {
     }
 
     #[inline]
-    fn doorbell(&self, offset: usize, value: u32) {
-        let index = (offset - register::DOORBELLS) / 4;
+    fn doorbell(&self, at: usize, value: u32) {
+        let index = (at - offset::DOORBELLS) / 4;
         let Ok(queue) = u16::try_from(index / 2) else {
             return;
         };
         if !self.is_running() {
             return;
         }
-        if index % 2 == 0 {
+        if index.is_multiple_of(2) {
             match self
                 .submissions
                 .get(usize::from(queue))
@@ -358,7 +358,7 @@ impl Controller {
         self.ring(0);
     }
 
-    pub(super) fn note_error(&self, queue: u16, command: u16, status: u16) {
+    pub(super) fn note_error(&self, queue: u16, command: u16, status: StatusField) {
         spin(&self.admin).note_error(queue, command, status);
     }
 }
@@ -385,55 +385,55 @@ impl Registers for Controller {
         BAR
     }
 
-    fn read32(&self, offset: usize) -> u32 {
-        assert!(offset < BAR && offset % 4 == 0, "a register at {offset:#x}");
+    fn read32(&self, at: usize) -> u32 {
+        assert!(at < BAR && at.is_multiple_of(4), "a register at {at:#x}");
         if !self.powered.load(Ordering::SeqCst) {
             return u32::MAX;
         }
-        match offset & !4 {
-            register::CAP => return half(self.capabilities(), offset & 4 != 0),
-            register::ASQ => return half(self.admin_submission.load(Ordering::SeqCst), offset & 4 != 0),
-            register::ACQ => return half(self.admin_completion.load(Ordering::SeqCst), offset & 4 != 0),
+        match at & !4 {
+            offset::CAP => return half(self.capabilities(), at & 4 != 0),
+            offset::ASQ => return half(self.admin_submission.load(Ordering::SeqCst), at & 4 != 0),
+            offset::ACQ => return half(self.admin_completion.load(Ordering::SeqCst), at & 4 != 0),
             _ => {}
         }
-        match offset {
-            register::VS => VERSION,
-            register::INTMS | register::INTMC => self.masked.load(Ordering::SeqCst),
-            register::CC => self.configuration.load(Ordering::SeqCst),
-            register::CSTS => self.status.load(Ordering::SeqCst),
-            register::AQA => self.admin_sizes.load(Ordering::SeqCst),
+        match at {
+            offset::VS => VERSION,
+            offset::INTMS | offset::INTMC => self.masked.load(Ordering::SeqCst),
+            offset::CC => self.configuration.load(Ordering::SeqCst),
+            offset::CSTS => self.status.load(Ordering::SeqCst),
+            offset::AQA => self.admin_sizes.load(Ordering::SeqCst),
             _ => 0,
         }
     }
 
-    fn read64(&self, offset: usize) -> u64 {
-        u64::from(self.read32(offset)) | u64::from(self.read32(offset + 4)) << 32
+    fn read64(&self, at: usize) -> u64 {
+        u64::from(self.read32(at)) | u64::from(self.read32(at + 4)) << 32
     }
 
     #[inline]
-    fn write32(&self, offset: usize, value: u32) {
-        assert!(offset < BAR && offset % 4 == 0, "a register at {offset:#x}");
-        if offset >= register::DOORBELLS {
-            return self.doorbell(offset, value);
+    fn write32(&self, at: usize, value: u32) {
+        assert!(at < BAR && at.is_multiple_of(4), "a register at {at:#x}");
+        if at >= offset::DOORBELLS {
+            return self.doorbell(at, value);
         }
         if !self.powered.load(Ordering::SeqCst) {
             return;
         }
-        match offset {
-            register::INTMS => _ = self.masked.fetch_or(value, Ordering::SeqCst),
-            register::INTMC => self.unmask(value),
-            register::CC => self.configure(value),
-            register::AQA => self.admin_sizes.store(value, Ordering::SeqCst),
-            _ => match offset & !4 {
-                register::ASQ => set_half(&self.admin_submission, offset & 4 != 0, value),
-                register::ACQ => set_half(&self.admin_completion, offset & 4 != 0, value),
+        match at {
+            offset::INTMS => _ = self.masked.fetch_or(value, Ordering::SeqCst),
+            offset::INTMC => self.unmask(value),
+            offset::CC => self.configure(value),
+            offset::AQA => self.admin_sizes.store(value, Ordering::SeqCst),
+            _ => match at & !4 {
+                offset::ASQ => set_half(&self.admin_submission, at & 4 != 0, value),
+                offset::ACQ => set_half(&self.admin_completion, at & 4 != 0, value),
                 _ => {}
             },
         }
     }
 
-    fn write64(&self, offset: usize, value: u64) {
-        self.write32(offset, half(value, false));
-        self.write32(offset + 4, half(value, true));
+    fn write64(&self, at: usize, value: u64) {
+        self.write32(at, half(value, false));
+        self.write32(at + 4, half(value, true));
     }
 }

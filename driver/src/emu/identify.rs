@@ -1,27 +1,31 @@
-//! What the controller says of itself: identify data (NVM Express Base 2.0c section 5.17, NVM Command Set 1.0c section
-//! 4.1.5) and log pages (Base section 5.16).
+//! What the controller says of itself: identify data (NVM Express Base 2.0c, section 5.17; NVM Command Set 1.0c,
+//! section 4.1.5) and log pages (Base, section 5.16).
 
 use std::sync::atomic::Ordering;
 
+use zerocopy::{FromZeros, IntoBytes};
+
 use super::admin::{ERROR_LOG, EVENT_LIMIT};
-use super::controller::{Controller, Shape};
+use super::controller::{Controller, Shape, VERSION};
 use super::nvm::NAMESPACE;
 use super::queue::SubmissionSlot;
+use crate::spec::nvme::{
+    Dlfeat, Flbas, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, LbaFormat,
+    Oncs, SmartLog, Vwc,
+};
 
-const FIRMWARE: &[u8; 8] = b"1.0     ";
-const PAGE: usize = 4096;
+/// CNS: the namespace's descriptors.
+pub(super) const DESCRIPTORS: u8 = 0x03;
+/// WZSL: write zeroes of at most 8 MiB, so that one does not keep a poller for long.
+pub(super) const ZEROES_SHIFT: u8 = 11;
+const FIRMWARE: [u8; 8] = *b"1.0     ";
 
-fn put(page: &mut [u8], at: usize, bytes: &[u8]) {
-    page[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-/// ASCII, padded with spaces.
-fn put_text(page: &mut [u8], at: usize, len: usize, text: &str) {
-    page[at..at + len].fill(b' ');
+/// `text`'s printable ASCII, padded with blanks.
+fn text<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [b' '; N];
     let printable = text.bytes().filter(|byte| (0x20..0x7f).contains(byte));
-    for (to, from) in page[at..at + len].iter_mut().zip(printable) {
-        *to = from;
-    }
+    field.iter_mut().zip(printable).for_each(|(to, from)| *to = from);
+    field
 }
 
 /// A number made of the serial number, the same whenever it is the same (FNV-1a).
@@ -31,77 +35,92 @@ fn fingerprint(serial: &str) -> u64 {
     })
 }
 
-/// CNS 01h.
+/// The controller.
+#[expect(clippy::cast_possible_truncation, reason = "small constants")]
 pub(super) fn controller(shape: &Shape) -> Vec<u8> {
-    let mut page = vec![0; PAGE];
-    put_text(&mut page, 4, 20, &shape.serial); // SN
-    put_text(&mut page, 24, 40, "Portcullis software NVMe"); // MN
-    put(&mut page, 64, FIRMWARE); // FR
-    page[72] = 0; // RAB
-    page[77] = shape.transfer_shift; // MDTS
-    put(&mut page, 80, &0x0001_0400u32.to_le_bytes()); // VER
-    page[111] = 1; // CNTRLTYPE: I/O controller
-    page[258] = 3; // ACL: four aborts
-    page[259] = EVENT_LIMIT as u8 - 1; // AERL
-    page[260] = 0x3; // FRMW: one slot, read-only
-    page[261] = 1 << 2; // LPA: offsets in Get Log Page
-    page[262] = ERROR_LOG as u8 - 1; // ELPE
-    put(&mut page, 266, &343u16.to_le_bytes()); // WCTEMP, K
-    put(&mut page, 268, &353u16.to_le_bytes()); // CCTEMP, K
-    page[512] = 0x66; // SQES
-    page[513] = 0x44; // CQES
-    put(&mut page, 516, &NAMESPACE.to_le_bytes()); // NN
-    put(&mut page, 520, &0x000du16.to_le_bytes()); // ONCS: compare, dataset management, write zeroes
-    page[525] = if shape.media.write_cache() { 0b111 } else { 0b110 }; // VWC; flush takes the broadcast NSID
+    let mut id = IdentifyController::new_zeroed();
+    id.sn = text(&shape.serial);
+    id.mn = text("Portcullis software NVMe");
+    id.fr = FIRMWARE;
+    id.mdts = shape.transfer_shift;
+    id.ver = VERSION.into();
+    id.acl_z = 3;
+    id.aerl_z = EVENT_LIMIT as u8 - 1;
+    id.frmw = 0b11; // one slot, read-only
+    id.lpa = 1 << 2; // offsets in Get Log Page
+    id.elpe_z = ERROR_LOG as u8 - 1;
+    id.sqes = 0x66;
+    id.cqes = 0x44;
+    id.nn = NAMESPACE.into();
+    let mut oncs = Oncs(0);
+    oncs.set_compare(true);
+    oncs.set_dataset_management(true);
+    oncs.set_write_zeroes(true);
+    id.oncs = oncs.0.into();
+    id.vwc = Vwc(0);
+    id.vwc.set_present(shape.media.write_cache());
+    id.vwc.set_flush_all(3);
     let name = format!(
         "nqn.2026-11.portcullis:software-nvme:{:016x}",
         fingerprint(&shape.serial)
     );
-    put(&mut page, 768, name.as_bytes()); // SUBNQN
-    put(&mut page, 2048, &2500u16.to_le_bytes()); // PSD0: 25 W
-    page
+    id.subnqn[..name.len()].copy_from_slice(name.as_bytes());
+    id.as_bytes().to_vec()
 }
 
-/// CNS 00h.
+/// Limits of the NVM command set.
+pub(super) fn command_set() -> Vec<u8> {
+    let mut id = IdentifyControllerNvm::new_zeroed();
+    id.wzsl = ZEROES_SHIFT;
+    id.as_bytes().to_vec()
+}
+
+/// The namespace.
 pub(super) fn namespace(shape: &Shape) -> Vec<u8> {
-    let mut page = vec![0; PAGE];
-    for at in [0, 8, 16] {
-        put(&mut page, at, &shape.blocks.to_le_bytes()); // NSZE, NCAP, NUSE
+    let mut id = IdentifyNamespace::new_zeroed();
+    id.nsze = shape.blocks.into();
+    id.ncap = shape.blocks.into();
+    id.nuse = shape.blocks.into();
+    id.dlfeat = Dlfeat(0);
+    id.dlfeat.set_read(1);
+    id.dlfeat.set_deac(true);
+    id.nguid = identifier(shape);
+    // Both sizes of block, one of them in use.
+    id.nlbaf_z = 1;
+    id.flbas = Flbas(u8::from(shape.block_shift == 12));
+    for (at, lbads) in [(0, 9), (1, 12)] {
+        let mut format = LbaFormat(0);
+        format.set_lbads(lbads);
+        id.lbaf[at] = format.into();
     }
-    page[25] = 1; // NLBAF: two formats
-    page[26] = if shape.block_shift == 9 { 0 } else { 1 }; // FLBAS
-    page[33] = 1 | 1 << 3; // DLFEAT: deallocated blocks read as zero; write zeroes may deallocate
-    put(&mut page, 104, &identifier(shape)); // NGUID
-    page[128 + 2] = 9; // LBAF0: LBADS 512
-    page[132 + 2] = 12; // LBAF1: LBADS 4096
-    page
+    id.as_bytes().to_vec()
 }
 
-/// NGUID: ours by its zero extension part, told apart by the serial number.
+/// NGUID: told apart by the serial number.
 fn identifier(shape: &Shape) -> [u8; 16] {
     let mut bytes = *b"portcull\0\0\0\0\0\0\0\0";
     bytes[8..].copy_from_slice(&fingerprint(&shape.serial).to_be_bytes());
     bytes
 }
 
-/// CNS 02h: the active namespaces above `above`.
+/// The active namespaces above `above`.
 pub(super) fn active_namespaces(above: u32) -> Vec<u8> {
-    let mut page = vec![0; PAGE];
+    let mut page = vec![0; IDENTIFY_LEN];
     if above < NAMESPACE {
-        put(&mut page, 0, &NAMESPACE.to_le_bytes());
+        page[..4].copy_from_slice(&NAMESPACE.to_le_bytes());
     }
     page
 }
 
-/// CNS 03h: one descriptor, the NGUID.
+/// One descriptor: type 2, NGUID, of 16 bytes.
 pub(super) fn descriptors(shape: &Shape) -> Vec<u8> {
-    let mut page = vec![0; PAGE];
-    put(&mut page, 0, &[2, 16]);
-    put(&mut page, 4, &identifier(shape));
+    let mut page = vec![0; IDENTIFY_LEN];
+    page[..2].copy_from_slice(&[2, 16]);
+    page[4..20].copy_from_slice(&identifier(shape));
     page
 }
 
-/// Log page 02h: SMART / health.
+/// The SMART log.
 pub(super) fn health(controller: &Controller) -> Vec<u8> {
     let sum = |counter: fn(&SubmissionSlot) -> u64| -> u128 {
         controller
@@ -111,44 +130,23 @@ pub(super) fn health(controller: &Controller) -> Vec<u8> {
             .map(|slot| u128::from(counter(slot)))
             .sum()
     };
-    // Data units are thousands of 512-byte blocks, rounded up.
-    let units = |blocks: u128| ((blocks << controller.shape.block_shift >> 9).div_ceil(1000)).to_le_bytes();
-    let mut page = vec![0; 512];
-    put(&mut page, 1, &300u16.to_le_bytes()); // composite temperature, K
-    page[3] = 100; // available spare, %
-    page[4] = 10; // its threshold, %
-    put(
-        &mut page,
-        32,
-        &units(sum(|slot| slot.traffic.blocks_read.load(Ordering::Relaxed))),
-    );
-    put(
-        &mut page,
-        48,
-        &units(sum(|slot| slot.traffic.blocks_written.load(Ordering::Relaxed))),
-    );
-    put(
-        &mut page,
-        64,
-        &sum(|slot| slot.traffic.reads.load(Ordering::Relaxed)).to_le_bytes(),
-    );
-    put(
-        &mut page,
-        80,
-        &sum(|slot| slot.traffic.writes.load(Ordering::Relaxed)).to_le_bytes(),
-    );
-    put(
-        &mut page,
-        176,
-        &u128::from(controller.error_count()).to_le_bytes(),
-    );
-    page
+    let units = |blocks: u128| (blocks << controller.shape.block_shift >> 9).div_ceil(1000);
+    let mut log = SmartLog::new_zeroed();
+    log.composite_temperature = 300.into();
+    log.available_spare = 100;
+    log.available_spare_threshold = 10;
+    log.data_units_read = units(sum(|slot| slot.traffic.blocks_read.load(Ordering::Relaxed))).into();
+    log.data_units_written = units(sum(|slot| slot.traffic.blocks_written.load(Ordering::Relaxed))).into();
+    log.host_read_commands = sum(|slot| slot.traffic.reads.load(Ordering::Relaxed)).into();
+    log.host_write_commands = sum(|slot| slot.traffic.writes.load(Ordering::Relaxed)).into();
+    log.error_log_entries = u128::from(controller.error_count()).into();
+    log.as_bytes().to_vec()
 }
 
-/// Log page 03h: firmware slots.
+/// The firmware slot log: the first slot is active.
 pub(super) fn firmware() -> Vec<u8> {
     let mut page = vec![0; 512];
     page[0] = 1;
-    put(&mut page, 8, FIRMWARE);
+    page[8..16].copy_from_slice(&FIRMWARE);
     page
 }

@@ -148,10 +148,10 @@ impl Iommu {
             let mut spins = 0u32;
             while seen & 1 == 1 && gate.turns.load(Ordering::SeqCst) == seen {
                 spins += 1;
-                if spins % 64 == 0 {
-                    std::thread::yield_now()
+                if spins.is_multiple_of(64) {
+                    std::thread::yield_now();
                 } else {
-                    std::hint::spin_loop()
+                    std::hint::spin_loop();
                 }
             }
         }
@@ -165,7 +165,10 @@ impl Iommu {
 
     fn map(&self, memory: Arc<dyn PinnedMemory>, access: DmaAccess) -> Result<(u32, Iova), DmaError> {
         let bytes = memory.len() as u64;
-        assert!(bytes > 0 && bytes % PAGE == 0, "pinned memory is whole pages");
+        assert!(
+            bytes > 0 && bytes.is_multiple_of(PAGE),
+            "pinned memory is whole pages"
+        );
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if ledger.held.len() >= MAPPING_LIMIT as usize {
             return Err(DmaError::TooMany { limit: MAPPING_LIMIT });

@@ -349,11 +349,11 @@ impl<M: Media> Cached<M> {
 
     fn write_back(&self, cache: &mut Cache) -> Result<(), MediaError> {
         while let Some((block, contents)) = cache.blocks.pop_first() {
-            if let Some(newest) = contents.last() {
-                if let Err(error) = self.store(block, newest) {
-                    cache.blocks.insert(block, contents);
-                    return Err(error);
-                }
+            if let Some(newest) = contents.last()
+                && let Err(error) = self.store(block, newest)
+            {
+                cache.blocks.insert(block, contents);
+                return Err(error);
             }
         }
         cache.last = None;

@@ -290,7 +290,7 @@ impl Pages {
 
     /// `len` bytes, a multiple of 4096, that are there: fit to be mapped for a device. Errors are the kernel's.
     pub fn populated(len: usize) -> std::io::Result<Arc<Self>> {
-        if len == 0 || len % 4096 != 0 {
+        if len == 0 || !len.is_multiple_of(4096) {
             return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
         }
         let map = MmapOptions::new().len(len).populate().map_anon()?;

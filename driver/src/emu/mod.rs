@@ -13,7 +13,6 @@
 //! management, firmware update, power states, reservations, shadow doorbells, controller memory buffer. A read and a
 //! write of the same block at the same time, from two queues, are each done, but a read may see part of the write.
 
-mod abi;
 mod admin;
 mod controller;
 mod identify;
@@ -34,7 +33,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-pub use abi::{Status, Submitted};
 pub use controller::Controller;
 pub use interpose::{Interposer, Posting, Verdict};
 pub use iommu::MAPPING_LIMIT;

@@ -1,23 +1,27 @@
 //! The I/O commands (NVM Express NVM Command Set Specification 1.0c, section 3).
 
-use super::abi::{Status, Submitted, nvm};
+use zerocopy::IntoBytes;
+
 use super::controller::Controller;
+use super::identify::ZEROES_SHIFT;
 use super::iommu::{Direction, Window};
 use super::media::MediaError;
 use super::prp;
+use crate::spec::nvme::{DSM_RANGES, DsmCdw10, DsmCdw11, DsmRange, IoCdw12, NSID_ALL, Sqe, Status, nvm};
 
 /// The only namespace.
 pub(super) const NAMESPACE: u32 = 1;
-/// "All namespaces".
-pub(super) const BROADCAST: u32 = u32::MAX;
-const FORCE_UNIT_ACCESS: u32 = 1 << 30;
-const DEALLOCATE: u32 = 1 << 25;
-const RANGE_BYTES: usize = 16;
+
+/// Blocks of a read, write, compare or write zeroes.
+#[inline]
+pub(super) fn blocks(command: &Sqe) -> u32 {
+    u32::from(IoCdw12(command.cdw12).nlb_z()) + 1
+}
 
 impl From<MediaError> for Status {
     fn from(error: MediaError) -> Self {
         match error {
-            MediaError::Read => Self::READ_ERROR,
+            MediaError::Read => Self::UNRECOVERED_READ_ERROR,
             MediaError::Write => Self::WRITE_FAULT,
         }
     }
@@ -26,28 +30,31 @@ impl From<MediaError> for Status {
 impl Controller {
     /// Runs one I/O command to its end.
     #[inline]
-    pub(super) fn execute(&self, window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
-        let opcode = command.opcode();
+    pub(super) fn execute(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
+        let opcode = command.cdw0.opc();
         if !matches!(
             opcode,
-            nvm::FLUSH | nvm::WRITE | nvm::READ | nvm::COMPARE | nvm::WRITE_ZEROES | nvm::DATASET
+            nvm::FLUSH | nvm::WRITE | nvm::READ | nvm::COMPARE | nvm::WRITE_ZEROES | nvm::DATASET_MANAGEMENT
         ) {
             return Err(Status::INVALID_OPCODE);
         }
-        if command.format() != 0 {
+        if command.cdw0.fuse() != 0 || command.cdw0.psdt() != 0 {
             return Err(Status::INVALID_FIELD);
         }
-        let everywhere = opcode == nvm::FLUSH && command.namespace() == BROADCAST;
-        if command.namespace() != NAMESPACE && !everywhere {
+        let everywhere = opcode == nvm::FLUSH && command.nsid == NSID_ALL;
+        if command.nsid != NAMESPACE && !everywhere {
             return Err(Status::INVALID_NAMESPACE);
         }
         let media = &*self.shape.media;
         match opcode {
             nvm::FLUSH => media.flush()?,
-            nvm::DATASET => self.manage_dataset(window, command)?,
+            nvm::DATASET_MANAGEMENT => self.manage_dataset(window, command)?,
             nvm::WRITE_ZEROES => {
-                let (offset, bytes) = self.range(command.lba(), command.blocks())?;
-                media.zero(offset, bytes, command.dword(12) & DEALLOCATE != 0)?;
+                let (offset, bytes) = self.range(command.slba(), blocks(command))?;
+                if bytes > (prp::PAGE as u64) << ZEROES_SHIFT {
+                    return Err(Status::INVALID_FIELD);
+                }
+                media.zero(offset, bytes, IoCdw12(command.cdw12).deac())?;
                 if self.write_through(command) {
                     media.flush()?;
                 }
@@ -58,26 +65,26 @@ impl Controller {
     }
 
     #[inline]
-    fn transfer(&self, window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
-        let len = (command.blocks() as usize) << self.shape.block_shift;
+    fn transfer(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
+        let len = (blocks(command) as usize) << self.shape.block_shift;
         if len > self.shape.max_transfer {
             return Err(Status::INVALID_FIELD);
         }
-        let (offset, _) = self.range(command.lba(), command.blocks())?;
+        let (offset, _) = self.range(command.slba(), blocks(command))?;
         let media = &*self.shape.media;
-        match command.opcode() {
+        match command.cdw0.opc() {
             nvm::READ => {
-                let into = prp::segments(window, command.prp(), len, Direction::ToHost)?;
+                let into = prp::segments(window, [command.prp1, command.prp2], len, Direction::ToHost)?;
                 media.read(offset, &into)?;
             }
             nvm::WRITE => {
-                let from = prp::segments(window, command.prp(), len, Direction::FromHost)?;
+                let from = prp::segments(window, [command.prp1, command.prp2], len, Direction::FromHost)?;
                 media.write(offset, &from, self.write_through(command))?;
             }
             _ => {
-                let with = prp::segments(window, command.prp(), len, Direction::FromHost)?;
+                let with = prp::segments(window, [command.prp1, command.prp2], len, Direction::FromHost)?;
                 if !media.compare(offset, &with)? {
-                    return Err(Status::COMPARE);
+                    return Err(Status::COMPARE_FAILURE);
                 }
             }
         }
@@ -85,25 +92,20 @@ impl Controller {
     }
 
     /// Dataset Management: only the deallocate attribute does anything.
-    fn manage_dataset(&self, window: &Window<'_>, command: &Submitted) -> Result<(), Status> {
-        const DEALLOCATE: u32 = 1 << 2;
-        let count = (command.dword(10) & 0xff) as usize + 1;
-        let list = prp::segments(window, command.prp(), count * RANGE_BYTES, Direction::FromHost)?;
-        let mut bytes = [0; 256 * RANGE_BYTES];
-        list.read_at(0, &mut bytes[..count * RANGE_BYTES]);
-        // All are checked before the first is touched. Attributes (bytes 0..4) are hints.
-        let mut ranges = [(0, 0); 256];
-        for (range, entry) in ranges
-            .iter_mut()
-            .zip(bytes[..count * RANGE_BYTES].as_chunks::<RANGE_BYTES>().0)
-        {
-            let [.., a, b, c, d, e, f, g, h] = *entry;
-            let [_, _, _, _, i, j, k, l, ..] = *entry;
-            let lba = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-            *range = self.range(lba, u32::from_le_bytes([i, j, k, l]))?;
+    fn manage_dataset(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
+        let count = usize::from(DsmCdw10(command.cdw10).nr_z()) + 1;
+        let len = count * size_of::<DsmRange>();
+        let list = prp::segments(window, [command.prp1, command.prp2], len, Direction::FromHost)?;
+        let mut ranges = [DsmRange::default(); DSM_RANGES];
+        list.read_at(0, &mut ranges.as_mut_bytes()[..len]);
+        let ranges = &ranges[..count];
+        // All are checked before the first is touched. Their attributes are hints.
+        for range in ranges {
+            self.range(range.slba, range.blocks)?;
         }
-        if command.dword(11) & DEALLOCATE != 0 {
-            for &(offset, bytes) in ranges[..count].iter().filter(|range| range.1 > 0) {
+        if DsmCdw11(command.cdw11).ad() {
+            for range in ranges.iter().filter(|range| range.blocks > 0) {
+                let (offset, bytes) = self.range(range.slba, range.blocks)?;
                 self.shape.media.zero(offset, bytes, true)?;
             }
         }
@@ -113,9 +115,11 @@ impl Controller {
     /// Bytes from the start of the namespace and how many, if all the blocks exist.
     #[inline]
     fn range(&self, lba: u64, blocks: u32) -> Result<(u64, u64), Status> {
-        let end = lba.checked_add(u64::from(blocks)).ok_or(Status::LBA_RANGE)?;
+        let end = lba
+            .checked_add(u64::from(blocks))
+            .ok_or(Status::LBA_OUT_OF_RANGE)?;
         if end > self.shape.blocks {
-            return Err(Status::LBA_RANGE);
+            return Err(Status::LBA_OUT_OF_RANGE);
         }
         Ok((
             lba << self.shape.block_shift,
@@ -125,7 +129,7 @@ impl Controller {
 
     /// Whether a write is to be durable when it completes: it says so, or the host turned the cache off.
     #[inline]
-    fn write_through(&self, command: &Submitted) -> bool {
-        command.dword(12) & FORCE_UNIT_ACCESS != 0 || !self.cache_enabled()
+    fn write_through(&self, command: &Sqe) -> bool {
+        IoCdw12(command.cdw12).fua() || !self.cache_enabled()
     }
 }

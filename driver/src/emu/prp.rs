@@ -1,8 +1,8 @@
 //! Where a command's data is: physical region pages (NVM Express Base 2.0c, section 4.1.1), with pages of 4096 bytes.
 
-use super::abi::Status;
 use super::iommu::{Direction, Fault, Window};
 use super::memory::Segments;
+use crate::spec::nvme::Status;
 
 /// Bytes of a memory page: CC.MPS is always 0 here.
 pub(super) const PAGE: usize = 4096;
@@ -12,7 +12,7 @@ const BATCH: usize = 32;
 
 impl From<Fault> for Status {
     fn from(_: Fault) -> Self {
-        Self::DATA_TRANSFER
+        Self::DATA_TRANSFER_ERROR
     }
 }
 
@@ -26,7 +26,7 @@ pub(super) fn segments<'w>(
 ) -> Result<Segments<'w>, Status> {
     let [first, second] = prp;
     if first & 3 != 0 {
-        return Err(Status::PRP_OFFSET);
+        return Err(Status::PRP_OFFSET_INVALID);
     }
     let mut found = Segments::default();
     let room = PAGE - page_offset(first);
@@ -40,7 +40,7 @@ pub(super) fn segments<'w>(
         return Ok(found);
     }
     if page_offset(second) != 0 {
-        return Err(Status::PRP_OFFSET);
+        return Err(Status::PRP_OFFSET_INVALID);
     }
     found.push(window.find(second, left, direction)?);
     Ok(found)
@@ -55,7 +55,7 @@ fn list<'w>(
     found: &mut Segments<'w>,
 ) -> Result<(), Status> {
     if at & 7 != 0 {
-        return Err(Status::PRP_OFFSET);
+        return Err(Status::PRP_OFFSET_INVALID);
     }
     let mut at = at;
     while left > 0 {
@@ -73,7 +73,7 @@ fn list<'w>(
             for entry in bytes[..count * 8].as_chunks::<8>().0 {
                 let page = u64::from_le_bytes(*entry);
                 if page & IN_PAGE != 0 {
-                    return Err(Status::PRP_OFFSET);
+                    return Err(Status::PRP_OFFSET_INVALID);
                 }
                 found.push(window.find(page, left.min(PAGE), direction)?);
                 left -= left.min(PAGE);
@@ -86,7 +86,7 @@ fn list<'w>(
                 .read(&mut next);
             at = u64::from_le_bytes(next);
             if at & IN_PAGE != 0 {
-                return Err(Status::PRP_OFFSET);
+                return Err(Status::PRP_OFFSET_INVALID);
             }
         }
     }

@@ -4,13 +4,11 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use super::abi::{Status, Submitted, nvm};
 use super::controller::Controller;
 use super::interpose::{Posting, Verdict};
 use super::iommu::{Direction, Fault, Window};
-
-const ENTRY: u64 = 64;
-const COMPLETION: u64 = 16;
+use super::nvm::blocks;
+use crate::spec::nvme::{CQE_LEN, Cqe, SQE_LEN, Sqe, Status, StatusField, nvm};
 
 /// Takes `mutex` without ever going to sleep in the kernel: its holders only run for as long as a batch takes, and
 /// each queue pair has one user.
@@ -23,10 +21,10 @@ pub(super) fn spin<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
             Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 spins += 1;
-                if spins % 256 == 0 {
-                    std::thread::yield_now()
+                if spins.is_multiple_of(256) {
+                    std::thread::yield_now();
                 } else {
-                    std::hint::spin_loop()
+                    std::hint::spin_loop();
                 }
             }
         }
@@ -43,7 +41,7 @@ pub(super) struct Submission {
     /// Its completion queue.
     pub(super) completion: u16,
     /// Commands fetched and kept from running.
-    pub(super) held: Vec<Submitted>,
+    pub(super) held: Vec<Sqe>,
 }
 
 /// Room for a submission queue. What the doorbell's writer touches is outside of the lock.
@@ -80,16 +78,16 @@ fn count(counter: &AtomicU64, more: u64) {
 
 impl Traffic {
     #[inline]
-    fn note(&self, command: &Submitted) {
+    fn note(&self, command: &Sqe) {
         count(&self.commands, 1);
-        match command.opcode() {
+        match command.cdw0.opc() {
             nvm::READ => {
                 count(&self.reads, 1);
-                count(&self.blocks_read, u64::from(command.blocks()));
+                count(&self.blocks_read, u64::from(blocks(command)));
             }
             nvm::WRITE => {
                 count(&self.writes, 1);
-                count(&self.blocks_written, u64::from(command.blocks()));
+                count(&self.blocks_written, u64::from(blocks(command)));
             }
             _ => {}
         }
@@ -232,10 +230,10 @@ impl CompletionSlot {
 impl Completion {
     #[inline]
     fn write(&mut self, window: &Window<'_>, [low, high]: [u64; 2]) -> Result<(), Fault> {
-        let at = self.base + u64::from(self.tail) * COMPLETION;
-        // The entry's phase bit says whether to lie about the phase: set means inverted.
+        let at = self.base + u64::from(self.tail) * CQE_LEN as u64;
+        // See `complete`.
         let phase = u64::from(self.phase) << 48;
-        let span = window.find(at, 16, Direction::ToHost)?;
+        let span = window.find(at, CQE_LEN, Direction::ToHost)?;
         if !span.publish([low, high ^ phase]) {
             return Err(Fault);
         }
@@ -270,15 +268,18 @@ impl Submission {
     }
 
     #[inline]
-    fn fetch(&mut self, window: &Window<'_>) -> Result<Submitted, Fault> {
-        let at = self.base + u64::from(self.head) * ENTRY;
-        let words = window.find(at, 64, Direction::FromHost)?.load().ok_or(Fault)?;
+    fn fetch(&mut self, window: &Window<'_>) -> Result<Sqe, Fault> {
+        let at = self.base + u64::from(self.head) * SQE_LEN as u64;
+        let words: [u64; 8] = window
+            .find(at, SQE_LEN, Direction::FromHost)?
+            .load()
+            .ok_or(Fault)?;
         self.head = if self.head + 1 == self.entries {
             0
         } else {
             self.head + 1
         };
-        Ok(Submitted(words))
+        Ok(zerocopy::transmute!(words))
     }
 }
 
@@ -320,7 +321,7 @@ impl Controller {
 
     /// Runs a command that was just fetched, unless something keeps it from running.
     #[inline]
-    fn begin(&self, window: &Window<'_>, submission: &mut Submission, command: &Submitted) {
+    fn begin(&self, window: &Window<'_>, submission: &mut Submission, command: &Sqe) {
         if let Some(interposer) = &self.shape.interposer {
             match interposer.before(submission.id, command) {
                 Verdict::Run => {}
@@ -329,23 +330,27 @@ impl Controller {
                     return;
                 }
                 Verdict::Fail(status) => {
-                    return self.complete(window, submission.sender(), command.id(), Err(status));
+                    return self.complete(window, submission.sender(), command.cdw0.cid(), Err(status));
                 }
             }
         }
-        if submission.held.iter().any(|held| held.id() == command.id()) {
+        if submission
+            .held
+            .iter()
+            .any(|held| held.cdw0.cid() == command.cdw0.cid())
+        {
             return self.complete(
                 window,
                 submission.sender(),
-                command.id(),
-                Err(Status::ID_CONFLICT),
+                command.cdw0.cid(),
+                Err(Status::COMMAND_ID_CONFLICT),
             );
         }
         self.run(window, submission, command);
     }
 
     #[inline]
-    fn run(&self, window: &Window<'_>, submission: &mut Submission, command: &Submitted) {
+    fn run(&self, window: &Window<'_>, submission: &mut Submission, command: &Sqe) {
         let outcome = if submission.id == 0 {
             match self.administer(window, submission, command) {
                 Ok(None) => return,
@@ -355,7 +360,7 @@ impl Controller {
         } else {
             self.execute(window, command).map(|()| 0)
         };
-        self.complete(window, submission.sender(), command.id(), outcome);
+        self.complete(window, submission.sender(), command.cdw0.cid(), outcome);
     }
 
     /// Runs all held commands of a queue, on this thread. Returns how many.
@@ -379,30 +384,36 @@ impl Controller {
     /// Posts the completion of command `id`.
     #[inline]
     pub(super) fn complete(&self, window: &Window<'_>, from: Sender, id: u16, outcome: Result<u32, Status>) {
-        let (result, status) = match outcome {
-            Ok(result) => (result, 0),
-            Err(Status(status)) => {
-                self.note_error(from.queue, id, status);
-                (0, status)
-            }
+        let mut entry = Cqe {
+            sqhd: from.head,
+            sqid: from.queue,
+            cid: id,
+            ..Cqe::default()
         };
+        match outcome {
+            Ok(result) => entry.dw0 = result,
+            Err(status) => {
+                entry.status = StatusField::new(status, false);
+                entry.status.set_dnr(true);
+                self.note_error(from.queue, id, entry.status);
+            }
+        }
         let mut posting = Posting {
-            result,
-            head: from.head,
-            queue: from.queue,
-            command: id,
-            status,
+            entry,
             wrong_phase: false,
             copies: 1,
         };
         if let Some(interposer) = &self.shape.interposer {
             interposer.completion(&mut posting);
         }
+        // Until it is posted, the phase bit says whether to lie about the phase.
+        posting.entry.status.set_phase(posting.wrong_phase);
+        let entry: [u64; 2] = zerocopy::transmute!(posting.entry);
         let slot = &self.completions[usize::from(from.completion)];
         let mut state = spin(&slot.state);
         let Some(queue) = state.as_mut() else { return };
         for _ in 0..posting.copies {
-            if slot.post(queue, window, posting.words()).is_err() {
+            if slot.post(queue, window, entry).is_err() {
                 self.fail("a completion queue entry could not be written");
                 return;
             }
