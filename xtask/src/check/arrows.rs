@@ -26,8 +26,8 @@ const FREE: [&str; 5] = ["qemu", "benches", "tests", "fuzz", "xtask"];
 
 /// Of a crate that is seen only in part: who, whom, and the modules that may be named outside of tests.
 const PARTS: [(&str, &str, &[&str]); 2] = [
-    ("store", "driver", &["block", "hal"]),
-    ("fabric", "driver", &["block", "hal"]),
+    ("store", "driver", &["block", "disk"]),
+    ("fabric", "driver", &["block", "disk"]),
 ];
 
 /// Every member is known, and leans on nothing that its row does not name.
