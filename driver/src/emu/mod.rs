@@ -3,7 +3,8 @@
 //!
 //! - [`Emulator`]: the device, a [`hal::Device`](crate::hal::Device).
 //! - [`Media`]: what its blocks lie on: [`RamMedia`], [`FileMedia`], or either behind a volatile [`Cached`].
-//! - [`Interposer`]: the seam where tests put faults.
+//! - [`Faults`], [`FaultyMedia`], [`Faulty`]: what can go wrong, put on from the outside; [`Interposer`] is the seam that
+//!   the first uses.
 //!
 //! On media that do not block, commands run inside the doorbell write on the caller's thread: no thread, no system
 //! call, no lock that anyone sleeps on. Media that block have a thread of the device's own, which spins a little and
@@ -15,6 +16,7 @@
 
 mod admin;
 mod controller;
+mod faulty;
 mod identify;
 mod interpose;
 mod iommu;
@@ -34,6 +36,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 pub use controller::Controller;
+pub use faulty::{Faults, Faulty, FaultyMedia, FaultyRegisters, Lie};
 pub use interpose::{Interposer, Posting, Verdict};
 pub use iommu::MAPPING_LIMIT;
 pub use media::{Cached, FileMedia, Media, MediaError, RamMedia};
