@@ -10,8 +10,11 @@
 //!
 //! Built by `cargo xtask fuzz`, with `--cfg fuzzing`, libFuzzer calls the function. Built in any other way the binary
 //! is the *smoke*: it runs the files given as arguments, or, with none, the seeds under `corpus/NAME` and a few
-//! thousand inputs made from them and from a random generator, the same ones for the same `PORTCULLIS_SEED`.
+//! thousand inputs made from them and from a random generator, the same ones for the same `PORTCULLIS_SEED`. An input
+//! that panics is kept in a file. One that aborts leaves no time for that: with `PORTCULLIS_FUZZ_KEEP=1` every input is
+//! written before it is run.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -77,7 +80,8 @@ fn made_up(name: &str, function: fn(&[u8])) -> io::Result<u64> {
     let inputs = number("PORTCULLIS_FUZZ_INPUTS").unwrap_or(INPUTS);
     let corpus = corpus(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name))?;
     let kept = kept(name, seed)?;
-    println!("seed {seed}; the input at work is {}", kept.display());
+    println!("seed {seed}");
+    let keep = env::var_os("PORTCULLIS_FUZZ_KEEP").is_some();
     let start = Instant::now();
     let mut random = Random(seed);
     let mut done = 0;
@@ -90,12 +94,16 @@ fn made_up(name: &str, function: fn(&[u8])) -> io::Result<u64> {
             println!("stopped after {} s", LIMIT.as_secs());
             break;
         }
-        // Written before it runs: an abort leaves no time for it.
-        fs::write(&kept, &input)?;
-        function(&input);
+        if keep {
+            fs::write(&kept, &input)?;
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| function(&input))) {
+            fs::write(&kept, &input)?;
+            eprintln!("input {done} of seed {seed} is kept in {}", kept.display());
+            resume_unwind(panic);
+        }
         done += 1;
     }
-    fs::remove_file(&kept)?;
     Ok(done)
 }
 
@@ -111,7 +119,7 @@ fn corpus(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
     files.into_iter().map(fs::read).collect()
 }
 
-/// Where the input at work is kept.
+/// Where an input that panics is kept.
 fn kept(name: &str, seed: u64) -> io::Result<PathBuf> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let folder = target.join("fuzz").join("artifacts").join(name);
