@@ -191,9 +191,9 @@ impl Registers for Bar {
 
     #[inline]
     fn write64(&self, offset: usize, value: u64) {
-        let [low, high] = [value, value >> 32].map(|half| (half & u64::from(u32::MAX)) as u32);
-        self.write32(offset, low);
-        self.write32(offset + 4, high);
+        let half = |value: u64| u32::try_from(value & u64::from(u32::MAX)).unwrap_or_default();
+        self.write32(offset, half(value));
+        self.write32(offset + 4, half(value >> 32));
     }
 }
 

@@ -44,16 +44,14 @@ pub(crate) fn iommu_info(container: RawFd) -> io::Result<Vec<u8>> {
         let room = size_of_val(info.as_slice());
         info.fill(0);
         if let Some(first) = info.first_mut() {
-            *first = u64::from(argsz(room)); // argsz and flags: their order in memory is little-endian's
+            let [a, b, c, d] = argsz(room).to_ne_bytes();
+            *first = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]); // argsz, then flags
         }
-        #[cfg(target_endian = "big")]
-        compile_error!("VFIO_IOMMU_GET_INFO's first two words are written as one here");
         // SAFETY: the kernel writes at most `argsz` bytes, the length of `info`.
         checked(unsafe { libc::ioctl(container, IOMMU_GET_INFO, info.as_mut_ptr()) })?;
-        let wanted = info
-            .first()
-            .map_or(0, |first| (*first & u64::from(u32::MAX)) as usize);
         let bytes: Vec<u8> = info.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let argsz = bytes.first_chunk().map_or(0, |chunk| u32::from_ne_bytes(*chunk));
+        let wanted = usize::try_from(argsz).unwrap_or(usize::MAX);
         if wanted <= room {
             return Ok(bytes);
         }

@@ -1,0 +1,59 @@
+//! `driver::vfio` against the kernel, the IOMMU and the NVMe controller of a guest. Ignored by default: needs QEMU.
+
+use std::time::Duration;
+
+use qemu::{Artifact, Command, Expect, Guest, Machine, Nvme, Step, User};
+
+const ADAPTER: User = User { uid: 1000, gid: 1000 };
+/// What systems allow by default.
+const MEMLOCK: u64 = 8 << 20;
+
+fn guest(name: &str, machine: Machine) -> anyhow::Result<Guest> {
+    qemu::install()?;
+    let tests = qemu::build_static("driver", Artifact::Test("vfio"))?;
+    let disk = qemu::scratch_disk(name, 64 << 20)?;
+    let machine = machine.nvme(Nvme::new(disk)).limit(Duration::from_secs(120));
+    Ok(Guest::new(machine).program(tests, "vfio-tests"))
+}
+
+/// The driver's tests that need a device: those whose name contains `filter`.
+fn tests(filter: &str) -> Command {
+    Command::new("vfio-tests")
+        .args(["--ignored", "--test-threads=1", filter])
+        .env("PORTCULLIS_DEVICE", format!("vfio:{}", qemu::nvme_address(0)))
+        .env("PORTCULLIS_MEMLOCK", MEMLOCK.to_string())
+}
+
+#[test]
+#[ignore = "starts a guest"]
+fn the_driver_holds_a_device_as_an_unprivileged_user() {
+    let guest = guest("vfio", Machine::new())
+        .unwrap()
+        .module("nvme", "") // so that there is a driver to take it from
+        .step(Step::bind_vfio(qemu::nvme_address(0), Some(ADAPTER)))
+        .step(Step::run(tests("").user(ADAPTER).memlock(MEMLOCK)))
+        .step(Step::KernelLog);
+    let outcome = guest.run(&mut qemu::print_event).unwrap();
+    println!("{outcome}");
+    outcome.check().unwrap();
+    // What the tests saw as untouched memory, the IOMMU saw as faults.
+    let faults = outcome.output(2).filter(|line| line.contains("PTE Write access is not set")).count();
+    assert!(faults > 0, "the IOMMU reported no fault");
+}
+
+#[test]
+#[ignore = "starts a guest"]
+fn what_keeps_a_device_from_being_opened_is_named() {
+    let failing = |filter: &str| Step::Run { command: tests(filter).user(ADAPTER), expect: Expect::Code(101) };
+    let guest = guest("vfio-errors", Machine::new().interrupt_remapping(false))
+        .unwrap()
+        .step(Step::bind_vfio(qemu::nvme_address(0), None))
+        .step(failing("opened_quiet"))
+        .step(Step::bind_vfio(qemu::nvme_address(0), Some(ADAPTER)))
+        .step(failing("opened_quiet"));
+    let outcome = guest.run(&mut |_| ()).unwrap();
+    outcome.check().unwrap();
+    let says = |step, what| outcome.output(step).any(|line| line.contains(what));
+    assert!(says(1, "Permission") && says(1, "uid: 0"), "{:?}", outcome.events);
+    assert!(says(3, "UnsafeInterrupts"), "{:?}", outcome.events);
+}
