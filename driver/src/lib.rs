@@ -5,6 +5,7 @@
 //! - [`emu`]: a software NVMe controller behind the same registers.
 //! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
 //! - [`spec`]: the bytes of PCI and NVMe.
+//! - [`vfio`]: real devices, through Linux VFIO.
 //!
 //! Drivers know neither protection tables nor shared rings: what reaches them was granted already.
 #![deny(unsafe_code)]
@@ -14,3 +15,4 @@ pub mod disk;
 pub mod emu;
 pub mod hal;
 pub mod spec;
+pub mod vfio;
