@@ -9,6 +9,36 @@
 //! - [`Directory`], one for each poller, holds a bounded number of pointers to published segments and its own
 //!   counts of active I/O. Nothing shared is written on the hot path.
 //!
+//! ```
+//! use tpt::*;
+//!
+//! let limits = Limits { entries: 1024, lba_entries: 4096, regions: 64 };
+//! let mut tables = Tables::<32>::new(limits, KeyInstance(1));
+//! let mut directory = Directory::new(tables.published(), 16);
+//!
+//! // The control plane grants blocks 1000..1008 and 20..24 for reading, into memory that the device may write.
+//! let (domain, access) = (Domain(7), Access::READ);
+//! let ranges = [LbaRange::new(1000, 8), LbaRange::new(20, 4)].map(Option::unwrap);
+//! let key = tables.create(&GrantSpec { domain, access, block_shift: 9, ranges: &ranges, shared: false })?;
+//! let region = RegionSpec { domain, access: Access::WRITE, iova: Iova(0x10000), bytes: 65536 };
+//! let memory = Memory { region: tables.create_region(&region)?, offset: 0 };
+//!
+//! // A poller decides, and has a token until the device is done.
+//! let request = Request { operation: Operation::Read, key, offset: 7 * 512, length: 1024, memory };
+//! let grant = directory.check(domain, &request)?;
+//! let pieces: Vec<_> = directory.pieces(&grant, 0).map(|piece| (piece.lba.0, piece.iova.0)).collect();
+//! assert_eq!(pieces, [(1007, 0x10000), (20, 0x10200)]);
+//!
+//! // Revoked: nothing more is admitted, and the entry ends when no poller has I/O on it.
+//! let revocation = tables.begin(None, key, Purpose::Revoke)?;
+//! assert_eq!(directory.check(domain, &request).unwrap_err(), Denied::EntryInvalid);
+//! assert!(!directory.entry_is_idle(revocation.entry()));
+//! directory.release(grant);
+//! assert!(directory.entry_is_idle(revocation.entry()));
+//! tables.finish_delete(revocation);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! What is deliberately not here: no ring, no device, no thread, no clock, no file, no unsafe code.
 #![no_std]
 #![forbid(unsafe_code)]

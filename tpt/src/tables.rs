@@ -398,24 +398,18 @@ impl<const B: u32> Tables<B> {
         Ok(())
     }
 
-    /// Ends a delete or a revocation at the quiescent point: the entry and its LBA entries are free, the index's next
-    /// life has the next instance.
-    ///
-    /// # Panics
-    /// If the token is of a modify, which is a fault in the caller.
+    /// Ends a delete or a revocation at the quiescent point, or a modify whose grant is no longer wanted: the entry
+    /// and its LBA entries are free, the index's next life has the next instance. Does nothing if a revocation has
+    /// overtaken the operation; that one's own token ends it.
     #[allow(clippy::needless_pass_by_value)] // the token ends here
     pub fn finish_delete(&mut self, quiesce: Quiesce) {
-        assert!(
-            quiesce.purpose != Purpose::Modify,
-            "a modify ends by finish_modify or cancel"
-        );
         let index = quiesce.key.index().0;
         if !self
             .holdings
             .get(&index)
             .is_some_and(|holding| holding.is_quiesced_by(&quiesce))
         {
-            return; // a revocation has overtaken it, and ends it
+            return;
         }
         let Some(holding) = self.holdings.remove(&index) else {
             return;
