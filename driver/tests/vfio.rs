@@ -462,3 +462,58 @@ fn the_limit_of_locked_memory_is_named_and_survived() {
         .map(drop)
         .unwrap();
 }
+
+/// `PORTCULLIS_DMA_ENTRIES` says how many mappings the kernel allows.
+#[test]
+#[ignore = "needs an NVMe device bound to vfio-pci, and a limit of mappings"]
+fn the_limit_of_mappings_is_named_and_survived() {
+    let limit: u32 = std::env::var("PORTCULLIS_DMA_ENTRIES").unwrap().parse().unwrap();
+    let device = VfioDevice::open(&address()).unwrap();
+    let mapper = device.mapper();
+    let one = || mapper.map(Memory::new(PAGE), DmaAccess::ReadWrite);
+    let mut mappings: Vec<_> = (0..limit).map(|_| one().unwrap()).collect();
+    assert_eq!(device.dma().info().unwrap().dma_avail, Some(0));
+    assert!(matches!(one(), Err(DmaError::TooMany { limit: named }) if named == limit));
+    mappings.pop();
+    mappings.push(one().unwrap());
+}
+
+#[test]
+#[ignore = "needs an NVMe device bound to vfio-pci, and root"]
+fn as_root_a_device_that_the_machine_wants_back_is_given_back() {
+    let device = VfioDevice::open(&address()).unwrap();
+    let removal = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    device.route_removal(removal.as_fd()).unwrap();
+    let mapping = device
+        .mapper()
+        .map(Memory::new(PAGE), DmaAccess::ReadWrite)
+        .unwrap();
+    let driver = "/sys/bus/pci/drivers/vfio-pci";
+    // The kernel waits in there until the device is closed.
+    let unbind = std::thread::spawn(move || std::fs::write(format!("{driver}/unbind"), address()));
+    let patience = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    assert_eq!(
+        poll(&mut [PollFd::new(&removal, PollFlags::IN)], Some(&patience)).unwrap(),
+        1,
+        "nobody asked"
+    );
+    assert!(!unbind.is_finished());
+    assert_ne!(
+        device.registers().read64(CAP),
+        u64::MAX,
+        "it works until it is given back"
+    );
+    drop(device);
+    unbind.join().unwrap().unwrap();
+    // Unmapping works without the device, and nothing panics because it is gone.
+    drop(mapping);
+    assert!(matches!(
+        VfioDevice::open(&address()),
+        Err(VfioError::NotBound { .. })
+    ));
+    std::fs::write(format!("{driver}/bind"), address()).unwrap();
+    drop(VfioDevice::open(&address()).unwrap());
+}

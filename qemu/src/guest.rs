@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::Lock;
 use crate::initramfs::Initramfs;
 use crate::kernel::Kernel;
 use crate::machine::{FIRST_NVME, Machine};
@@ -211,7 +212,8 @@ impl Guest {
             .stdout(messages.try_clone()?)
             .stderr(messages);
 
-        let _turn = Turn::take()?;
+        // Two guests at once on a small host make each other time out.
+        let _turn = Lock::take("guest.lock")?;
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("running {command:?}"))?;
         let mut results = Results {
@@ -356,18 +358,5 @@ impl RunDirectory {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-/// The right to run a guest now: two at once on a small host make each other time out.
-struct Turn {
-    _lock: File,
-}
-
-impl Turn {
-    fn take() -> Result<Self> {
-        let lock = File::create(crate::cache().join("guest.lock"))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
-        Ok(Self { _lock: lock })
     }
 }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::Lock;
 use crate::kernel::{Kernel, in_path, run, version_key};
 
 /// The program of the machine.
@@ -17,6 +18,7 @@ const TOOLS: [(&str, &str); 3] = [(QEMU, "qemu-system-x86"), ("xz", "xz-utils"),
 /// # Errors
 /// Says what to install where it cannot do so itself.
 pub fn install() -> Result<Kernel> {
+    let _turn = Lock::take("install.lock")?;
     let missing: Vec<&str> = TOOLS
         .iter()
         .filter(|(program, _)| !in_path(program))

@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::module::Modules;
 
+/// The end of the name of a directory that is not complete yet.
+const PARTIAL: &str = "partial";
+
 /// An unpacked kernel, kept under `target/qemu`.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -21,10 +24,13 @@ impl Kernel {
     /// The newest kernel unpacked before, if there is one.
     pub fn cached() -> Option<Self> {
         let entries = fs::read_dir(crate::cache()).ok()?;
+        let whole = |path: &PathBuf| {
+            path.extension().is_none_or(|end| end != PARTIAL) && path.join("vmlinux").is_file()
+        };
         let mut found: Vec<PathBuf> = entries
             .flatten()
             .map(|entry| entry.path())
-            .filter(|path| path.join("vmlinux").is_file())
+            .filter(whole)
             .collect();
         found.sort_by_key(|path| version_key(&path.to_string_lossy()));
         found.pop().map(|directory| Self { directory })
@@ -34,7 +40,7 @@ impl Kernel {
     pub(crate) fn download(package: &str) -> Result<Self> {
         let cache = crate::cache();
         fs::create_dir_all(&cache)?;
-        let partial = cache.join(format!("{package}.partial-{}", std::process::id()));
+        let partial = cache.join(format!("{package}.{PARTIAL}"));
         let _ = fs::remove_dir_all(&partial);
         fs::create_dir_all(&partial)?;
         run(Command::new("apt-get")

@@ -12,9 +12,9 @@
 //! qemu::install()?;
 //! let disk = qemu::scratch_disk("probe", 64 << 20)?;
 //! let guest = Guest::new(Machine::new().iommu(true).nvme(Nvme::new(disk)))
-//!     .program(qemu::build_static("driver", Artifact::Example("vfio_probe"))?, "vfio_probe")
+//!     .program(qemu::build_static("driver", Artifact::UnitTests)?, "tests")
 //!     .step(Step::bind_vfio(qemu::nvme_address(0), None))
-//!     .step(Step::run(Command::new("vfio_probe").arg(qemu::nvme_address(0))));
+//!     .step(Step::run(Command::new("tests").arg("--test-threads=1")));
 //! guest.run(&mut qemu::print_event)?.check()?;
 //! # anyhow::Ok(())
 //! ```
@@ -40,6 +40,7 @@ pub use script::{
 };
 pub use static_build::{Artifact, StaticBuild, build_static};
 
+use std::fs::File;
 use std::path::PathBuf;
 
 /// The root of the workspace this was built from.
@@ -51,4 +52,19 @@ fn workspace() -> PathBuf {
 /// Where kernels, guests' files and their lock live: `target/qemu`.
 fn cache() -> PathBuf {
     workspace().join("target").join("qemu")
+}
+
+/// Something that one process of the host does at a time, until dropped.
+struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for the lock file `name` in the cache.
+    fn take(name: &str) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(cache())?;
+        let file = File::create(cache().join(name))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(Self { _file: file })
+    }
 }

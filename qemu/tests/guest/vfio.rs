@@ -1,4 +1,4 @@
-//! `driver::vfio` against the kernel, the IOMMU and the NVMe controller of a guest. Ignored by default: needs QEMU.
+//! `driver::vfio` against the kernel, the IOMMU and the NVMe controller of a guest.
 
 use std::time::Duration;
 
@@ -16,12 +16,17 @@ fn guest(name: &str, machine: Machine) -> anyhow::Result<Guest> {
     Ok(Guest::new(machine).program(tests, "vfio-tests"))
 }
 
-/// The driver's tests that need a device: those whose name contains `filter`.
-fn tests(filter: &str) -> Command {
+/// Mappings that the kernel is told to allow.
+const ENTRIES: u64 = 16;
+
+/// The driver's tests that need a device, as `args` choose them.
+fn tests<const N: usize>(args: [&str; N]) -> Command {
     Command::new("vfio-tests")
-        .args(["--ignored", "--test-threads=1", filter])
+        .args(["--ignored", "--test-threads=1"])
+        .args(args)
         .env("PORTCULLIS_DEVICE", format!("vfio:{}", qemu::nvme_address(0)))
         .env("PORTCULLIS_MEMLOCK", MEMLOCK.to_string())
+        .env("PORTCULLIS_DMA_ENTRIES", ENTRIES.to_string())
 }
 
 #[test]
@@ -31,26 +36,44 @@ fn the_driver_holds_a_device_as_an_unprivileged_user() {
         .unwrap()
         .module("nvme", "") // so that there is a driver to take it from
         .step(Step::bind_vfio(qemu::nvme_address(0), Some(ADAPTER)))
-        .step(Step::run(tests("").user(ADAPTER).memlock(MEMLOCK)))
-        .step(Step::KernelLog);
+        .step(Step::run(
+            tests(["--skip=as_root", "--skip=limit_of_mappings"])
+                .user(ADAPTER)
+                .memlock(MEMLOCK),
+        ))
+        .step(Step::KernelLog)
+        .step(Step::run(tests(["as_root"])));
     let outcome = guest.run(&mut qemu::print_event).unwrap();
     println!("{outcome}");
     outcome.check().unwrap();
     // What the tests saw as untouched memory, the IOMMU saw as faults.
-    let faults = outcome.output(2).filter(|line| line.contains("PTE Write access is not set")).count();
+    let faults = outcome
+        .output(2)
+        .filter(|line| line.contains("PTE Write access is not set"))
+        .count();
     assert!(faults > 0, "the IOMMU reported no fault");
 }
 
 #[test]
 #[ignore = "starts a guest"]
-fn what_keeps_a_device_from_being_opened_is_named() {
-    let failing = |filter: &str| Step::Run { command: tests(filter).user(ADAPTER), expect: Expect::Code(101) };
+fn what_keeps_a_device_from_being_used_is_named() {
+    let failing = || Step::Run {
+        command: tests(["opened_quiet"]).user(ADAPTER),
+        expect: Expect::Code(101),
+    };
+    let vfio = "/sys/module/vfio_iommu_type1/parameters";
     let guest = guest("vfio-errors", Machine::new().interrupt_remapping(false))
         .unwrap()
         .step(Step::bind_vfio(qemu::nvme_address(0), None))
-        .step(failing("opened_quiet"))
+        .step(failing())
         .step(Step::bind_vfio(qemu::nvme_address(0), Some(ADAPTER)))
-        .step(failing("opened_quiet"));
+        .step(failing())
+        .step(Step::write(format!("{vfio}/allow_unsafe_interrupts"), "Y"))
+        .step(Step::write(
+            format!("{vfio}/dma_entry_limit"),
+            ENTRIES.to_string(),
+        ))
+        .step(Step::run(tests(["limit_of_mappings"]).user(ADAPTER)));
     let outcome = guest.run(&mut |_| ()).unwrap();
     outcome.check().unwrap();
     let says = |step, what| outcome.output(step).any(|line| line.contains(what));

@@ -1,5 +1,7 @@
 //! A real guest, from start to end. Ignored by default: needs QEMU and a kernel (`qemu::install()` gets both).
 
+mod vfio;
+
 use std::time::Duration;
 
 use qemu::{Artifact, Command, End, Event, Exit, Expect, Guest, Machine, Nvme, Step, User};
