@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::transport::{Transport, TransportError};
 
 /// Where the adapter's socket is unless somebody says otherwise: `$PORTCULLIS_SOCKET`, else
-/// `$XDG_RUNTIME_DIR/portcullis.sock` if there is one, else `/run/portcullis.sock`.
+/// `$XDG_RUNTIME_DIR/portcullis.sock`, else `/run/portcullis.sock`.
 ///
 /// ```
 /// let path = portcullis::default_socket_path();
@@ -29,17 +29,14 @@ pub fn default_socket_path() -> PathBuf {
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
-    choose(set("PORTCULLIS_SOCKET"), set("XDG_RUNTIME_DIR"), Path::exists)
+    choose(set("PORTCULLIS_SOCKET"), set("XDG_RUNTIME_DIR"))
 }
 
-fn choose(socket: Option<PathBuf>, runtime: Option<PathBuf>, exists: impl Fn(&Path) -> bool) -> PathBuf {
-    let system = PathBuf::from("/run/portcullis.sock");
-    match (socket, runtime.map(|directory| directory.join("portcullis.sock"))) {
-        (Some(path), _) => path,
-        // A user with a runtime directory may well mean the system's adapter.
-        (None, Some(own)) if exists(&own) || !exists(&system) => own,
-        (None, _) => system,
-    }
+fn choose(socket: Option<PathBuf>, runtime: Option<PathBuf>) -> PathBuf {
+    let own = || runtime.map(|directory| directory.join("portcullis.sock"));
+    socket
+        .or_else(own)
+        .unwrap_or_else(|| PathBuf::from("/run/portcullis.sock"))
 }
 
 /// Control messages over a `SOCK_SEQPACKET` Unix socket, one at a time.
@@ -237,25 +234,13 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_socket_is_chosen() {
+    fn the_socket_is_where_it_was_said() {
         let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(choose(path("/a.sock"), path("/run/user/1")), Path::new("/a.sock"));
         assert_eq!(
-            choose(path("/a.sock"), path("/run/user/1"), |_| true),
-            Path::new("/a.sock")
-        );
-        assert_eq!(
-            choose(None, path("/run/user/1"), |_| true),
+            choose(None, path("/run/user/1")),
             Path::new("/run/user/1/portcullis.sock")
         );
-        assert_eq!(
-            choose(None, path("/run/user/1"), |_| false),
-            Path::new("/run/user/1/portcullis.sock")
-        );
-        let system = |path: &Path| path == Path::new("/run/portcullis.sock");
-        assert_eq!(
-            choose(None, path("/run/user/1"), system),
-            Path::new("/run/portcullis.sock")
-        );
-        assert_eq!(choose(None, None, |_| false), Path::new("/run/portcullis.sock"));
+        assert_eq!(choose(None, None), Path::new("/run/portcullis.sock"));
     }
 }
