@@ -1,6 +1,8 @@
 //! What the library does when the adapter answers wrong, late or not at all: errors, never a panic, and no memory is used
 //! again that may still be written.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
