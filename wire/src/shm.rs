@@ -123,7 +123,7 @@ pub enum AdoptError {
     HugePages,
     /// Its size differs from what was said.
     #[error(
-        "the memfd is {actual} bytes long, {expected} bytes were announced: ftruncate it to the announced size"
+        "the memfd is {actual} bytes long, {expected} bytes were announced: make one of the announced size"
     )]
     WrongSize {
         /// Bytes it has.
@@ -212,7 +212,7 @@ impl SealedMemory {
     /// the descriptor is.
     ///
     /// # Errors
-    /// One [`AdoptError`] for each way in which it can be unfit. The peer's memory may be sealed nonetheless.
+    /// One [`AdoptError`] for each way in which it can be unfit. The peer's memory may be sealed nonetheless: it should make another.
     pub fn adopt(fd: OwnedFd, bytes: u64, max: u64) -> Result<Self, AdoptError> {
         Self::adopt_with(fd, bytes, max, Lock::Mlock)
     }
@@ -227,7 +227,7 @@ impl SealedMemory {
             discard(fd);
             return Err(error);
         }
-        let size = check_size(&fd, bytes, max)?;
+        let size = check_request(&fd, bytes, max)?;
         let memory = SharedMemory::map(&fd, size).map_err(|source| AdoptError::Map { bytes, source })?;
         rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(|e| AdoptError::Seal(e.into()))?;
         let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|e| AdoptError::Seal(e.into()))?;
@@ -238,7 +238,7 @@ impl SealedMemory {
             });
         }
         // Only now is the size what it stays.
-        check_size(&fd, bytes, max)?;
+        check_size(&fd, bytes)?;
         memory
             .map
             .advise(Advice::PopulateWrite)
@@ -288,32 +288,36 @@ fn check_kind(fd: &OwnedFd) -> Result<(), AdoptError> {
     Ok(())
 }
 
-/// Sees whether the memfd is exactly `bytes` long, and `bytes` a size that may be.
-fn check_size(fd: &OwnedFd, bytes: u64, max: u64) -> Result<usize, AdoptError> {
+/// Sees whether `bytes` is a size that may be, and the memfd made of ordinary pages.
+fn check_request(fd: &OwnedFd, bytes: u64, max: u64) -> Result<usize, AdoptError> {
     if bytes == 0 || !bytes.is_multiple_of(PAGE as u64) {
         return Err(AdoptError::Size(bytes));
     }
-    let too_large = AdoptError::TooLarge {
-        bytes,
-        max: max.min(isize::MAX as u64),
+    let max = max.min(isize::MAX as u64);
+    let size = match usize::try_from(bytes) {
+        Ok(size) if bytes <= max => size,
+        _ => return Err(AdoptError::TooLarge { bytes, max }),
     };
-    if bytes > max || bytes > isize::MAX as u64 {
-        return Err(too_large);
-    }
     let kind = rustix::fs::fstatfs(fd).map_err(|e| AdoptError::Stat(e.into()))?;
     #[allow(clippy::cast_sign_loss)] // only compared
     if kind.f_type as u64 == HUGETLBFS_MAGIC {
         return Err(AdoptError::HugePages);
     }
+    Ok(size)
+}
+
+/// Sees whether the memfd is exactly `bytes` long.
+fn check_size(fd: &OwnedFd, bytes: u64) -> Result<(), AdoptError> {
     let stat = rustix::fs::fstat(fd).map_err(|e| AdoptError::Stat(e.into()))?;
     let actual = u64::try_from(stat.st_size).unwrap_or(0);
-    if actual != bytes {
-        return Err(AdoptError::WrongSize {
+    if actual == bytes {
+        Ok(())
+    } else {
+        Err(AdoptError::WrongSize {
             actual,
             expected: bytes,
-        });
+        })
     }
-    usize::try_from(bytes).map_err(|_| too_large)
 }
 
 fn memlock_limit() -> String {

@@ -89,6 +89,16 @@ fn a_memfd_that_takes_no_seals_is_refused() {
     assert!(matches!(refuse(sealed, 4096), AdoptError::NotSealable(3)));
 }
 
+/// A file in tmpfs knows seals, but takes none.
+#[test]
+fn a_tmpfs_file_is_refused() {
+    let mode = rustix::fs::Mode::RUSR;
+    match rustix::fs::open("/dev/shm", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, mode) {
+        Ok(file) => assert!(matches!(refuse(file, 4096), AdoptError::NotSealable(1))),
+        Err(error) => println!("skipped: no temporary file in /dev/shm: {error}"),
+    }
+}
+
 #[test]
 fn a_memfd_that_cannot_be_written_is_refused() {
     let fd = memfd(4096, MemfdFlags::ALLOW_SEALING);
@@ -140,6 +150,18 @@ fn a_wrong_size_is_refused() {
     ));
     let huge = SealedMemory::adopt(make(4096), u64::MAX - 4095, u64::MAX);
     assert!(matches!(huge, Err(AdoptError::TooLarge { .. })));
+}
+
+#[test]
+fn huge_pages_are_refused() {
+    let size = 2 << 20;
+    let fd = match rustix::fs::memfd_create("wire-test", MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB) {
+        Ok(fd) => fd,
+        Err(error) => return println!("skipped: this kernel has no huge pages: {error}"),
+    };
+    rustix::fs::ftruncate(&fd, size).unwrap();
+    let refused = SealedMemory::adopt(fd, size, size);
+    assert!(matches!(refused, Err(AdoptError::HugePages)), "{refused:?}");
 }
 
 /// Everything by which a peer could take a page away, or hinder the adapter.

@@ -1,5 +1,8 @@
 //! Models of the queue under every order of its loads and stores that loom can think of.
 //!
+//! One pair cannot be seen failing here: `cq_head`'s Release and Acquire keep loads before a store, and in loom no load
+//! sees a store that is made later.
+//!
 //! `RUSTFLAGS="--cfg loom" cargo test -p wire --release --test loom`
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]

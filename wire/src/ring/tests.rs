@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -342,6 +343,25 @@ fn the_adapters_own_words_are_never_believed() {
 }
 
 #[test]
+fn a_submission_head_that_cannot_be_true_is_ignored() {
+    for nonsense in [3, u32::MAX, 1 << 31] {
+        let (mut application, mut adapter) = pair(4);
+        push(&mut application, [1, 2]);
+        application.ring();
+        serve(&mut adapter);
+        let last = application.memory().cq_word(0, 3);
+        last.store(
+            last.load(Ordering::Relaxed) & 0xffff_ffff | u64::from(nonsense) << 32,
+            Ordering::Relaxed,
+        );
+        assert_eq!(application.pop().map(|c| c.user_data), Some(1));
+        assert_eq!((application.untaken(), application.free()), (2, 3));
+        assert_eq!(application.pop().map(|c| c.user_data), Some(2));
+        assert_eq!((application.untaken(), application.free()), (0, 4));
+    }
+}
+
+#[test]
 fn a_completion_carries_everything() {
     let (mut application, mut adapter) = pair(2);
     push(&mut application, [3]);
@@ -610,13 +630,19 @@ proptest! {
 fn two_threads_lose_and_double_nothing() {
     const REQUESTS: u64 = 250_000;
     let (mut application, mut adapter) = pair_at(8, (u32::MAX >> 4).wrapping_sub(1000));
+    let started = Instant::now();
+    // Where a queue hangs, the test ends in red.
+    let pause = || {
+        assert!(started.elapsed() < Duration::from_secs(60), "the queue hangs");
+        std::thread::yield_now();
+    };
     std::thread::scope(|s| {
         s.spawn(move || {
             let mut done = 0;
             while done < REQUESTS {
                 let served = serve(&mut adapter);
                 if served.is_empty() {
-                    std::thread::yield_now();
+                    pause();
                 }
                 for user_data in served {
                     assert_eq!(user_data, done);
@@ -634,7 +660,7 @@ fn two_threads_lose_and_double_nothing() {
                 assert_eq!(completion.user_data, popped);
                 popped += 1;
             }
-            std::thread::yield_now();
+            pause();
         }
     });
 }

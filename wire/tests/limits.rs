@@ -1,10 +1,15 @@
-//! The limit of locked memory. A program of its own, because the limit belongs to the process.
+//! Limits of the process. A program of its own with one test, because they hold for all its threads.
 #![cfg(not(loom))]
 #![allow(unsafe_code)] // capset(2)
 #![allow(clippy::unwrap_used)]
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wire::shm::{AdoptError, Lock, SealedMemory, SharedMemory};
+use wire::socket::{Blocking, ReceiveError, receive, send};
 
 /// Gives up CAP_IPC_LOCK on this thread: it lifts the limit. capset(2) with _LINUX_CAPABILITY_VERSION_3.
 fn obey_limits() {
@@ -23,7 +28,42 @@ fn obey_limits() {
 }
 
 #[test]
-fn the_memlock_limit_is_explained() {
+fn limits_are_met_with_an_explanation() {
+    memlock();
+    descriptors();
+}
+
+/// The limit of open files: of a packet's descriptors some have no room here.
+fn descriptors() {
+    let kind = (AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let (a, b) = socketpair(kind.0, kind.1, kind.2, None).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    send(&a, b"x", &[writer.as_fd(); 3], Blocking::Never).unwrap();
+    drop(writer);
+    let next = rustix::io::fcntl_dupfd_cloexec(&a, 0).unwrap();
+    let before = getrlimit(Resource::Nofile);
+    let room = u64::try_from(next.as_raw_fd()).unwrap() + 1;
+    drop(next);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(room),
+            ..before
+        },
+    )
+    .unwrap();
+    let result = receive(&b, &mut [0; 16], Blocking::Never);
+    setrlimit(Resource::Nofile, before).unwrap();
+    assert!(
+        matches!(result, Err(ReceiveError::TooManyDescriptors)),
+        "{result:?}"
+    );
+    // The end comes only when every copy is closed.
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+}
+
+/// The limit of locked memory.
+fn memlock() {
     setrlimit(
         Resource::Memlock,
         Rlimit {
