@@ -1,0 +1,178 @@
+//! Puts an adapter together: device, store, tables, engines, control plane.
+
+use std::sync::Arc;
+
+use driver::block::BlockQueue;
+use store::{FormatOptions, Store, StoreError};
+use tpt::{Directory, Tables};
+
+use crate::control::{Control, INSTANCES_STOCK, Parts, Policy};
+use crate::device::{DeviceUri, OpenError, Opened, Supervisor, emu, null, vfio};
+use crate::engine::{Engine, MonotonicClock};
+use crate::mailbox::PollerShared;
+use crate::poller::{Idle, Poller};
+use crate::storage::Storage;
+
+/// When the device is given a new, empty store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// Never: it must hold a store.
+    Never,
+    /// If it is blank: nothing is lost.
+    Blank,
+    /// Always: everything on it is lost.
+    Force,
+}
+
+/// How an adapter is to be.
+#[derive(Clone)]
+pub struct Options {
+    /// Where I/O goes.
+    pub device: DeviceUri,
+    /// When it is formatted.
+    pub format: Format,
+    /// Threads that poll; each has a device queue of its own.
+    pub pollers: u16,
+    /// What they do when idle.
+    pub idle: Idle,
+    /// Who may do what, and how much.
+    pub policy: Policy,
+    /// How large the tables are.
+    pub tables: tpt::Limits,
+    /// Table segments that each poller keeps at hand.
+    pub resident_segments: usize,
+    /// Admitted requests for each poller.
+    pub requests: u16,
+    /// Runs first on each poller's thread, to confine it for example.
+    pub poller_started: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl Options {
+    /// The defaults for `device`. One that is gone with the process anyway is formatted when blank.
+    pub fn new(device: DeviceUri) -> Self {
+        let transient = matches!(device, DeviceUri::EmuRam(_) | DeviceUri::Null(_));
+        Self {
+            device,
+            format: if transient { Format::Blank } else { Format::Never },
+            pollers: 1,
+            idle: Idle::default(),
+            policy: Policy::new(rustix::process::getuid().as_raw()),
+            tables: tpt::Limits { entries: 1 << 16, lba_entries: 1 << 18, regions: 1 << 14 },
+            resident_segments: 1 << 10,
+            requests: 8192,
+            poller_started: None,
+        }
+    }
+}
+
+/// Why an adapter does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] OpenError),
+    /// What is on the device.
+    #[error("{uri}: {source}")]
+    Store {
+        /// The device.
+        uri: String,
+        /// What is wrong with it and what to do.
+        source: StoreError,
+    },
+    /// The kernel refused a thread, a descriptor or the socket.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was refused.
+        what: &'static str,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+}
+
+/// An adapter put together.
+pub struct Assembled {
+    /// Its control plane.
+    pub control: Control,
+    /// Who looks after its device.
+    pub supervisor: Box<dyn Supervisor>,
+    /// Embedded: the engine, to be turned by the caller.
+    pub engine: Option<Box<dyn Turn>>,
+}
+
+/// An engine of whatever device.
+pub trait Turn: Send {
+    /// One turn; 0 if there was nothing to do.
+    fn turn(&mut self) -> usize;
+}
+
+impl<Q: BlockQueue> Turn for Engine<Q, MonotonicClock> {
+    fn turn(&mut self) -> usize {
+        let work = Engine::turn(self);
+        self.wake_sleepers();
+        work
+    }
+}
+
+/// Who turns the engines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turned {
+    /// Threads of their own.
+    ByPollers,
+    /// The caller.
+    ByCaller,
+}
+
+/// Opens the device and puts an adapter over it.
+pub fn assemble(options: &Options, turned: Turned) -> Result<Assembled, StartError> {
+    match &options.device {
+        DeviceUri::Null(bytes) => build(null::open(*bytes, options.pollers), options, turned),
+        DeviceUri::EmuRam(_) | DeviceUri::EmuFile(_) => {
+            build(emu::open(&options.device, options.pollers)?, options, turned)
+        }
+        DeviceUri::Vfio(_) => build(vfio::open(&options.device, options.pollers)?, options, turned),
+    }
+}
+
+fn build<Q: BlockQueue + 'static>(
+    opened: Opened<Q>,
+    options: &Options,
+    turned: Turned,
+) -> Result<Assembled, StartError> {
+    let uri = options.device.to_string();
+    let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
+    let store = open_store(disk, options.format).map_err(|source| StartError::Store { uri: uri.clone(), source })?;
+    let storage = Storage::start(store, &uri, INSTANCES_STOCK)?;
+    let mut tables = Tables::new(options.tables, Control::first_instance(&storage));
+    tables.set_instance_ceiling(storage.instance_ceiling());
+
+    let mut pollers = Vec::new();
+    let mut engine: Option<Box<dyn Turn>> = None;
+    for (number, (queue, interrupt)) in queues.into_iter().enumerate() {
+        let shared = Arc::new(PollerShared::default());
+        let directory = Directory::new(tables.published(), options.resident_segments);
+        let new = Engine::new(queue, MonotonicClock::default(), directory, shared.clone(), options.requests);
+        let poller = match turned {
+            Turned::ByCaller => {
+                engine = Some(Box::new(new));
+                Poller::embedded(shared)
+            }
+            Turned::ByPollers => {
+                let started = options.poller_started.clone();
+                let started = move || started.iter().for_each(|f| f());
+                Poller::spawn(format!("portcullis-poll{number}"), new, shared, options.idle, interrupt, started)
+            }
+        };
+        pollers.push(poller.map_err(|source| StartError::Os { what: "starting a poller", source })?);
+    }
+    let parts =
+        Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, policy: options.policy.clone() };
+    Ok(Assembled { control: Control::new(parts), supervisor, engine })
+}
+
+fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store, StoreError> {
+    match format {
+        Format::Never => Store::open(disk),
+        Format::Blank => Store::open_or_format(disk, FormatOptions::default()),
+        Format::Force => Store::format(disk, FormatOptions { force: true, ..FormatOptions::default() }),
+    }
+}

@@ -1,0 +1,295 @@
+//! Operations on volumes, one after another: what each does to the store and to the grants over the volume, in an order
+//! that leaves nothing half done.
+//!
+//! Create, grow, rename, access: the store first, durably, then the grants follow. Shrink, delete: the grants first, and
+//! the store only when no I/O can reach what is given up.
+
+use std::collections::VecDeque;
+
+use store::{StoreError, Subject, Volume};
+use tpt::{Access, Key, Purpose};
+use wire::Status;
+use wire::control::{self, Reply, Request};
+
+use super::drain::{Batch, Then};
+use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
+use crate::storage::Job;
+
+/// Operations on volumes that wait, and the one that runs.
+#[derive(Default)]
+pub(super) struct Lane {
+    waiting: VecDeque<(Caller, Request)>,
+    running: Option<Running>,
+}
+
+struct Running {
+    caller: Caller,
+    operation: Operation,
+}
+
+enum Operation {
+    /// The store makes it, renames it or deletes it; the reply is what came of it.
+    Store { job: Job },
+    /// The store has it larger; the grants follow.
+    Grow { volume: Volume },
+    /// The grants let go of the blocks, then the store does.
+    Shrink { job: Job, kept: Vec<tpt::LbaRange>, bytes: u64 },
+    /// The grants end, then the store deletes.
+    Delete { job: Job },
+    /// The store has the new list; grants that lost a right end.
+    Revoke { grants: u32 },
+}
+
+impl Lane {
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some() || !self.waiting.is_empty()
+    }
+}
+
+impl Control {
+    /// Queues an operation on volumes.
+    pub(super) fn enter_lane(&mut self, caller: Caller, request: Request) {
+        self.lane.waiting.push_back((caller, request));
+        self.advance_lane();
+    }
+
+    /// Takes what the store has done, then starts what waits.
+    pub(super) fn advance_lane(&mut self) {
+        loop {
+            if let Some(outcome) = self.storage.take_outcome() {
+                let Some(running) = self.lane.running.take() else { continue };
+                self.store_done(running, outcome);
+                continue;
+            }
+            if self.lane.running.is_some() {
+                return;
+            }
+            let Some((caller, request)) = self.lane.waiting.pop_front() else { return };
+            if let Err(refusal) = self.start_operation(caller, request) {
+                self.lane.running = None;
+                self.answer(caller, Err(refusal));
+            }
+        }
+    }
+
+    fn start_operation(&mut self, caller: Caller, request: Request) -> Result<(), Refusal> {
+        let Some(session) = self.sessions.get(&caller.session) else { return Ok(()) };
+        let uid = session.credentials.uid;
+        match request {
+            Request::CreateVolume { name, bytes } => {
+                if !self.policy.anyone_creates && !self.policy.is_admin(&session.credentials) {
+                    let text = format!("user {uid} may not create volumes; an administrator may, or start the adapter with --anyone-creates");
+                    return Err(Refusal::new(Status::E_AUTH, text));
+                }
+                if self.volumes.contains_key(&name) {
+                    return Err(Refusal::new(Status::E_EXISTS, format!("volume {name:?} exists already")));
+                }
+                self.run_store(caller, Job::Create { name, bytes, owner: uid });
+            }
+            Request::RenameVolume { from, to } => {
+                self.owned(caller, &from)?;
+                if self.volumes.contains_key(&to) {
+                    return Err(Refusal::new(Status::E_EXISTS, format!("volume {to:?} exists already")));
+                }
+                self.run_store(caller, Job::Rename { from, to });
+            }
+            Request::DeleteVolume { name } => {
+                let volume = self.owned(caller, &name)?;
+                let batch = self.quiesce_volume(volume.id, Purpose::Revoke, |_| true);
+                self.run(caller, Operation::Delete { job: Job::Delete { name } });
+                self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
+            }
+            Request::ResizeVolume { name, bytes } => {
+                let volume = self.owned(caller, &name)?;
+                let blocks = bytes.div_ceil(u64::from(self.geometry.block_size()));
+                if blocks >= volume.blocks {
+                    self.run_store(caller, Job::Grow { name, bytes });
+                } else {
+                    let Some(kept) = volume.extents_for(blocks) else {
+                        return Err(Refusal::new(Status::E_PARAM, "a volume has at least one block"));
+                    };
+                    let batch = self.quiesce_volume(volume.id, Purpose::Modify, |_| true);
+                    self.run(caller, Operation::Shrink { job: Job::Shrink { name, bytes }, kept, bytes });
+                    self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
+                }
+            }
+            Request::SetAccess { name, subject, access } => {
+                self.owned(caller, &name)?;
+                let Some(access) = Access::from_bits(access) else {
+                    let text = format!("access bits {access:#x}: 1 is read, 2 write, 4 trim, and there are no others");
+                    return Err(Refusal::new(Status::E_PARAM, text));
+                };
+                self.run_store(caller, Job::SetAccess { name, subject: subject_of(subject), access });
+            }
+            _ => return Err(Refusal::new(Status::E_OPCODE, "not an operation on volumes")),
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, caller: Caller, operation: Operation) {
+        self.lane.running = Some(Running { caller, operation });
+    }
+
+    fn run_store(&mut self, caller: Caller, job: Job) {
+        self.storage.submit(job.clone());
+        self.run(caller, Operation::Store { job });
+    }
+
+    /// The volume, if the caller owns it or administers.
+    fn owned(&self, caller: Caller, name: &str) -> Result<Volume, Refusal> {
+        let Some(session) = self.sessions.get(&caller.session) else {
+            return Err(Refusal::new(Status::E_PATH, "the session is gone"));
+        };
+        let who = &session.credentials;
+        let visible = self.volumes.get(name).filter(|v| {
+            self.policy.is_admin(who) || v.owner == who.uid || v.access_for(who.uid, who.gid, &who.groups) != Access::NONE
+        });
+        let Some(volume) = visible else { return Err(no_volume(name)) };
+        if volume.owner == who.uid || self.policy.is_admin(who) {
+            return Ok(volume.clone());
+        }
+        let text = format!("volume {name:?} belongs to user {}; user {} may not change it", volume.owner, who.uid);
+        Err(Refusal::new(Status::E_AUTH, text))
+    }
+
+    /// Begins to quiesce the grants over a volume that `concerned` says.
+    fn quiesce_volume(
+        &mut self,
+        volume: store::VolumeId,
+        purpose: Purpose,
+        concerned: impl Fn((&super::session::Session, &super::session::GrantHeld)) -> bool,
+    ) -> Batch {
+        let keys: Vec<(SessionId, Key)> = self
+            .sessions
+            .values()
+            .flat_map(|s| s.grants.iter().map(move |(key, grant)| (s, *key, grant)))
+            .filter(|(s, _, grant)| grant.volume == volume && concerned((s, grant)))
+            .map(|(s, key, _)| (s.id, key))
+            .collect();
+        let mut batch = Batch::default();
+        for (session, key) in keys {
+            // One that is quiescing for another reason is marked revoked by this, or keeps its old size.
+            let _ = self.quiesce_grant(&mut batch, session, key, purpose);
+        }
+        batch
+    }
+
+    fn store_done(&mut self, running: Running, outcome: crate::storage::Outcome) {
+        let Running { caller, operation } = running;
+        let volume = match outcome {
+            Ok(volume) => volume,
+            Err(error) => return self.answer(caller, Err(store_refusal(&error))),
+        };
+        let job = match operation {
+            Operation::Store { job } | Operation::Shrink { job, .. } | Operation::Delete { job } => job,
+            Operation::Grow { .. } | Operation::Revoke { .. } => return,
+        };
+        match &job {
+            Job::Rename { from: name, .. } | Job::Delete { name } => drop(self.volumes.remove(name)),
+            _ => {}
+        }
+        let Some(volume) = volume else { return self.reply(caller, Reply::Done) };
+        self.assert_outside_metadata(&volume);
+        self.volumes.insert(volume.name.clone(), volume.clone());
+        match job {
+            Job::Grow { .. } => {
+                let batch = self.quiesce_volume(volume.id, Purpose::Modify, |_| true);
+                self.run(caller, Operation::Grow { volume });
+                self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
+            }
+            Job::SetAccess { .. } => {
+                let lost = |(session, grant): (&super::session::Session, &super::session::GrantHeld)| {
+                    let who = &session.credentials;
+                    !volume.access_for(who.uid, who.gid, &who.groups).allows(grant.access)
+                };
+                let batch = self.quiesce_volume(volume.id, Purpose::Revoke, lost);
+                let grants = u32::try_from(batch.grants.len()).unwrap_or(u32::MAX);
+                self.run(caller, Operation::Revoke { grants });
+                self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
+            }
+            _ => {
+                let info = self.volume_info(&volume, true);
+                self.reply(caller, Reply::Volume(info));
+            }
+        }
+    }
+
+    /// The grants that the running operation waited for are quiet.
+    pub(super) fn lane_quiet(&mut self, batch: Batch) {
+        let Some(Running { caller, operation }) = self.lane.running.take() else { return self.end_batch(batch) };
+        match operation {
+            Operation::Grow { volume } => {
+                let bytes = volume.blocks << self.geometry.block_shift;
+                self.modify_batch(batch, &volume.extents, bytes);
+                let info = self.volume_info(&volume, true);
+                self.reply(caller, Reply::Volume(info));
+            }
+            Operation::Shrink { job, kept, bytes } => {
+                self.modify_batch(batch, &kept, bytes);
+                self.run_store(caller, job);
+            }
+            Operation::Delete { job } => {
+                self.end_batch(batch);
+                self.run_store(caller, job);
+            }
+            Operation::Revoke { grants } => {
+                self.end_batch(batch);
+                self.reply(caller, Reply::Revoked { grants, draining: 0 });
+            }
+            Operation::Store { .. } => self.end_batch(batch),
+        }
+    }
+
+    /// The timer ended before the grants were quiet.
+    pub(super) fn lane_timed_out(&mut self, batch: Batch) {
+        let Some(Running { caller, operation }) = self.lane.running.take() else { return self.cancel_batch(batch) };
+        let draining = u32::try_from(batch.grants.len()).unwrap_or(u32::MAX);
+        self.cancel_batch(batch); // Revoked ones go on draining; the others open again as they were.
+        match operation {
+            Operation::Grow { volume } => {
+                let info = self.volume_info(&volume, true);
+                self.reply(caller, Reply::Volume(info));
+            }
+            Operation::Revoke { grants } => self.reply(caller, Reply::Revoked { grants, draining }),
+            Operation::Shrink { .. } | Operation::Delete { .. } | Operation::Store { .. } => {
+                let text = format!("I/O was still running on {draining} grants after {QUIESCE_TIMEOUT:?}; the volume was not changed");
+                self.answer(caller, Err(Refusal::new(Status::E_BUSY_TIMEOUT, text)));
+            }
+        }
+    }
+
+    /// No volume may ever reach the adapter's own metadata.
+    fn assert_outside_metadata(&self, volume: &Volume) {
+        for extent in &volume.extents {
+            let inside = self.storage.metadata().iter().any(|own| own.overlaps(*extent));
+            assert!(!inside && extent.end().0 <= self.geometry.blocks, "volume {:?} reaches outside the data area", volume.name);
+        }
+    }
+}
+
+pub(super) fn no_volume(name: &str) -> Refusal {
+    Refusal::new(Status::E_NO_RESOURCE, format!("no volume {name:?} that you may see; `portcullis volume list` shows them"))
+}
+
+fn subject_of(subject: control::Subject) -> Subject {
+    match subject {
+        control::Subject::User(uid) => Subject::User(uid),
+        control::Subject::Group(gid) => Subject::Group(gid),
+        control::Subject::Everyone => Subject::Everyone,
+    }
+}
+
+fn store_refusal(error: &StoreError) -> Refusal {
+    let status = match error {
+        StoreError::NoSuchVolume { .. } => Status::E_NO_RESOURCE,
+        StoreError::Exists { .. } => Status::E_EXISTS,
+        StoreError::NoSpace { .. }
+        | StoreError::TooFragmented
+        | StoreError::TooManyVolumes
+        | StoreError::TooManyEntries
+        | StoreError::MetadataFull => Status::E_NO_RESOURCES,
+        StoreError::Name { .. } | StoreError::Size { .. } => Status::E_PARAM,
+        _ => Status::E_STORE,
+    };
+    Refusal::new(status, error.to_string())
+}

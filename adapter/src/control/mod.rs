@@ -1,0 +1,305 @@
+//! The control plane: sessions, grants, memory regions, queues, volumes. One owner of the tables, one thread, no waiting:
+//! what takes time is a [`Pending`] that [`Control::advance`] looks at again.
+//!
+//! It knows no socket. Requests come in by [`Control::request`], replies go out by [`Control::next_reply`].
+
+mod drain;
+mod lane;
+mod limits;
+mod requests;
+mod session;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use driver::block::Geometry;
+use driver::hal::Mapper;
+use store::Volume;
+use tpt::{Domain, KeyInstance, Tables};
+use wire::Status;
+use wire::control::{Reply, Request};
+use wire::shm::Lock;
+use wire::socket::Credentials;
+
+use crate::daemon::Serving;
+use crate::device::Identity;
+use crate::mailbox::Command;
+use crate::poller::Poller;
+use crate::storage::Storage;
+use drain::Pending;
+use lane::Lane;
+pub use limits::{Limits, Policy};
+use session::Session;
+
+/// Names a session for the life of the adapter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SessionId(pub u64);
+
+/// Which request a reply answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Of whom.
+    pub session: SessionId,
+    /// Chosen by the application.
+    pub id: u32,
+}
+
+/// A reply to be sent, with the descriptors that go with it.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// To whom, and to what.
+    pub caller: Caller,
+    /// The reply.
+    pub reply: Reply,
+    /// At most one for now: the eventfd of a queue.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// A refusal: what the application is told.
+#[derive(Debug)]
+pub struct Refusal {
+    pub(crate) status: Status,
+    pub(crate) detail: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: Status, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into() }
+    }
+
+    /// The kernel refused something that the application needs.
+    pub(crate) fn os(what: &str, error: &std::io::Error) -> Self {
+        Self::new(Status::E_NO_RESOURCES, format!("{what}: {error}"))
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        format!("{}: {}", self.status, self.detail)
+    }
+
+    pub(crate) fn into_reply(self) -> Reply {
+        Reply::Error { status: self.status, detail: self.detail }
+    }
+}
+
+/// What the control plane is built from.
+pub struct Parts {
+    /// As the user gave it.
+    pub uri: String,
+    /// What the device says of itself.
+    pub identity: Identity,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Its IOMMU.
+    pub mapper: Arc<dyn Mapper>,
+    /// Whether mapping memory pins it.
+    pub mapper_pins: bool,
+    /// What runs engines.
+    pub pollers: Vec<Poller>,
+    /// The published tables' owner.
+    pub tables: Tables,
+    /// The store's thread.
+    pub storage: Storage,
+    /// Who may do what, and how much.
+    pub policy: Policy,
+}
+
+/// See the module.
+pub struct Control {
+    uri: String,
+    identity: Identity,
+    geometry: Geometry,
+    mapper: Arc<dyn Mapper>,
+    lock: Lock,
+    pollers: Vec<Poller>,
+    tables: Tables,
+    storage: Storage,
+    policy: Policy,
+    /// Of each volume, as the store has it.
+    volumes: BTreeMap<String, Volume>,
+    sessions: BTreeMap<SessionId, Session>,
+    pending: Vec<Pending>,
+    lane: Lane,
+    outbox: VecDeque<Outgoing>,
+    /// Commands that found a poller's mailbox full.
+    unsent: VecDeque<(usize, Command)>,
+    next_session: u64,
+    next_queue: u32,
+    next_poller: usize,
+    /// Of queues that are gone.
+    completed_before: u64,
+    denials_logged: drain::LogLimit,
+    urgent: bool,
+}
+
+impl Control {
+    /// The control plane of one device.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, policy } = parts;
+        let volumes = storage.initial_volumes().into_iter().map(|v| (v.name.clone(), v)).collect();
+        Self {
+            uri,
+            identity,
+            geometry,
+            mapper,
+            lock: if mapper_pins { Lock::PinnedElsewhere } else { Lock::Mlock },
+            pollers,
+            tables,
+            storage,
+            policy,
+            volumes,
+            sessions: BTreeMap::new(),
+            pending: Vec::new(),
+            lane: Lane::default(),
+            outbox: VecDeque::new(),
+            unsent: VecDeque::new(),
+            next_session: 1,
+            next_queue: 1,
+            next_poller: 0,
+            completed_before: 0,
+            denials_logged: drain::LogLimit::default(),
+            urgent: false,
+        }
+    }
+
+    /// A new connection. Its identity is frozen here; the session ends when the connection does.
+    pub fn connect(&mut self, credentials: Credentials) -> Result<SessionId, Refusal> {
+        self.policy.admit(&credentials, self.sessions.values())?;
+        let id = SessionId(self.next_session);
+        let Ok(domain) = u32::try_from(self.next_session) else {
+            return Err(Refusal::new(Status::E_NO_RESOURCES, "the adapter has used up its domains; restart it"));
+        };
+        self.next_session += 1;
+        tracing::info!(session = id.0, uid = credentials.uid, pid = credentials.pid, "session connected");
+        self.sessions.insert(id, Session::new(id, Domain(domain), credentials));
+        Ok(id)
+    }
+
+    /// Whether the session takes another request now: not while it has too many without an answer.
+    pub fn takes_requests(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_some_and(|s| !s.closing && s.outstanding < self.policy.limits.outstanding)
+    }
+
+    /// A request with the descriptors that came with it. Exactly one reply will go out for it, now or later.
+    pub fn request(&mut self, caller: Caller, request: Request, descriptors: Vec<OwnedFd>) {
+        if let Some(session) = self.sessions.get_mut(&caller.session) {
+            session.outstanding += 1;
+            self.dispatch(caller, request, descriptors);
+        }
+    }
+
+    /// The next reply to send.
+    pub fn next_reply(&mut self) -> Option<Outgoing> {
+        self.outbox.pop_front()
+    }
+
+    /// Whether anything is under way that `advance` must look after soon.
+    pub fn is_waiting(&self) -> bool {
+        !self.pending.is_empty() || self.lane.is_running() || !self.unsent.is_empty() || self.urgent
+    }
+
+    /// The connection ended: everything the session held is taken back, as soon as no I/O uses it.
+    pub fn disconnect(&mut self, session: SessionId) {
+        self.end_session(session);
+    }
+
+    /// Whether every session and everything that was theirs is gone.
+    pub fn is_drained(&self) -> bool {
+        self.sessions.is_empty() && self.pending.is_empty() && !self.lane.is_running()
+    }
+
+    /// Becomes readable (edge-triggered) when `advance` has something from the store.
+    pub fn storage_done(&self) -> BorrowedFd<'_> {
+        self.storage.done()
+    }
+
+    /// Whether a device command is stuck, as some poller sees it.
+    pub fn is_stuck(&self) -> bool {
+        self.pollers.iter().any(|p| p.shared().is_stuck())
+    }
+
+    /// A device reset goes on: it needs looking after often, and ends only when every queue has been polled.
+    pub fn reset_goes_on(&mut self, urgent: bool) {
+        self.urgent = urgent;
+        if urgent {
+            self.pollers.iter().for_each(|poller| poller.waker().wake());
+            self.storage.touch();
+        }
+    }
+
+    /// What it drives.
+    pub fn serving(&self) -> Serving {
+        Serving {
+            uri: self.uri.clone(),
+            model: self.identity.model.clone(),
+            serial: self.identity.serial.clone(),
+            bytes: self.geometry.blocks << self.geometry.block_shift,
+            block_size: self.geometry.block_size(),
+            volumes: self.volumes.len(),
+            pollers: self.pollers.len(),
+        }
+    }
+
+    /// Ends the threads that turn engines: nothing is submitted any more. The memory of sessions stays mapped until this
+    /// value is dropped.
+    pub fn stop_pollers(mut self) -> Self {
+        self.pollers.clear();
+        self
+    }
+
+    /// Sessions connected, or still giving back what they held.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Looks after everything that takes time. Call often while [`Control::is_waiting`].
+    pub fn advance(&mut self, now: Instant) {
+        self.send_commands();
+        self.advance_pending(now);
+        self.advance_lane();
+        self.keep_instances();
+        self.log_denials(now);
+    }
+
+    fn reply(&mut self, caller: Caller, reply: Reply) {
+        self.reply_with(caller, reply, Vec::new());
+    }
+
+    fn reply_with(&mut self, caller: Caller, reply: Reply, descriptors: Vec<OwnedFd>) {
+        if let Some(session) = self.sessions.get_mut(&caller.session) {
+            session.outstanding = session.outstanding.saturating_sub(1);
+            if !session.closing {
+                self.outbox.push_back(Outgoing { caller, reply, descriptors });
+            }
+        }
+    }
+
+    fn answer(&mut self, caller: Caller, result: Result<Reply, Refusal>) {
+        let reply = result.unwrap_or_else(|refusal| {
+            tracing::debug!(session = caller.session.0, status = %refusal.status, detail = refusal.detail, "refused");
+            refusal.into_reply()
+        });
+        self.reply(caller, reply);
+    }
+
+    /// Keeps a stock of key instances that are reserved on the device, so that no key of today is ever given out again.
+    fn keep_instances(&mut self) {
+        if self.tables.highest_instance().saturating_add(INSTANCES_LOW) >= self.storage.instance_ceiling() {
+            self.storage.reserve_instances(INSTANCES_STOCK);
+        }
+        self.tables.set_instance_ceiling(self.storage.instance_ceiling());
+    }
+
+    /// The first instance for tables over this storage.
+    pub fn first_instance(storage: &Storage) -> KeyInstance {
+        KeyInstance(storage.first_instance())
+    }
+}
+
+/// Instances reserved at a time.
+pub const INSTANCES_STOCK: u32 = 1 << 16;
+/// More are reserved when no more than this are left.
+const INSTANCES_LOW: u32 = 1 << 12;
+/// How long a modify, delete or revoke waits for the quiescent point.
+pub const QUIESCE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,0 +1,412 @@
+//! Each request of the control socket, and what it checks before it does anything.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use driver::hal::DmaAccess;
+use std::sync::Arc;
+use tpt::{Access, GrantSpec, Key, Purpose, RegionKey, RegionSpec};
+use wire::Status;
+use wire::control::{DeviceInfo, GrantInfo, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome};
+use wire::layout::{Entries, MAX_ENTRIES, MIN_ENTRIES};
+use wire::shm::{AdoptError, Lock, SealedMemory};
+use wire::view::QueueView;
+
+use super::drain::{Batch, Then, table_refusal};
+use super::lane::no_volume;
+use super::limits::below;
+use super::session::{GrantHeld, QueueHeld, RegionHeld, Session};
+use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal};
+use crate::engine::{Port, QueueId};
+use crate::mailbox::Command;
+use crate::memory::Adopted;
+use crate::poller::eventfd;
+
+/// Volumes in one reply, sessions likewise: what surely fits a message.
+const LIST_PAGE: usize = 32;
+/// Extents of volumes that a reply of ShowDevice carries.
+const EXTENTS_SHOWN: usize = 400;
+
+impl Control {
+    pub(super) fn dispatch(&mut self, caller: Caller, request: Request, descriptors: Vec<OwnedFd>) {
+        if let Err(refusal) = self.check_form(caller, &request, &descriptors) {
+            return self.answer(caller, Err(refusal));
+        }
+        let mut descriptors = descriptors.into_iter();
+        let result = match request {
+            Request::Hello { min_version, max_version } => self.hello(caller, min_version, max_version),
+            Request::CreateQueue { entries } => return self.create_queue(caller, entries, descriptors.next()),
+            Request::DestroyQueue { queue } => return self.destroy_queue(caller, queue),
+            Request::RegisterMemory { length, access } => self.register(caller, length, access, descriptors.next()),
+            Request::ReleaseMemory { region } => return self.release(caller, RegionKey(region)),
+            Request::OpenVolume { name, access } => self.open(caller, &name, access),
+            Request::Close { key } => return self.close(caller, Key(key)),
+            Request::Query { key } => self.query(caller, Key(key)),
+            Request::ListVolumes { after } => Ok(self.list_volumes(caller, after.as_deref())),
+            Request::ShowVolume { name } => self.show_volume(caller, &name),
+            Request::ShowDevice => Ok(self.show_device(caller)),
+            Request::Statistics => Ok(self.statistics(caller)),
+            Request::CreateVolume { .. }
+            | Request::DeleteVolume { .. }
+            | Request::ResizeVolume { .. }
+            | Request::RenameVolume { .. }
+            | Request::SetAccess { .. } => return self.enter_lane(caller, request),
+        };
+        self.answer(caller, result);
+    }
+
+    /// What is wrong with a request whatever it asks for.
+    fn check_form(&self, caller: Caller, request: &Request, descriptors: &[OwnedFd]) -> Result<(), Refusal> {
+        let welcomed = self.session(caller)?.welcomed;
+        if welcomed == matches!(request, Request::Hello { .. }) {
+            return Err(Refusal::new(Status::E_PARAM, "a session begins with one hello"));
+        }
+        let wanted = usize::from(matches!(request, Request::CreateQueue { .. } | Request::RegisterMemory { .. }));
+        if descriptors.len() != wanted {
+            let text = format!("{} descriptors came with the message, {wanted} belong to it", descriptors.len());
+            return Err(Refusal::new(Status::E_PARAM, text));
+        }
+        let names: [Option<&String>; 2] = match request {
+            Request::OpenVolume { name, .. }
+            | Request::CreateVolume { name, .. }
+            | Request::DeleteVolume { name }
+            | Request::ResizeVolume { name, .. }
+            | Request::ShowVolume { name }
+            | Request::SetAccess { name, .. } => [Some(name), None],
+            Request::RenameVolume { from, to } => [Some(from), Some(to)],
+            _ => [None, None],
+        };
+        for name in names.into_iter().flatten() {
+            wire::name::check_name(name).map_err(|e| Refusal::new(Status::E_PARAM, e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn session(&self, caller: Caller) -> Result<&Session, Refusal> {
+        self.sessions.get(&caller.session).ok_or_else(|| Refusal::new(Status::E_PATH, "the session is gone"))
+    }
+
+    fn hello(&mut self, caller: Caller, min: u16, max: u16) -> Result<Reply, Refusal> {
+        if !(min..=max).contains(&wire::VERSION) {
+            let text = format!("this adapter speaks version {}, the application {min} to {max}", wire::VERSION);
+            return Err(Refusal::new(Status::E_VERSION, text));
+        }
+        if let Some(session) = self.sessions.get_mut(&caller.session) {
+            session.welcomed = true;
+        }
+        Ok(Reply::Welcome(Welcome {
+            version: wire::VERSION,
+            session: caller.session.0,
+            limits: self.policy.limits,
+        }))
+    }
+
+    /// Whether `bytes` more may be pinned for this session and this user.
+    fn check_pinned(&self, caller: Caller, bytes: u64) -> Result<(), Refusal> {
+        let session = self.session(caller)?;
+        let uid = session.credentials.uid;
+        let of_user: u64 =
+            self.sessions.values().filter(|s| s.credentials.uid == uid).map(|s| s.pinned_bytes).sum();
+        for (what, have, limit) in [
+            ("session", session.pinned_bytes, self.policy.limits.pinned_bytes),
+            ("user", of_user, self.policy.pinned_per_user),
+        ] {
+            if have.saturating_add(bytes) > limit {
+                let text = format!("{bytes} bytes on top of the {have} that the {what} has pinned would pass its limit of {limit}");
+                return Err(Refusal::new(Status::E_NO_RESOURCES, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes memory from an application: bounded, sealed, populated, pinned.
+    fn adopt(&self, caller: Caller, bytes: u64, descriptor: Option<OwnedFd>, lock: Lock) -> Result<Adopted, Refusal> {
+        self.check_pinned(caller, bytes)?;
+        let Some(descriptor) = descriptor else { return Err(Refusal::new(Status::E_PARAM, "no descriptor came along")) };
+        let sealed = SealedMemory::adopt_with(descriptor, bytes, self.policy.limits.pinned_bytes, lock)
+            .map_err(|e| Refusal::new(adopt_status(&e), e.to_string()))?;
+        Ok(Adopted::new(sealed))
+    }
+
+    fn create_queue(&mut self, caller: Caller, entries: u32, descriptor: Option<OwnedFd>) {
+        match self.make_queue(caller, entries, descriptor) {
+            Ok((queue, eventfd)) => self.reply_with(caller, Reply::Queue { queue }, vec![eventfd]),
+            Err(refusal) => self.answer(caller, Err(refusal)),
+        }
+    }
+
+    fn make_queue(&mut self, caller: Caller, entries: u32, descriptor: Option<OwnedFd>) -> Result<(u32, OwnedFd), Refusal> {
+        let session = self.session(caller)?;
+        below("queues", session.queues.len(), self.policy.limits.queues)?;
+        let Some(entries) = Entries::new(entries) else {
+            let text = format!("{entries} entries: a queue has a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}");
+            return Err(Refusal::new(Status::E_PARAM, text));
+        };
+        let domain = session.domain;
+        let memory = self.adopt(caller, entries.bytes() as u64, descriptor, Lock::Mlock)?;
+        let view = QueueView::new(memory.shared(), entries)
+            .map_err(|e| Refusal::new(Status::E_PARAM, e.to_string()))?;
+        let os = |e: std::io::Error| Refusal::new(Status::E_NO_RESOURCES, format!("an eventfd for the queue: {e}"));
+        let eventfd = eventfd().map_err(os)?;
+        let theirs = eventfd.try_clone().map_err(os)?;
+        let poller = self.next_poller % self.pollers.len();
+        self.next_poller = self.next_poller.wrapping_add(1);
+        self.pollers[poller].waker().watch(eventfd.as_fd()).map_err(os)?;
+        let queue = self.next_queue;
+        self.next_queue = self.next_queue.checked_add(1).ok_or_else(|| {
+            Refusal::new(Status::E_NO_RESOURCES, "the adapter has used up its queue numbers; restart it")
+        })?;
+        let port = Port::new(QueueId(queue), caller.session.0, domain, view, entries);
+        let counters = port.counters();
+        let bytes = entries.bytes() as u64;
+        if let Some(session) = self.sessions.get_mut(&caller.session) {
+            session.pinned_bytes += bytes;
+            session.queues.insert(queue, QueueHeld { poller, eventfd, memory, counters, ending: false });
+        }
+        self.send(poller, Command::Attach(Box::new(port)));
+        Ok((queue, theirs))
+    }
+
+    fn destroy_queue(&mut self, caller: Caller, queue: u32) {
+        let live = self.sessions.get(&caller.session).and_then(|s| s.queues.get(&queue)).is_some_and(|q| !q.ending);
+        if !live {
+            let text = format!("the session has no queue {queue}");
+            return self.answer(caller, Err(Refusal::new(Status::E_NOT_OPEN, text)));
+        }
+        let mut batch = Batch::default();
+        self.quiesce_queue(&mut batch, caller.session, queue);
+        self.wait_for(batch, None, Then::End(caller));
+    }
+
+    fn register(
+        &mut self,
+        caller: Caller,
+        length: u64,
+        access: u8,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Reply, Refusal> {
+        let session = self.session(caller)?;
+        below("memory regions", session.regions.len(), self.policy.limits.regions)?;
+        let domain = session.domain;
+        let (access, dma) = match access {
+            1 => (Access::READ, DmaAccess::Read),
+            2 => (Access::WRITE, DmaAccess::Write),
+            3 => (Access::READ_WRITE, DmaAccess::ReadWrite),
+            _ => {
+                let text = format!("memory access {access:#x}: 1 is a source of writes, 2 a target of reads, 3 both");
+                return Err(Refusal::new(Status::E_PARAM, text));
+            }
+        };
+        let memory = self.adopt(caller, length, descriptor, self.lock)?;
+        let mapping = self
+            .mapper
+            .map(Arc::new(memory), dma)
+            .map_err(|e| Refusal::new(Status::E_NO_RESOURCES, e.to_string()))?;
+        let spec = RegionSpec { domain, access, iova: tpt::Iova(mapping.iova().0), bytes: length };
+        let key = self.tables.create_region(&spec).map_err(table_refusal)?;
+        if let Some(session) = self.sessions.get_mut(&caller.session) {
+            session.pinned_bytes += length;
+            session.regions.insert(key, RegionHeld { mapping, bytes: length, quiescing: false });
+        }
+        Ok(Reply::Region { region: key.0 })
+    }
+
+    fn release(&mut self, caller: Caller, key: RegionKey) {
+        let live = self.sessions.get(&caller.session).and_then(|s| s.regions.get(&key)).is_some_and(|r| !r.quiescing);
+        if !live {
+            let text = format!("the session has no memory region {key}");
+            return self.answer(caller, Err(Refusal::new(Status::E_LOCAL_MEM, text)));
+        }
+        let mut batch = Batch::default();
+        match self.quiesce_region(&mut batch, caller.session, key) {
+            Ok(()) => self.wait_for(batch, None, Then::End(caller)),
+            Err(refusal) => self.answer(caller, Err(refusal)),
+        }
+    }
+
+    fn open(&mut self, caller: Caller, name: &str, access: u8) -> Result<Reply, Refusal> {
+        let session = self.session(caller)?;
+        below("grants", session.grants.len(), self.policy.limits.grants)?;
+        let who = &session.credentials;
+        let volume = self.volumes.get(name).ok_or_else(|| no_volume(name))?;
+        let allowed = volume.access_for(who.uid, who.gid, &who.groups);
+        if allowed == Access::NONE && !self.policy.is_admin(who) {
+            return Err(no_volume(name)); // Whether it exists is not told.
+        }
+        let wanted = Access::from_bits(access).filter(|a| *a != Access::NONE).ok_or_else(|| {
+            Refusal::new(Status::E_PARAM, format!("access bits {access:#x}: 1 is read, 2 write, 4 trim"))
+        })?;
+        if !allowed.allows(wanted) {
+            let text = format!("user {} may {allowed} on volume {name:?} and asked for {wanted}", who.uid);
+            return Err(Refusal::new(Status::E_AUTH, text));
+        }
+        let spec = GrantSpec {
+            domain: session.domain,
+            access: wanted,
+            block_shift: self.geometry.block_shift,
+            ranges: &volume.extents,
+            shared: true,
+        };
+        let bytes = volume.blocks << self.geometry.block_shift;
+        let key = self.tables.create(&spec).map_err(table_refusal)?;
+        let held = GrantHeld { volume: volume.id, access: wanted, bytes, quiescing: false, revoked: false };
+        let info = self.grant_info(key, &held);
+        if let Some(session) = self.sessions.get_mut(&caller.session) {
+            session.grants.insert(key, held);
+        }
+        Ok(Reply::Grant(info))
+    }
+
+    fn grant_info(&self, key: Key, held: &GrantHeld) -> GrantInfo {
+        GrantInfo { key: key.0, access: held.access.bits(), bytes: held.bytes, block_size: self.geometry.block_size() }
+    }
+
+    fn close(&mut self, caller: Caller, key: Key) {
+        let mut batch = Batch::default();
+        let result = match self.sessions.get(&caller.session).and_then(|s| s.grants.get(&key)) {
+            Some(held) if !held.revoked => self.quiesce_grant(&mut batch, caller.session, key, Purpose::Delete),
+            _ => self.tables_refuse(caller, key),
+        };
+        match result {
+            Ok(()) => self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::End(caller)),
+            Err(refusal) => self.answer(caller, Err(refusal)),
+        }
+    }
+
+    /// Why the tables would refuse this key of this caller.
+    fn tables_refuse(&self, caller: Caller, key: Key) -> Result<(), Refusal> {
+        match self.tables.query(self.session(caller)?.domain, key) {
+            Ok(_) => Err(Refusal::new(Status::E_ENTRY_INVALID, format!("grant {key} was revoked"))),
+            Err(error) => Err(table_refusal(error)),
+        }
+    }
+
+    fn query(&mut self, caller: Caller, key: Key) -> Result<Reply, Refusal> {
+        let session = self.session(caller)?;
+        self.tables.query(session.domain, key).map_err(table_refusal)?;
+        let held = session.grants.get(&key).ok_or_else(|| {
+            Refusal::new(Status::E_ENTRY_INVALID, format!("no grant {key} is held"))
+        })?;
+        Ok(Reply::Grant(self.grant_info(key, held)))
+    }
+
+    /// Whether the caller may see a volume: it administers, or may do anything with it.
+    fn sees(&self, caller: Caller, volume: &store::Volume) -> bool {
+        self.session(caller).is_ok_and(|s| {
+            let who = &s.credentials;
+            self.policy.is_admin(who) || volume.access_for(who.uid, who.gid, &who.groups) != Access::NONE
+        })
+    }
+
+    fn list_volumes(&self, caller: Caller, after: Option<&str>) -> Reply {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut visible = self
+            .volumes
+            .range::<str, _>((from, Bound::Unbounded))
+            .map(|(_, volume)| volume)
+            .filter(|volume| self.sees(caller, volume));
+        let volumes = visible.by_ref().take(LIST_PAGE).map(|v| self.volume_info(v, false)).collect();
+        Reply::Volumes { volumes, more: visible.next().is_some() }
+    }
+
+    fn show_volume(&self, caller: Caller, name: &str) -> Result<Reply, Refusal> {
+        let volume = self.volumes.get(name).filter(|v| self.sees(caller, v)).ok_or_else(|| no_volume(name))?;
+        Ok(Reply::Volume(self.volume_info(volume, true)))
+    }
+
+    pub(super) fn volume_info(&self, volume: &store::Volume, with_access: bool) -> VolumeInfo {
+        let grants = self.sessions.values().flat_map(|s| s.grants.values()).filter(|g| g.volume == volume.id).count();
+        let access = if with_access { volume.access.as_slice() } else { &[] };
+        VolumeInfo {
+            name: volume.name.clone(),
+            bytes: volume.blocks << self.geometry.block_shift,
+            owner: volume.owner,
+            access: access.iter().map(|(subject, access)| (wire_subject(*subject), access.bits())).collect(),
+            extents: u32::try_from(volume.extents.len()).unwrap_or(u32::MAX),
+            grants: u32::try_from(grants).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn show_device(&self, caller: Caller) -> Reply {
+        let admin = self.session(caller).is_ok_and(|s| self.policy.is_admin(&s.credentials));
+        let ranges = |extents: &[tpt::LbaRange]| extents.iter().map(|e| (e.first.0, e.count.0)).collect::<Vec<_>>();
+        let mut shown = EXTENTS_SHOWN;
+        let volumes = self.volumes.values().filter(|_| admin).take_while(|v| {
+            let fits = v.extents.len() <= shown;
+            shown = shown.saturating_sub(v.extents.len() + 8);
+            fits
+        });
+        Reply::Device(DeviceInfo {
+            uri: self.uri.clone(),
+            model: self.identity.model.clone(),
+            serial: self.identity.serial.clone(),
+            firmware: self.identity.firmware.clone(),
+            block_size: self.geometry.block_size(),
+            blocks: self.geometry.blocks,
+            free_blocks: self.storage.free_blocks(),
+            max_transfer: u64::from(self.geometry.max_transfer_blocks) << self.geometry.block_shift,
+            write_cache: self.geometry.write_cache,
+            metadata: if admin { ranges(self.storage.metadata()) } else { Vec::new() },
+            volumes: volumes.map(|v| (v.name.clone(), ranges(&v.extents))).collect(),
+        })
+    }
+
+    fn statistics(&self, caller: Caller) -> Reply {
+        let (admin, own) = match self.session(caller) {
+            Ok(s) => (self.policy.is_admin(&s.credentials), s.credentials.uid),
+            Err(_) => (false, u32::MAX),
+        };
+        let usage = self.tables.usage();
+        let live: u64 = self.sessions.values().map(Session::completed).sum();
+        let shared = || self.pollers.iter().map(|p| p.shared());
+        Reply::Statistics(Statistics {
+            completed: self.completed_before + live,
+            denied: shared().map(|s| s.denied()).sum(),
+            queue_errors: shared().map(|s| s.queue_errors()).sum(),
+            turns: shared().map(|s| s.turns()).sum(),
+            entries: u64::from(usage.entries),
+            regions: u64::from(usage.regions),
+            pinned_bytes: self.sessions.values().map(|s| s.pinned_bytes).sum(),
+            mappings: self.mapper.mappings(),
+            sessions: self
+                .sessions
+                .values()
+                .filter(|s| admin || s.credentials.uid == own)
+                .take(LIST_PAGE * 2)
+                .map(session_info)
+                .collect(),
+        })
+    }
+}
+
+fn session_info(session: &Session) -> SessionInfo {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    SessionInfo {
+        session: session.id.0,
+        uid: session.credentials.uid,
+        gid: session.credentials.gid,
+        pid: session.credentials.pid,
+        queues: count(session.queues.len()),
+        grants: count(session.grants.len()),
+        regions: count(session.regions.len()),
+        pinned_bytes: session.pinned_bytes,
+        completed: session.completed(),
+        denied: session.failed(),
+    }
+}
+
+/// A limit of the machine is told from a descriptor that is not what it should be.
+fn adopt_status(error: &AdoptError) -> Status {
+    match error {
+        AdoptError::Lock { .. } | AdoptError::Populate { .. } | AdoptError::Map { .. } => Status::E_NO_RESOURCES,
+        _ => Status::E_LOCAL_MEM,
+    }
+}
+
+fn wire_subject(subject: store::Subject) -> Subject {
+    match subject {
+        store::Subject::User(uid) => Subject::User(uid),
+        store::Subject::Group(gid) => Subject::Group(gid),
+        store::Subject::Everyone => Subject::Everyone,
+    }
+}

@@ -1,0 +1,156 @@
+//! An adapter with a control socket, in a process of its own or on threads of this one.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::assembly::{Assembled, Options, StartError, Turned, assemble};
+use crate::control::Control;
+use crate::device::{Health, Supervisor};
+use crate::poller::eventfd;
+use crate::server::Server;
+use crate::signals;
+
+/// After SIGTERM, I/O that runs has this long to end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The device is looked after this often; more often while it is not well.
+const TEND: Duration = Duration::from_millis(250);
+/// Whoever may do what is decided by who connects, not by the socket's mode.
+const SOCKET_MODE: u32 = 0o666;
+
+/// An adapter that serves a socket on threads of this process.
+pub struct Adapter {
+    socket: PathBuf,
+    stop: OwnedFd,
+    thread: Option<JoinHandle<Result<(), StartError>>>,
+}
+
+impl Adapter {
+    /// Opens the device and serves `socket`.
+    pub fn start(options: &Options, socket: &Path) -> Result<Self, StartError> {
+        let stop = eventfd().map_err(os("an eventfd"))?;
+        let stopped = stop.try_clone().map_err(os("an eventfd"))?;
+        let ready = prepare(options, socket)?;
+        let thread = std::thread::Builder::new()
+            .name("portcullis-control".into())
+            .spawn(move || run(ready, stopped.as_fd()))
+            .map_err(os("starting the control thread"))?;
+        Ok(Self { socket: socket.to_owned(), stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Ends it as SIGTERM would: sessions end, I/O drains, the device is shut down.
+    pub fn stop(mut self) -> Result<(), StartError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), StartError> {
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        if self.thread.is_some() && !std::thread::panicking() {
+            let _ = self.end();
+        }
+    }
+}
+
+/// Serves `socket` until SIGTERM or SIGINT. `ready` is told what is being served, once it is.
+pub fn serve(options: &Options, socket: &Path, ready: impl FnOnce(&Serving)) -> Result<(), StartError> {
+    let stop = signals::termination().map_err(os("blocking signals"))?;
+    raise_descriptor_limit();
+    let prepared = prepare(options, socket)?;
+    ready(&prepared.0.control().serving());
+    run(prepared, stop.as_fd())
+}
+
+/// What an adapter drives, for its first lines.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Serving {
+    /// The device, as it was named.
+    pub uri: String,
+    /// Model, as the device says.
+    pub model: String,
+    /// Serial number, as the device says.
+    pub serial: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Volumes on it.
+    pub volumes: usize,
+    /// Threads that poll.
+    pub pollers: usize,
+}
+
+type Prepared = (Server, Box<dyn Supervisor>);
+
+fn prepare(options: &Options, socket: &Path) -> Result<Prepared, StartError> {
+    let Assembled { control, supervisor, .. } = assemble(options, Turned::ByPollers)?;
+    match Server::bind(control, socket, SOCKET_MODE) {
+        Ok(server) => Ok((server, supervisor)),
+        Err(source) => {
+            supervisor.shut_down();
+            Err(StartError::Os { what: "listening", source })
+        }
+    }
+}
+
+fn run((server, mut supervisor): Prepared, stop: BorrowedFd<'_>) -> Result<(), StartError> {
+    let mut tended = Instant::now();
+    let mut health = Health::Running;
+    let mut tend = |control: &mut Control, now: Instant| {
+        if health != Health::Resetting && now.saturating_duration_since(tended) < TEND {
+            return;
+        }
+        tended = now;
+        let before = std::mem::replace(&mut health, supervisor.tend(control.is_stuck()));
+        control.reset_goes_on(health == Health::Resetting);
+        if before != health {
+            tracing::warn!(?before, ?health, "the device changed its health");
+        }
+    };
+    let mut control = server.run(stop, &mut tend).map_err(os("waiting on the control socket"))?;
+
+    tracing::info!("draining");
+    let end = Instant::now() + DRAIN;
+    while !control.is_drained() && Instant::now() < end {
+        control.advance(Instant::now());
+        tend(&mut control, Instant::now());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if !control.is_drained() {
+        tracing::warn!(sessions = control.sessions(), "I/O was still running after {DRAIN:?}; the device reset ends it");
+    }
+    // The device stops before the memory that it might still write goes away.
+    let control = control.stop_pollers();
+    supervisor.shut_down();
+    drop(control);
+    Ok(())
+}
+
+/// Thousands of connections need thousands of descriptors: as many as the hard limit allows.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
+        tracing::warn!(limit = ?limit.current, "the limit of open descriptors could not be raised");
+    }
+}
+
+fn os(what: &'static str) -> impl Fn(std::io::Error) -> StartError {
+    move |source| StartError::Os { what, source }
+}

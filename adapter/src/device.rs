@@ -1,0 +1,173 @@
+//! From a URI to a device: its queues, its IOMMU, and somebody who looks after it.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use driver::block::{BlockQueue, Geometry};
+use driver::disk::Disk;
+use driver::hal::Mapper;
+
+pub mod emu;
+pub mod null;
+mod nvme;
+pub mod vfio;
+
+/// Where I/O goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DeviceUri {
+    /// `emu:SIZE`: a software NVMe controller over memory; gone with the process.
+    EmuRam(u64),
+    /// `emu:FILE`: the same over a file.
+    EmuFile(PathBuf),
+    /// `null:SIZE`: completes everything and moves nothing; for measuring.
+    Null(u64),
+    /// `vfio:0000:01:00.0`: a PCI device bound to vfio-pci.
+    Vfio(String),
+}
+
+/// Why a text is not a device.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} names no device: emu:SIZE, emu:FILE, null:SIZE and vfio:DOMAIN:BUS:SLOT.FUNCTION do, with sizes such as 64M or 1G")]
+pub struct UriError(String);
+
+impl FromStr for DeviceUri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        let wrong = || UriError(text.to_owned());
+        let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
+        match scheme {
+            "emu" => match parse_size(rest) {
+                Some(bytes) => Ok(Self::EmuRam(bytes)),
+                None if rest.is_empty() => Err(wrong()),
+                None => Ok(Self::EmuFile(rest.into())),
+            },
+            "null" => parse_size(rest).map(Self::Null).ok_or_else(wrong),
+            "vfio" if is_pci_address(rest) => Ok(Self::Vfio(rest.to_owned())),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmuRam(bytes) => write!(f, "emu:{bytes}"),
+            Self::EmuFile(path) => write!(f, "emu:{}", path.display()),
+            Self::Null(bytes) => write!(f, "null:{bytes}"),
+            Self::Vfio(address) => write!(f, "vfio:{address}"),
+        }
+    }
+}
+
+/// `64M`, `1G`, `4096`: bytes, with the usual powers of 1024.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        "T" | "t" | "TiB" => 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// `0000:01:00.0`, in hexadecimal.
+fn is_pci_address(text: &str) -> bool {
+    let parts: Vec<&str> = text.split([':', '.']).collect();
+    let hex = |s: &str, n: usize| s.len() == n && s.bytes().all(|b| b.is_ascii_hexdigit());
+    matches!(parts[..], [domain, bus, slot, function]
+        if hex(domain, 4) && hex(bus, 2) && hex(slot, 2) && hex(function, 1) && text.rfind('.') == Some(10))
+}
+
+/// What a device says of itself; hostile text, escaped before it is shown.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Identity {
+    /// Model.
+    pub model: String,
+    /// Serial number.
+    pub serial: String,
+    /// Firmware revision.
+    pub firmware: String,
+}
+
+/// How a device is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// It works.
+    Running,
+    /// It is being reset.
+    Resetting,
+    /// It is gone and will not come back.
+    Gone,
+}
+
+/// Looks after a device while its queues belong to pollers.
+pub trait Supervisor: Send {
+    /// Called a few times a second, and every millisecond during a reset. With `stuck` some command does not come back.
+    fn tend(&mut self, stuck: bool) -> Health;
+    /// Quiets the device. Its queues are gone by now.
+    fn shut_down(self: Box<Self>);
+}
+
+/// A device that is open.
+pub struct Opened<Q: BlockQueue> {
+    /// What it says of itself.
+    pub identity: Identity,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Its IOMMU.
+    pub mapper: Arc<dyn Mapper>,
+    /// Whether mapping memory pins it, so that nobody else must.
+    pub mapper_pins: bool,
+    /// A queue for each poller, with the eventfd of its interrupt.
+    pub queues: Vec<(Q, Option<OwnedFd>)>,
+    /// What the store writes to, over a queue of its own.
+    pub disk: Box<dyn Disk>,
+    /// Who looks after it.
+    pub supervisor: Box<dyn Supervisor>,
+}
+
+/// Why a device could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{uri}: {reason}")]
+pub struct OpenError {
+    /// What was asked for.
+    pub uri: String,
+    /// What went wrong and what to do.
+    pub reason: String,
+}
+
+impl OpenError {
+    fn new(uri: &DeviceUri, reason: &dyn fmt::Display) -> Self {
+        Self { uri: uri.to_string(), reason: reason.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_devices() {
+        assert_eq!("emu:64M".parse(), Ok(DeviceUri::EmuRam(64 << 20)));
+        assert_eq!("emu:./disk.img".parse(), Ok(DeviceUri::EmuFile("./disk.img".into())));
+        assert_eq!("null:1G".parse(), Ok(DeviceUri::Null(1 << 30)));
+        assert_eq!("vfio:0000:01:00.0".parse(), Ok(DeviceUri::Vfio("0000:01:00.0".into())));
+    }
+
+    #[test]
+    fn other_texts_name_none() {
+        let wrong = ["", "emu", "emu:", "null:x", "null:", "vfio:01:00.0", "vfio:0000:01:00:0", "vfio:/dev/x", "nvme:0"];
+        for text in wrong {
+            assert!(text.parse::<DeviceUri>().is_err(), "{text:?}");
+        }
+        assert_eq!(parse_size("99999999999999999999"), None);
+        assert_eq!(parse_size("18446744073709551615T"), None);
+    }
+}

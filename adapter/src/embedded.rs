@@ -1,0 +1,195 @@
+//! An adapter in the application's own process: the same tables, the same checks, the same queues, and no hop: the engine
+//! is turned by the thread that polls.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use portcullis::{Session, Transport, TransportError};
+use wire::control::{Reply, Request};
+use wire::socket::Credentials;
+
+use crate::assembly::{Assembled, Options, StartError, Turn, Turned, assemble};
+use crate::control::{Caller, Control, SessionId};
+use crate::device::{Health, Supervisor};
+
+/// The device is looked after this often.
+const TEND: Duration = Duration::from_millis(250);
+
+/// An adapter that the calling threads turn.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let adapter = adapter::Embedded::open("emu:64M")?;
+/// let session = adapter.session()?;
+/// session.create_volume("notes", 1 << 20)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Embedded(Arc<Mutex<Inner>>);
+
+struct Inner {
+    // Dropped in this order: the engine lets go of its queues, then the control plane of tables and memory.
+    engine: Box<dyn Turn>,
+    control: Control,
+    supervisor: Option<Box<dyn Supervisor>>,
+    tended: Instant,
+    /// Replies that were not for the caller that found them.
+    replies: Vec<(Caller, Reply, Vec<OwnedFd>)>,
+}
+
+impl Embedded {
+    /// An adapter over the device that `uri` names, with the default options.
+    pub fn open(uri: &str) -> Result<Self, StartError> {
+        let device = uri.parse().map_err(|error: crate::device::UriError| crate::device::OpenError {
+            uri: uri.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Self::start(&Options { pollers: 1, ..Options::new(device) })
+    }
+
+    /// An adapter as `options` say; it has one engine, whatever they say of pollers.
+    pub fn start(options: &Options) -> Result<Self, StartError> {
+        let options = Options { pollers: 1, ..options.clone() };
+        let Assembled { control, supervisor, engine } = assemble(&options, Turned::ByCaller)?;
+        let engine = engine.expect("an assembly turned by the caller has an engine");
+        let inner = Inner { engine, control, supervisor: Some(supervisor), tended: Instant::now(), replies: Vec::new() };
+        Ok(Self(Arc::new(Mutex::new(inner))))
+    }
+
+    /// A session of this process's user.
+    pub fn session(&self) -> Result<Session, portcullis::Error> {
+        self.session_as(own_credentials())
+    }
+
+    /// A session of somebody else: whoever embeds an adapter speaks for all its users.
+    pub fn session_as(&self, credentials: Credentials) -> Result<Session, portcullis::Error> {
+        Session::with_transport(Box::new(self.transport_as(credentials)?))
+    }
+
+    /// The transport of a new session, for those who speak the protocol themselves.
+    pub fn transport_as(&self, credentials: Credentials) -> Result<impl Transport + use<>, TransportError> {
+        let session = lock(&self.0).control.connect(credentials).map_err(|r| TransportError::Gone(r.into_text()))?;
+        Ok(Connection { adapter: self.0.clone(), session, next_id: 1 })
+    }
+
+    /// One turn; false if there was nothing to do.
+    pub fn turn(&self) -> bool {
+        lock(&self.0).turn()
+    }
+}
+
+/// Who this process is.
+pub fn own_credentials() -> Credentials {
+    let groups = rustix::process::getgroups().unwrap_or_default().into_iter().map(|g| g.as_raw()).collect();
+    Credentials {
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        pid: rustix::process::getpid().as_raw_nonzero().get().unsigned_abs(),
+        groups,
+    }
+}
+
+/// A poisoned lock means that a caller's thread panicked in a turn; tables and queues are as that turn left them, each
+/// request whole, since nothing in a turn panics half way but a broken invariant of ours.
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().expect("the embedded adapter broke one of its invariants")
+}
+
+impl Inner {
+    fn turn(&mut self) -> bool {
+        let work = self.engine.turn() > 0;
+        if self.control.is_waiting() {
+            self.control.advance(Instant::now());
+        }
+        work
+    }
+
+    fn tend(&mut self) {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.tended) >= TEND {
+            self.tended = now;
+            self.control.advance(now);
+            let stuck = self.control.is_stuck();
+            if let Some(supervisor) = &mut self.supervisor {
+                let health = supervisor.tend(stuck);
+                self.control.reset_goes_on(health == Health::Resetting);
+            }
+        }
+    }
+
+    fn take_reply(&mut self, caller: Caller) -> Option<(Reply, Vec<OwnedFd>)> {
+        while let Some(out) = self.control.next_reply() {
+            self.replies.push((out.caller, out.reply, out.descriptors));
+        }
+        let at = self.replies.iter().position(|(to, ..)| *to == caller)?;
+        let (_, reply, descriptors) = self.replies.swap_remove(at);
+        Some((reply, descriptors))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Every session is gone, as each holds this adapter; what they held drains now.
+        let end = Instant::now() + Duration::from_secs(10);
+        while !self.control.is_drained() && Instant::now() < end {
+            self.engine.turn();
+            self.control.advance(Instant::now());
+        }
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.shut_down();
+        }
+    }
+}
+
+struct Connection {
+    adapter: Arc<Mutex<Inner>>,
+    session: SessionId,
+    next_id: u32,
+}
+
+impl Transport for Connection {
+    fn call(
+        &mut self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), TransportError> {
+        let owned = descriptors.iter().map(|fd| fd.try_clone_to_owned()).collect::<Result<Vec<_>, _>>();
+        let owned = owned.map_err(|source| TransportError::Os { what: "duplicating a descriptor".into(), source })?;
+        let caller = Caller { session: self.session, id: self.next_id };
+        self.next_id = self.next_id.wrapping_add(1);
+        lock(&self.adapter).control.request(caller, request.clone(), owned);
+        loop {
+            let mut inner = lock(&self.adapter);
+            if let Some(reply) = inner.take_reply(caller) {
+                return Ok(reply);
+            }
+            inner.turn();
+            inner.control.advance(Instant::now());
+            drop(inner);
+            std::thread::yield_now();
+        }
+    }
+
+    fn turn(&mut self) -> bool {
+        let mut inner = lock(&self.adapter);
+        let work = inner.turn();
+        if !work {
+            inner.tend();
+        }
+        work
+    }
+
+    fn is_embedded(&self) -> bool {
+        true
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Ok(mut inner) = self.adapter.lock() {
+            inner.control.disconnect(self.session);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A submission entry, copied once, becomes a typed request here or is refused.
+
+use tpt::{Key, Memory, Operation, RegionKey, Request};
+use wire::Status;
+use wire::layout::{SubmissionEntry, flag, opcode};
+
+/// What an entry asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Parsed {
+    /// I/O, to be checked by the tables.
+    Io {
+        /// Hostile values in typed form.
+        request: Request,
+        /// Microseconds from admission after which it is not started any more; zero for none.
+        deadline_us: u32,
+    },
+    /// Cancel the request with this user data.
+    Cancel {
+        /// The target's user data.
+        target: u64,
+    },
+}
+
+/// Parses `entry`. Unknown operations and flags, and reserved fields that are not zero, are E_OPCODE: a later version
+/// may give them a meaning that this one would get wrong.
+pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
+    if entry.reserved != 0 || entry.reserved2 != 0 || entry.extension != 0 || entry.scatter_count != 0 {
+        return Err(Status::E_OPCODE);
+    }
+    let operation = match (entry.opcode, entry.flags) {
+        (opcode::READ, 0) => Operation::Read,
+        (opcode::WRITE, 0) => Operation::Write { fua: false },
+        (opcode::WRITE, flag::FUA) => Operation::Write { fua: true },
+        (opcode::FLUSH, 0) => Operation::Flush,
+        (opcode::WRITE_ZEROES, 0) => Operation::WriteZeroes { deallocate: false },
+        (opcode::WRITE_ZEROES, flag::DEALLOCATE) => Operation::WriteZeroes { deallocate: true },
+        (opcode::DEALLOCATE, 0) => Operation::Deallocate,
+        (opcode::COMPARE, 0) => Operation::Compare,
+        (opcode::CANCEL, 0) => return Ok(Parsed::Cancel { target: entry.offset }),
+        _ => return Err(Status::E_OPCODE),
+    };
+    Ok(Parsed::Io {
+        request: Request {
+            operation,
+            key: Key(entry.key),
+            offset: entry.offset,
+            length: u64::from(entry.length),
+            memory: Memory { region: RegionKey(entry.region), offset: entry.region_offset },
+        },
+        deadline_us: entry.deadline_us,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(op: u8, flags: u8) -> SubmissionEntry {
+        SubmissionEntry { opcode: op, flags, key: 1, offset: 4096, length: 512, region: 2, ..Default::default() }
+    }
+
+    #[test]
+    fn every_opcode_and_flag_that_is_not_defined_is_refused() {
+        let mut accepted = 0;
+        for op in 0..=u8::MAX {
+            for flags in 0..=u8::MAX {
+                if parse(&entry(op, flags)).is_ok() {
+                    accepted += 1;
+                }
+            }
+        }
+        assert_eq!(accepted, 9, "seven operations, and two of them have a flag");
+    }
+
+    #[test]
+    fn reserved_fields_must_be_zero() {
+        for spoil in [
+            |e: &mut SubmissionEntry| e.reserved = 1,
+            |e: &mut SubmissionEntry| e.reserved2 = 1,
+            |e: &mut SubmissionEntry| e.extension = 1,
+            |e: &mut SubmissionEntry| e.scatter_count = 1,
+        ] {
+            let mut e = entry(opcode::READ, 0);
+            spoil(&mut e);
+            assert_eq!(parse(&e), Err(Status::E_OPCODE));
+        }
+    }
+
+    #[test]
+    fn a_length_of_all_ones_stays_a_length() {
+        let mut e = entry(opcode::WRITE, flag::FUA);
+        e.length = u32::MAX;
+        e.offset = u64::MAX;
+        let Ok(Parsed::Io { request, .. }) = parse(&e) else { panic!("a write") };
+        assert_eq!((request.length, request.offset), (u64::from(u32::MAX), u64::MAX));
+        assert_eq!(request.operation, Operation::Write { fua: true });
+    }
+}

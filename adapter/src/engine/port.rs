@@ -1,0 +1,125 @@
+//! The adapter's end of one processing queue, as the engine keeps it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tpt::Domain;
+use wire::Status;
+use wire::layout::Entries;
+use wire::ring::{AdapterEnd, Completion};
+use wire::view::{QueueMemory, QueueView};
+
+use crate::mailbox::Ticket;
+
+/// Names a queue for the life of the adapter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct QueueId(pub u32);
+
+/// What has been counted for one queue: written by its poller alone, read by anyone.
+#[derive(Debug, Default)]
+pub struct PortCounters {
+    completed: AtomicU64,
+    denied: AtomicU64,
+}
+
+impl PortCounters {
+    /// Requests completed, whatever their status.
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed)
+    }
+
+    /// Of them, those with a status other than OK.
+    pub fn failed(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
+    }
+}
+
+pub(super) enum PortState {
+    Ready,
+    Error,
+    Detaching(Arc<Ticket>),
+}
+
+impl PartialEq for PortState {
+    fn eq(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+/// See the module.
+pub struct Port {
+    pub(super) id: QueueId,
+    pub(super) session: u64,
+    pub(super) domain: Domain,
+    pub(super) ring: AdapterEnd<QueueView>,
+    pub(super) state: PortState,
+    /// Slots of its admitted requests.
+    pub(super) in_flight: Vec<u32>,
+    /// The application sleeps and has completions.
+    pub(super) wake_due: bool,
+    posted: bool,
+    counters: Arc<PortCounters>,
+    completed: u64,
+    failed: u64,
+}
+
+impl Port {
+    /// The adapter's end of the queue in `view`, whose memory is pinned and sealed.
+    pub fn new(id: QueueId, session: u64, domain: Domain, view: QueueView, entries: Entries) -> Self {
+        Self {
+            id,
+            session,
+            domain,
+            ring: AdapterEnd::new(view, entries),
+            state: PortState::Ready,
+            in_flight: Vec::with_capacity(entries.get() as usize),
+            wake_due: false,
+            posted: false,
+            counters: Arc::default(),
+            completed: 0,
+            failed: 0,
+        }
+    }
+
+    /// The queue's counters.
+    pub fn counters(&self) -> Arc<PortCounters> {
+        self.counters.clone()
+    }
+
+    /// Posts a completion into the room that was reserved when the request was taken.
+    pub(super) fn complete(&mut self, user_data: u64, status: Status, bytes: u32, device_status: u16) {
+        self.completed += 1;
+        self.counters.completed.store(self.completed, Ordering::Relaxed);
+        if status != Status::OK {
+            self.failed += 1;
+            self.counters.denied.store(self.failed, Ordering::Relaxed);
+        }
+        self.posted = true;
+        let device_status = u32::from(device_status);
+        self.ring.complete(&Completion { user_data, status, device_status, bytes, value: 0 });
+    }
+
+    /// The error state: what was rung and not taken is answered, each once; nothing else is looked at.
+    pub(super) fn fail(&mut self) {
+        if self.state == PortState::Ready {
+            self.state = PortState::Error;
+            self.ring.fail();
+            while let Some(user_data) = self.ring.take_flushed() {
+                self.complete(user_data, Status::E_FLUSHED, 0, 0);
+            }
+        }
+    }
+
+    /// Looks whether the application went to sleep before it saw what this turn posted.
+    pub(super) fn end_turn(&mut self) {
+        if std::mem::take(&mut self.posted) && self.ring.end_turn() {
+            self.wake_due = true;
+        }
+    }
+
+    /// Wakes the application: a system call, made outside of turns.
+    pub(super) fn wake(&self) {
+        // The word is in memory that stays mapped; nothing else can go wrong with a wake.
+        let _ = wire::doorbell::wake(self.ring.memory().cq_wait());
+    }
+}

@@ -1,0 +1,150 @@
+//! What the control plane and a poller say to each other: commands one way, acknowledgements and records the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+use tpt::{EntryIndex, Key, RegionIndex};
+use wire::Status;
+
+use crate::engine::{Port, QueueId};
+
+/// Commands that may wait for one poller.
+const COMMANDS: usize = 1024;
+/// Denials that may wait to be logged.
+const DENIALS: usize = 64;
+
+/// What the control plane asks of a poller. Processed between turns, so that whatever was stored before is seen by every
+/// request admitted after.
+pub enum Command {
+    /// Serve this queue.
+    Attach(Box<Port>),
+    /// Stop serving it; acknowledged when its last request has ended.
+    Detach(QueueId, Arc<Ticket>),
+    /// Acknowledge when no request of this poller uses it.
+    Drain(Drained, Arc<Ticket>),
+}
+
+/// What is being drained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drained {
+    /// A grant.
+    Entry(EntryIndex),
+    /// A memory region.
+    Region(RegionIndex),
+}
+
+/// Counts the acknowledgements of all pollers.
+#[derive(Debug)]
+pub struct Ticket(AtomicU32);
+
+impl Ticket {
+    /// A ticket that `pollers` must acknowledge.
+    pub fn new(pollers: u32) -> Arc<Self> {
+        Arc::new(Self(AtomicU32::new(pollers)))
+    }
+
+    /// One poller is done. Release: pairs with the Acquire of [`Ticket::is_done`], so that whoever re-uses what was drained does so
+    /// after the poller's last use.
+    pub(crate) fn acknowledge(&self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Whether all pollers are done.
+    pub fn is_done(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
+/// A refused request, for the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Denial {
+    /// Whose.
+    pub session: u64,
+    /// Under which key.
+    pub key: Key,
+    /// Why.
+    pub status: Status,
+}
+
+/// What one poller and the control plane share. Nothing here is written on the hot path but the turn count, now and
+/// then, and denials.
+pub struct PollerShared {
+    commands: ArrayQueue<Command>,
+    denials: ArrayQueue<Denial>,
+    denied: AtomicU64,
+    queue_errors: AtomicU64,
+    turns: AtomicU64,
+    stuck: AtomicBool,
+}
+
+impl Default for PollerShared {
+    fn default() -> Self {
+        Self {
+            commands: ArrayQueue::new(COMMANDS),
+            denials: ArrayQueue::new(DENIALS),
+            denied: AtomicU64::new(0),
+            queue_errors: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
+        }
+    }
+}
+
+impl PollerShared {
+    /// Queues a command; gives it back if too many wait.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        self.commands.push(command)
+    }
+
+    /// The next denial to log.
+    pub fn take_denial(&self) -> Option<Denial> {
+        self.denials.pop()
+    }
+
+    /// Requests denied.
+    pub fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    /// Queues that went to the error state.
+    pub fn queue_errors(&self) -> u64 {
+        self.queue_errors.load(Ordering::Relaxed)
+    }
+
+    /// Turns made, give or take a few.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether the device keeps a command for too long.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take_command(&self) -> Option<Command> {
+        self.commands.pop()
+    }
+
+    pub(crate) fn commands_is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
+    /// One writer: the poller.
+    pub(crate) fn record_denial(&self, denial: Denial) {
+        self.denied.store(self.denied.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let _ = self.denials.push(denial); // A full list loses log lines, never counts.
+    }
+
+    pub(crate) fn record_queue_error(&self) {
+        self.queue_errors.store(self.queue_errors.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn record_turns(&self, turns: u64) {
+        self.turns.store(turns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn record_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,287 @@
+//! The control socket: connections in, packets to the control plane and back. One thread, never blocked by a client.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use wire::Status;
+use wire::control::{MAX_MESSAGE, Reply};
+use wire::frame::{FrameError, decode_request, encode};
+use wire::socket::{Blocking, ReceiveError, peer_credentials, receive, send};
+
+use crate::control::{Caller, Control, Refusal, SessionId};
+
+/// Replies that may wait for a client that does not read its socket; with one more its session ends.
+const REPLIES_WAITING: usize = 32;
+/// Packets taken from one connection before the next one has its turn.
+const PACKETS_PER_TURN: usize = 4;
+/// Connections taken before those that exist have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// While something is under way the control plane looks at it this often.
+const WAITING: Duration = Duration::from_millis(1);
+/// And otherwise this often: the device is watched, denials are logged.
+const RESTING: Duration = Duration::from_millis(250);
+/// Without descriptors for another connection, none is taken for this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const LISTENER: u64 = 0;
+const STOP: u64 = 1;
+const STORAGE: u64 = 2;
+/// Connections have the tokens from here on.
+const FIRST_CONNECTION: u64 = 16;
+
+struct Connection {
+    socket: OwnedFd,
+    session: SessionId,
+    waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    interest: EventFlags,
+}
+
+/// See the module.
+pub struct Server {
+    control: Control,
+    path: PathBuf,
+    listener: OwnedFd,
+    epoll: OwnedFd,
+    connections: BTreeMap<u64, Connection>,
+    tokens: BTreeMap<SessionId, u64>,
+    next_token: u64,
+    accept_again: Option<Instant>,
+}
+
+impl Server {
+    /// Listens on `path`, which everybody on the machine may connect to: what they may do is decided by who they are.
+    pub fn bind(control: Control, path: &Path, mode: u32) -> io::Result<Self> {
+        let listener = listen(path, mode)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
+        epoll::add(&epoll, control.storage_done(), EventData::new_u64(STORAGE), EventFlags::IN | EventFlags::ET)?;
+        Ok(Self {
+            control,
+            path: path.to_owned(),
+            listener,
+            epoll,
+            connections: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: FIRST_CONNECTION,
+            accept_again: None,
+        })
+    }
+
+    /// The control plane.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Serves until `stop` becomes readable; `tend` runs between rounds. Gives the control plane back, its sessions told
+    /// to end.
+    pub fn run(mut self, stop: BorrowedFd<'_>, tend: &mut dyn FnMut(&mut Control, Instant)) -> io::Result<Control> {
+        epoll::add(&self.epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
+        let mut events = Vec::with_capacity(256);
+        loop {
+            let timeout = if self.control.is_waiting() { WAITING } else { RESTING };
+            let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let now = Instant::now();
+            let mut stopping = false;
+            for event in &events {
+                match event.data.u64() {
+                    STOP => stopping = true,
+                    LISTENER => self.accept(now),
+                    STORAGE => {}
+                    token => self.serve(token),
+                }
+            }
+            self.control.advance(now);
+            self.deliver();
+            self.resume_accepting(now);
+            tend(&mut self.control, now);
+            if stopping {
+                break;
+            }
+        }
+        let _ = std::fs::remove_file(&self.path);
+        for (_, connection) in std::mem::take(&mut self.connections) {
+            self.control.disconnect(connection.session);
+        }
+        Ok(self.control)
+    }
+
+    fn accept(&mut self, now: Instant) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) {
+                Ok(socket) => self.admit(socket),
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "no connection can be taken for a moment");
+                    let _ = epoll::delete(&self.epoll, &self.listener);
+                    self.accept_again = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn resume_accepting(&mut self, now: Instant) {
+        if self.accept_again.is_some_and(|at| now >= at)
+            && epoll::add(&self.epoll, &self.listener, EventData::new_u64(LISTENER), EventFlags::IN).is_ok()
+        {
+            self.accept_again = None;
+        }
+    }
+
+    fn admit(&mut self, socket: OwnedFd) {
+        let session = match peer_credentials(&socket).map_err(|e| Refusal::os("who connects", &e)) {
+            Ok(credentials) => self.control.connect(credentials),
+            Err(refusal) => Err(refusal),
+        };
+        let session = match session {
+            Ok(session) => session,
+            Err(refusal) => {
+                tracing::info!(status = %refusal.status, detail = refusal.detail, "connection refused");
+                if let Ok(packet) = encode(0, &refusal.into_reply()) {
+                    let _ = send(&socket, &packet, &[], Blocking::Never);
+                }
+                return;
+            }
+        };
+        let token = self.next_token;
+        self.next_token += 1;
+        if epoll::add(&self.epoll, &socket, EventData::new_u64(token), EventFlags::IN).is_err() {
+            return self.control.disconnect(session);
+        }
+        self.tokens.insert(session, token);
+        self.connections
+            .insert(token, Connection { socket, session, waiting: VecDeque::new(), interest: EventFlags::IN });
+    }
+
+    /// Takes a bounded number of packets from a connection.
+    fn serve(&mut self, token: u64) {
+        self.flush(token);
+        let mut buffer = [0u8; MAX_MESSAGE];
+        for _ in 0..PACKETS_PER_TURN {
+            let Some(connection) = self.connections.get(&token) else { return };
+            let session = connection.session;
+            if !self.control.takes_requests(session) {
+                break;
+            }
+            match receive(&connection.socket, &mut buffer, Blocking::Never) {
+                Ok((length, descriptors)) => match decode_request(&buffer[..length]) {
+                    Ok((id, request)) => self.control.request(Caller { session, id }, request, descriptors),
+                    Err(error) => return self.refuse(token, &error),
+                },
+                Err(ReceiveError::WouldBlock) => break,
+                Err(ReceiveError::Closed | ReceiveError::Os(_)) => return self.drop_connection(token),
+                Err(error) => {
+                    let reply = Refusal::new(Status::E_PARAM, error.to_string()).into_reply();
+                    return self.say_last(token, 0, &reply);
+                }
+            }
+        }
+        self.set_interest(token);
+    }
+
+    /// A packet that is not a request: the client is told, and its session ends.
+    fn refuse(&mut self, token: u64, error: &FrameError) {
+        let status = if matches!(error, FrameError::Version { .. }) { Status::E_VERSION } else { Status::E_PARAM };
+        let reply = Refusal::new(status, error.to_string()).into_reply();
+        self.say_last(token, error.id().unwrap_or(0), &reply);
+    }
+
+    fn say_last(&mut self, token: u64, id: u32, reply: &Reply) {
+        if let (Some(connection), Ok(packet)) = (self.connections.get(&token), encode(id, reply)) {
+            let _ = send(&connection.socket, &packet, &[], Blocking::Never);
+        }
+        self.drop_connection(token);
+    }
+
+    fn drop_connection(&mut self, token: u64) {
+        if let Some(connection) = self.connections.remove(&token) {
+            self.tokens.remove(&connection.session);
+            self.control.disconnect(connection.session);
+        }
+    }
+
+    /// Hands replies to their connections.
+    fn deliver(&mut self) {
+        while let Some(outgoing) = self.control.next_reply() {
+            let Some(&token) = self.tokens.get(&outgoing.caller.session) else { continue };
+            let packet = encode(outgoing.caller.id, &outgoing.reply).or_else(|error| {
+                let text = format!("the reply does not fit a message: {error}");
+                encode(outgoing.caller.id, &Refusal::new(Status::E_NO_RESOURCES, text).into_reply())
+            });
+            let Ok(packet) = packet else { continue };
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.waiting.push_back((packet, outgoing.descriptors));
+            }
+            self.flush(token);
+        }
+    }
+
+    /// Sends what waits, as far as the socket takes it. A client that does not read costs only itself.
+    fn flush(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        while let Some((packet, descriptors)) = connection.waiting.front() {
+            let lent: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+            match send(&connection.socket, packet, &lent, Blocking::Never) {
+                Ok(()) => drop(connection.waiting.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return self.drop_connection(token),
+            }
+        }
+        if connection.waiting.len() > REPLIES_WAITING {
+            tracing::info!(session = connection.session.0, "the client does not read its replies; its session ends");
+            return self.drop_connection(token);
+        }
+        self.set_interest(token);
+    }
+
+    /// Waits for what can go on: reading unless the session has too much outstanding, writing if replies wait.
+    fn set_interest(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let mut interest = EventFlags::empty();
+        interest.set(EventFlags::IN, self.control.takes_requests(connection.session));
+        interest.set(EventFlags::OUT, !connection.waiting.is_empty());
+        if interest != connection.interest
+            && epoll::modify(&self.epoll, &connection.socket, EventData::new_u64(token), interest).is_ok()
+        {
+            connection.interest = interest;
+        }
+    }
+}
+
+/// A listening socket at `path`. A socket file that nobody listens on any more is replaced.
+fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let kind = SocketType::SEQPACKET;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    match rustix::net::bind(&socket, &address) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::ADDRINUSE) => {
+            let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+            if rustix::net::connect(&probe, &address) != Err(rustix::io::Errno::CONNREFUSED) {
+                let text = format!("{} is in use, by another adapter it seems; choose another --socket", path.display());
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+            }
+            std::fs::remove_file(path)?;
+            rustix::net::bind(&socket, &address)?;
+        }
+        Err(error) => {
+            let text = format!("binding {}: {error}", path.display());
+            return Err(io::Error::new(io::Error::from(error).kind(), text));
+        }
+    }
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    rustix::net::listen(&socket, 1024)?;
+    Ok(socket)
+}

@@ -1,0 +1,146 @@
+//! A device that completes everything and moves nothing: what is left of a measurement when the device is taken away.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::block::{BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, SubmitError};
+use crate::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
+
+/// Commands that a queue takes before they are polled.
+const DEPTH: usize = 1024;
+
+/// A queue of the null device. Commands end, successfully, at the next poll after they were committed.
+pub struct NullQueue {
+    geometry: Geometry,
+    waiting: VecDeque<u64>,
+    committed: usize,
+}
+
+impl NullQueue {
+    /// A queue of a device with `blocks` blocks of 512 bytes.
+    pub fn new(blocks: u64) -> Self {
+        let geometry = Geometry {
+            block_shift: 9,
+            blocks,
+            max_transfer_blocks: 1024,
+            max_zeroes_blocks: 1 << 16,
+            write_cache: false,
+            write_zeroes: true,
+            deallocate: true,
+            deallocate_zeroes: true,
+            compare: true,
+        };
+        Self { geometry, waiting: VecDeque::with_capacity(DEPTH), committed: 0 }
+    }
+}
+
+impl BlockQueue for NullQueue {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    #[inline]
+    fn submit(&mut self, command: &Command) -> Result<(), SubmitError> {
+        if self.waiting.len() == DEPTH {
+            return Err(SubmitError::Full);
+        }
+        let end = command.lba.checked_add(u64::from(command.blocks));
+        let fits = end.is_some_and(|end| end <= self.geometry.blocks) && command.blocks > 0;
+        if command.operation != Operation::Flush && !fits {
+            return Err(SubmitError::Invalid);
+        }
+        self.waiting.push_back(command.tag);
+        Ok(())
+    }
+
+    #[inline]
+    fn commit(&mut self) {
+        self.committed = self.waiting.len();
+    }
+
+    #[inline]
+    fn poll(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> usize {
+        let count = budget.min(self.committed);
+        for tag in self.waiting.drain(..count) {
+            ended(Completed { tag, status: DeviceStatus::OK });
+        }
+        self.committed -= count;
+        count
+    }
+
+    fn outstanding(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn state(&self) -> QueueState {
+        QueueState::Running
+    }
+
+    fn arm_interrupt(&mut self, _armed: bool) {}
+}
+
+/// Hands out addresses that nothing ever uses.
+#[derive(Default)]
+pub struct NullMapper {
+    next: AtomicU64,
+    live: Arc<AtomicU64>,
+}
+
+struct NullMapping {
+    iova: Iova,
+    memory: Arc<dyn PinnedMemory>,
+    live: Arc<AtomicU64>,
+}
+
+impl Mapper for NullMapper {
+    fn map(&self, memory: Arc<dyn PinnedMemory>, _access: DmaAccess) -> Result<Box<dyn Mapping>, DmaError> {
+        let iova = Iova(self.next.fetch_add(memory.len() as u64, Ordering::Relaxed));
+        self.live.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(NullMapping { iova, memory, live: self.live.clone() }))
+    }
+
+    fn mappings(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+}
+
+impl Mapping for NullMapping {
+    fn iova(&self) -> Iova {
+        self.iova
+    }
+
+    fn len(&self) -> usize {
+        self.memory.len()
+    }
+}
+
+impl Drop for NullMapping {
+    fn drop(&mut self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_command_ends_once_after_it_was_committed() {
+        let mut queue = NullQueue::new(100);
+        let command =
+            |lba, tag| Command { operation: Operation::Read, lba, blocks: 2, data: Iova(0), tag };
+        assert_eq!(queue.submit(&command(99, 0)), Err(SubmitError::Invalid));
+        assert_eq!(queue.submit(&command(u64::MAX, 0)), Err(SubmitError::Invalid));
+        for tag in 0..3 {
+            queue.submit(&command(98, tag)).unwrap();
+        }
+        let mut seen = Vec::new();
+        assert_eq!(queue.poll(10, &mut |done| seen.push(done.tag)), 0);
+        queue.commit();
+        assert_eq!(queue.poll(2, &mut |done| seen.push(done.tag)), 2);
+        assert_eq!(queue.poll(2, &mut |done| seen.push(done.tag)), 1);
+        assert_eq!(seen, [0, 1, 2]);
+        assert_eq!(queue.outstanding(), 0);
+    }
+}
