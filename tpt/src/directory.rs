@@ -175,11 +175,13 @@ impl<S: SegmentSource> Directory<S> {
     #[inline]
     fn resident(&mut self, segment: u32) -> Result<&Segment, Denied> {
         let mut place = self.places[segment as usize];
-        if place == NONE {
+        let present = place != NONE;
+        if !present {
             place = self.fetch(segment)?;
         }
         let resident = &mut self.residents[place as usize];
-        resident.used = true;
+        // The first use does not count: what is used only once goes before what is used again and again.
+        resident.used = present;
         resident.entries.as_deref().ok_or(Denied::Segment)
     }
 
@@ -189,7 +191,7 @@ impl<S: SegmentSource> Directory<S> {
         let place = self.make_room();
         self.residents[place] = Resident {
             segment,
-            used: true,
+            used: false,
             entries: Some(entries),
         };
         self.counters.fetches += 1;
@@ -198,7 +200,7 @@ impl<S: SegmentSource> Directory<S> {
         Ok(place)
     }
 
-    /// An empty place, after dropping the first pointer not used since the hand last passed it.
+    /// An empty place, after dropping the first pointer not used again since the hand last passed it.
     fn make_room(&mut self) -> usize {
         loop {
             let place = self.hand;

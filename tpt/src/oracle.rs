@@ -17,7 +17,7 @@ pub const DOMAINS: u8 = 3;
 pub struct Pick {
     /// Counted from the newest, modulo their number.
     pub back: u8,
-    /// Modulo 8: 0 the next instance, 1 the next index, 2 an index beyond the table; else as it is.
+    /// Modulo 16: 0 the next instance, 1 the next index, 2 an index beyond the table; else as it is.
     pub bend: u8,
 }
 

@@ -24,6 +24,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 #[cfg(any(test, feature = "oracle"))]
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 use crate::{Access, Denied, Domain, KeyInstance, Limits, Request};
@@ -195,7 +196,6 @@ impl Region {
 }
 
 /// The readable side of the tables, shared by the control plane and all pollers.
-#[derive(Debug)]
 pub struct Published {
     pub(crate) limits: Limits,
     owners: Box<[AtomicU64]>,
@@ -203,6 +203,14 @@ pub struct Published {
     lba: Box<[LbaEntry]>,
     regions: Box<[Region]>,
     directories: AtomicU32,
+}
+
+impl fmt::Debug for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Published")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a poller's directory gets segments from: [`Published`], or in a test something that fails.

@@ -34,7 +34,7 @@ pub enum Denied {
     #[error("the key's index is beyond the table")]
     KeyRange,
     /// E_SEGMENT
-    #[error("the table segment is not published or could not be fetched")]
+    #[error("the table segment could not be fetched")]
     Segment,
     /// E_ENTRY_INVALID
     #[error("the entry is not valid")]
@@ -42,7 +42,7 @@ pub enum Denied {
     /// E_KEY_INSTANCE
     #[error("the key is stale: its instance differs from the entry's")]
     KeyInstance,
-    /// E_PD_MISMATCH
+    /// E_PD_MISMATCH: also where the whole segment is another domain's, or nobody's yet.
     #[error("the entry belongs to another protection domain")]
     Domain,
     /// E_ACCESS

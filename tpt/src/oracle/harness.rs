@@ -96,7 +96,7 @@ fn ranges(small: &[SmallRange]) -> Vec<LbaRange> {
 
 /// An index and an instance, bent; `beyond` is the first index that is none.
 fn bend(pick: Pick, index: u32, instance: u32, beyond: u32) -> (u32, u32) {
-    match pick.bend % 8 {
+    match pick.bend % 16 {
         0 => (index, instance.wrapping_add(1)),
         1 => (index + 1, instance),
         2 => (beyond + index, instance),

@@ -73,6 +73,27 @@ fn s4_r9_an_evicted_segment_comes_back() {
     );
 }
 
+/// A segment in steady use stays; those used once come and go.
+#[test]
+fn a_busy_tenant_is_not_swept_out() {
+    let (mut world, keys) = filled(8);
+    world.directory = Directory::new(world.tables.published(), 2);
+    let requests: Vec<_> = keys
+        .iter()
+        .map(|key| world.request(Operation::Read, *key, 0, 1))
+        .collect();
+    world.blocks(&requests[0]).unwrap();
+    for round in 0..70 {
+        world.blocks(&requests[0]).unwrap();
+        world.blocks(&requests[1 + round % 7]).unwrap();
+    }
+    assert_eq!(
+        world.directory.counters(),
+        counters(1 + 70, 69),
+        "the first was fetched once"
+    );
+}
+
 /// More busy segments than there is room for: every request is still served, every count kept.
 #[test]
 fn busy_segments_shut_nobody_out() {

@@ -9,7 +9,7 @@ use crate::support::*;
 use tpt::{Denied, Directory, EntryIndex, Grant, Key, Modification, Operation, Purpose, Request};
 
 /// How many grants are managed at a time, at indexes 0 and up.
-const KEYS: u64 = 8;
+const KEYS: u64 = 16;
 
 /// What the two threads share besides the tables.
 #[derive(Default)]
@@ -127,7 +127,7 @@ fn s8_r7_a_moving_list_is_never_mixed() {
         let (board, directory) = (Arc::clone(&board), Directory::new(world.tables.published(), 1));
         thread::spawn(move || board.poll(directory, template, |blocks| plain.iter().any(|p| p == blocks)))
     };
-    for round in 1..=500 {
+    for round in 1..=250 {
         let begin = |key: &Key| world.tables.begin(Some(A), *key, Purpose::Modify).unwrap();
         let tokens: Vec<_> = keys.iter().map(begin).collect();
         board.quiesce();
