@@ -21,7 +21,10 @@ use crate::static_build::{Artifact, build_static};
 const EXIT_PASSED: i32 = 0x10 << 1 | 1;
 const EXIT_FAILED: i32 = 0x11 << 1 | 1;
 
-/// What VFIO needs; always loaded.
+/// What the way out needs; newer kernels have it built in.
+const CONSOLE_MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
+
+/// What VFIO needs.
 const VFIO_MODULES: [&str; 2] = ["vfio-pci", "vfio_iommu_type1"];
 
 /// The PCI address of a machine's NVMe controller number `index`.
@@ -251,10 +254,13 @@ impl Guest {
     fn initramfs(&self, kernel: &Kernel, init: &Path) -> Result<Vec<u8>> {
         let mut archive = Initramfs::new()?;
         archive.copy(init, "/init", 0o755)?;
-        let mut wanted: Vec<String> = self.modules.iter().map(|(name, _)| name.clone()).collect();
+        let available = kernel.modules()?;
+        let console = CONSOLE_MODULES.into_iter().filter(|name| available.has(name));
+        let mut wanted: Vec<String> = console.map(str::to_owned).collect();
+        wanted.extend(self.modules.iter().map(|(name, _)| name.clone()));
         wanted.extend(VFIO_MODULES.map(str::to_owned));
         let mut modules = Vec::new();
-        for module in kernel.modules()?.resolve(&wanted)? {
+        for module in available.resolve(&wanted)? {
             let path = format!("/modules/{}.ko", module.name);
             archive.file(&path, 0o644, &module.object)?;
             let parameters = self

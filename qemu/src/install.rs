@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::Lock;
-use crate::kernel::{Kernel, in_path, run, version_key};
+use crate::kernel::{Kernel, chosen, in_path, run, version_key};
 
 /// The program of the machine.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
@@ -13,7 +13,8 @@ pub(crate) const QEMU: &str = "qemu-system-x86_64";
 const TOOLS: [(&str, &str); 3] = [(QEMU, "qemu-system-x86"), ("xz", "xz-utils"), ("zstd", "zstd")];
 
 /// Makes sure that QEMU, the tools that unpack a kernel, and a kernel are there. As root on Debian it installs what is
-/// missing; the kernel is only unpacked under `target/qemu`, which any user may do.
+/// missing; the kernel is only unpacked under `target/qemu`, which any user may do. `PORTCULLIS_GUEST_KERNEL` may name
+/// the Debian package of another kernel than the newest.
 ///
 /// # Errors
 /// Says what to install where it cannot do so itself.
@@ -34,11 +35,12 @@ pub fn install() -> Result<Kernel> {
     if let Some(kernel) = Kernel::cached() {
         return Ok(kernel);
     }
-    let package = match newest_kernel()? {
+    let wanted = || anyhow::Ok(chosen().or(newest_kernel()?));
+    let package = match wanted()? {
         Some(package) => package,
         None if rustix::process::geteuid().is_root() => {
             run(Command::new("apt-get").args(["-q", "update"]))?;
-            newest_kernel()?.context("apt knows no package linux-image-6.*-amd64")?
+            wanted()?.context("apt knows no package linux-image-6.*-amd64")?
         }
         None => bail!("apt knows no package linux-image-6.*-amd64; as root: apt-get update"),
     };
@@ -46,7 +48,7 @@ pub fn install() -> Result<Kernel> {
         Err(_) if rustix::process::geteuid().is_root() => {
             // Package lists grow stale: the mirror may have dropped what they name.
             run(Command::new("apt-get").args(["-q", "update"]))?;
-            let package = newest_kernel()?.unwrap_or(package);
+            let package = wanted()?.unwrap_or(package);
             Kernel::download(&package)
         }
         other => other,

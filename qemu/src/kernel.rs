@@ -14,6 +14,16 @@ use crate::module::Modules;
 /// The end of the name of a directory that is not complete yet.
 const PARTIAL: &str = "partial";
 
+/// The environment variable that names the Debian package of the kernel to use, instead of the newest one.
+const CHOICE: &str = "PORTCULLIS_GUEST_KERNEL";
+
+/// The package that [`CHOICE`] names.
+pub(crate) fn chosen() -> Option<String> {
+    std::env::var(CHOICE)
+        .ok()
+        .filter(|package| package.starts_with("linux-image-") && !package.contains('/'))
+}
+
 /// An unpacked kernel, kept under `target/qemu`.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -21,8 +31,12 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The newest kernel unpacked before, if there is one.
+    /// The kernel unpacked before: the one that `PORTCULLIS_GUEST_KERNEL` names, or else the newest.
     pub fn cached() -> Option<Self> {
+        if let Some(package) = chosen() {
+            let directory = crate::cache().join(package);
+            return directory.join("vmlinux").is_file().then_some(Self { directory });
+        }
         let entries = fs::read_dir(crate::cache()).ok()?;
         let whole = |path: &PathBuf| {
             path.extension().is_none_or(|end| end != PARTIAL) && path.join("vmlinux").is_file()

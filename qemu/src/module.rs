@@ -41,6 +41,11 @@ impl Modules {
         Ok(Self { files })
     }
 
+    /// Whether `name` is a module of this kernel; what is not may be built in.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.files.contains_key(&name.replace('-', "_"))
+    }
+
     /// `wanted` and all that they need, what is needed first. A name that is not there may be built into the kernel
     /// when another module wants it, but is an error when the caller does.
     pub(crate) fn resolve(&self, wanted: &[String]) -> Result<Vec<Module>> {

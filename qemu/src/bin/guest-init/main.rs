@@ -27,8 +27,8 @@ fn main() {
         eprintln!("guest-init is the first process of a test guest; it does nothing elsewhere");
         std::process::exit(2);
     }
-    let passed = match setup::mount_all().and_then(|()| Report::open()) {
-        Ok(report) => run(&Arc::new(report)),
+    let passed = match prepare() {
+        Ok((script, report)) => run(script, &report),
         Err(error) => {
             eprintln!("guest-init: {error:#}");
             false
@@ -37,15 +37,22 @@ fn main() {
     power_off(passed);
 }
 
+/// All that can only be told on the console if it fails.
+fn prepare() -> Result<(Script, Arc<Report>)> {
+    setup::mount_all()?;
+    let script = fs::read(SCRIPT_PATH).context("reading the script")?;
+    let script: Script = serde_json::from_slice(&script)?;
+    setup::load_modules(&script.modules)?;
+    Ok((script, Arc::new(Report::open()?)))
+}
+
 /// Runs the script and reports the verdict.
-fn run(report: &Arc<Report>) -> bool {
-    let passed = match script(report) {
+fn run(script: Script, report: &Arc<Report>) -> bool {
+    let passed = match take_all(script, report) {
         Ok(()) => true,
         Err((step, error)) => {
-            report.send(&Event::Failed {
-                step,
-                message: format!("{error:#}"),
-            });
+            let message = format!("{error:#}");
+            report.send(&Event::Failed { step, message });
             false
         }
     };
@@ -56,8 +63,8 @@ fn run(report: &Arc<Report>) -> bool {
 /// An error and the step that it happened in.
 type AtStep = (Option<usize>, anyhow::Error);
 
-fn script(report: &Arc<Report>) -> Result<(), AtStep> {
-    let script = prepare(report).map_err(|error| (None, error))?;
+fn take_all(script: Script, report: &Arc<Report>) -> Result<(), AtStep> {
+    begin(&script, report).map_err(|error| (None, error))?;
     let mut jobs = Jobs::new(Arc::clone(report));
     for (index, step) in script.steps.into_iter().enumerate() {
         report.send(&Event::Started { step: index });
@@ -66,30 +73,25 @@ fn script(report: &Arc<Report>) -> Result<(), AtStep> {
     jobs.finish().map_err(|error| (None, error))
 }
 
-fn prepare(report: &Arc<Report>) -> Result<Script> {
-    let script: Script = serde_json::from_slice(&fs::read(SCRIPT_PATH).context("reading the script")?)?;
+/// Starts the guest's clock and says that it is up.
+fn begin(script: &Script, report: &Arc<Report>) -> Result<()> {
     let (watch, limit) = (Arc::clone(report), Duration::from_secs(script.limit_s));
     // In case the host no longer watches the time: it may have been killed.
     std::thread::spawn(move || {
         std::thread::sleep(limit);
-        watch.send(&Event::Failed {
-            step: None,
-            message: format!("the guest's {} s are over", limit.as_secs()),
-        });
+        let message = format!("the guest's {} s are over", limit.as_secs());
+        watch.send(&Event::Failed { step: None, message });
         watch.send(&Event::Done { passed: false });
         power_off(false);
     });
-    setup::load_modules(&script.modules)?;
     let uptime = fs::read_to_string("/proc/uptime")?;
     let seconds = uptime
         .split_whitespace()
         .next()
-        .context("/proc/uptime is empty")?
-        .replace('.', "");
-    report.send(&Event::Booted {
-        uptime_ms: seconds.parse::<u64>()? * 10,
-    });
-    Ok(script)
+        .context("/proc/uptime is empty")?;
+    let uptime_ms = seconds.replace('.', "").parse::<u64>()? * 10;
+    report.send(&Event::Booted { uptime_ms });
+    Ok(())
 }
 
 fn take(index: usize, step: Step, jobs: &mut Jobs, report: &Report) -> Result<()> {
