@@ -383,10 +383,13 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn rename_volume(&self, from: &str, to: &str) -> Result<(), Error> {
-        self.link.done(&Request::RenameVolume {
+        match self.link.call(&Request::RenameVolume {
             from: from.to_owned(),
             to: to.to_owned(),
-        })
+        })? {
+            Reply::Done | Reply::Volume(_) => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// The volumes in the order of their names, fetched as they are iterated. Their access lists are left out:
