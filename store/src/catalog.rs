@@ -246,3 +246,62 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("without a message")
 }
+
+#[cfg(test)]
+mod tests {
+    use driver::disk::{Disk, MemoryDisk};
+
+    use super::*;
+    use crate::shadow::Shadow;
+    use crate::superblock::Layout;
+
+    fn catalog() -> (MemoryDisk, Catalog) {
+        let disk = MemoryDisk::new(12, 4096);
+        let layout = Layout::new(disk.geometry().blocks, 12, 16, 1040).unwrap();
+        let shadow = Shadow::create(Box::new(disk.clone()), layout, [1; 16]).unwrap();
+        (disk, Catalog::open(SharedShadow::new(shadow)).unwrap())
+    }
+
+    #[test]
+    fn a_full_metadata_file_changes_nothing_and_goes_on() {
+        let (_, mut catalog) = catalog();
+        catalog
+            .commit(&[
+                Change::Set(Counter::Instance, 5),
+                Change::Put(1, vec![7; 500_000]),
+            ])
+            .unwrap();
+        let before = catalog.load().unwrap();
+        let many: Vec<Change> = (2..20).map(|id| Change::Put(id, vec![8; 500_000])).collect();
+        assert_eq!(catalog.commit(&many), Err(StoreError::MetadataFull));
+        assert_eq!(catalog.load().unwrap(), before);
+        catalog.healthy().unwrap();
+        catalog
+            .commit(&[Change::Remove(1), Change::Set(Counter::Instance, 6)])
+            .unwrap();
+        assert!(catalog.check_integrity().unwrap());
+        assert_eq!(
+            catalog.load().unwrap(),
+            Contents {
+                next_instance: 6,
+                ..Contents::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_panic_of_the_database_poisons_only_the_catalogue() {
+        let (disk, mut catalog) = catalog();
+        catalog.commit(&[Change::Put(1, vec![7])]).unwrap();
+        let error = catalog
+            .run(|_| -> Result<(), redb::Error> { panic!("as if redb had a bug") })
+            .unwrap_err();
+        assert!(matches!(&error, StoreError::Poisoned { why } if why.contains("as if redb had a bug")));
+        assert_eq!(catalog.load(), Err(error.clone()));
+        assert_eq!(catalog.commit(&[Change::Remove(1)]), Err(error.clone()));
+        assert_eq!(catalog.healthy(), Err(error));
+        let steps = disk.steps();
+        drop(catalog);
+        assert_eq!(disk.steps(), steps, "nothing is written any more");
+    }
+}

@@ -131,7 +131,7 @@ fn damage(disk: &MemoryDisk, input: &mut Input<'_>) {
             let other = pick(input.word());
             let copy = disk.content().get(&other).cloned();
             disk.alter(block, |bytes| {
-                bytes.copy_from_slice(copy.as_deref().unwrap_or(&vec![0; bytes.len()]))
+                bytes.copy_from_slice(copy.as_deref().unwrap_or(&vec![0; bytes.len()]));
             });
         }
         // A superblock with a checksum that fits.

@@ -14,6 +14,7 @@
 mod catalog;
 mod error;
 pub mod fuzz;
+mod probe;
 mod record;
 mod shadow;
 mod signature;

@@ -45,6 +45,11 @@ pub(crate) fn encode(volume: &Volume) -> Vec<u8> {
     postcard::to_allocvec(&record).expect("a record of plain values always serializes")
 }
 
+/// Bytes that a volume's record takes in the database, roughly.
+pub(crate) fn weight(volume: &Volume) -> u64 {
+    encode(volume).len() as u64 + 32
+}
+
 /// The volume of a record, or what is wrong with it. Whether its extents are its own is not known yet.
 fn decode(id: u64, bytes: &[u8], layout: &Layout) -> Result<Volume, String> {
     let (record, rest) = postcard::take_from_bytes::<Record>(bytes).map_err(|error| error.to_string())?;
@@ -188,6 +193,10 @@ pub(crate) fn inspect(contents: &Contents, layout: &Layout) -> Inspection {
         );
         found.findings.push(Finding::Accounting { what });
     }
+    if contents.next_volume >= 1 << 63 {
+        let what = format!("the next volume's number is {}", contents.next_volume);
+        found.findings.push(Finding::Accounting { what });
+    }
     if contents.next_instance > u64::from(u32::MAX) {
         let what = format!("the next key instance is {}", contents.next_instance);
         found.findings.push(Finding::Accounting { what });
@@ -197,7 +206,7 @@ pub(crate) fn inspect(contents: &Contents, layout: &Layout) -> Inspection {
             found.findings.push(Finding::Volume {
                 id: VolumeId(*id),
                 what,
-            })
+            });
         };
         if *id >= contents.next_volume {
             complain("its number was not given out yet".to_owned());
@@ -296,7 +305,8 @@ mod tests {
             findings(&[bad])
         };
         let range = |first, count| LbaRange::new(first, count).unwrap();
-        let cases: &[(&dyn Fn(&mut Volume), &str)] = &[
+        type Case<'a> = (&'a dyn Fn(&mut Volume), &'a str);
+        let cases: &[Case<'_>] = &[
             (&|v| v.blocks += 1, "another number"),
             (&|v| v.extents.clear(), "0 extents"),
             (&|v| v.extents = vec![range(0, 80)], "data area"),

@@ -251,7 +251,10 @@ impl Shadow {
         }
         for (copy, found) in (0..).zip(&roots) {
             if found.as_ref().is_none_or(|found| found.epoch != root.epoch) {
-                tracing::warn!(copy, "a copy of the metadata root was old or damaged; it is written anew");
+                tracing::warn!(
+                    copy,
+                    "a copy of the metadata root was old or damaged; it is written anew"
+                );
                 self.write_roots(&[copy])?;
             }
         }

@@ -91,7 +91,8 @@ impl Space {
             taken.push(run);
             count
         };
-        if let Some(after) = after
+        if left > 0
+            && let Some(after) = after
             && let Some(&count) = self.runs.get(&after)
         {
             left -= claim(self, after, count.min(left));

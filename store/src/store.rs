@@ -26,7 +26,8 @@ pub struct FormatOptions {
     /// Bytes that volumes are multiples of: a power of two from 4 KiB to 1 GiB.
     pub allocation_unit: u32,
     /// Bytes for metadata, from 4 MiB to 112 MiB; it takes twice that on the device. By default 1/64 of the device,
-    /// from 4 MiB to 32 MiB; 32 MiB are enough for all volumes that a store can have, if they are not fragmented.
+    /// from 4 MiB to 32 MiB; a quarter of it
+    /// may be records: about 50 bytes for a simple volume, and 5 to 15 for each further extent or access entry.
     pub metadata: Option<u64>,
     /// What the store is known by; random by default.
     pub uuid: Option<[u8; 16]>,
@@ -56,6 +57,8 @@ pub struct Store {
     space: Space,
     next_volume: u64,
     next_instance: u32,
+    /// The weight of all records.
+    record_bytes: u64,
 }
 
 impl Store {
@@ -136,6 +139,7 @@ impl Store {
                 what: finding.to_string(),
             });
         }
+        let record_bytes = found.volumes.values().map(record::weight).sum();
         let next_instance = u32::try_from(contents.next_instance).unwrap_or(u32::MAX);
         Ok(Self {
             shadow,
@@ -145,7 +149,8 @@ impl Store {
             volumes: found.volumes,
             space: found.space,
             next_volume: contents.next_volume,
-            next_instance,
+            next_instance: next_instance.max(1),
+            record_bytes,
         })
     }
 
@@ -269,7 +274,7 @@ impl Store {
         if new.blocks == old.blocks {
             return Ok(new);
         }
-        self.catalog.commit(&[put(&new)])?;
+        self.save(&new, Some(&old), &[])?;
         // What is left of the extent that was cut, and those after it.
         for (index, extent) in old.extents.iter().enumerate() {
             let kept = new.extents.get(index).map_or(0, |kept| kept.count.0);
@@ -290,9 +295,9 @@ impl Store {
         self.check_new_name(new)?;
         let renamed = Volume {
             name: new.to_owned(),
-            ..old
+            ..old.clone()
         };
-        self.catalog.commit(&[put(&renamed)])?;
+        self.save(&renamed, Some(&old), &[])?;
         self.volumes.remove(name);
         self.volumes.insert(new.to_owned(), renamed.clone());
         Ok(renamed)
@@ -303,6 +308,7 @@ impl Store {
     pub fn delete(&mut self, name: &str) -> Result<(), StoreError> {
         let volume = self.volume(name)?;
         self.catalog.commit(&[Change::Remove(volume.id.0)])?;
+        self.record_bytes -= record::weight(&volume);
         for extent in &volume.extents {
             self.space.give(run_of(*extent, &self.superblock.layout));
         }
@@ -312,7 +318,8 @@ impl Store {
 
     /// Says what `subject` may do with a volume, instead of what it could before; [`Access::NONE`] removes its entry.
     pub fn set_access(&mut self, name: &str, subject: Subject, access: Access) -> Result<Volume, StoreError> {
-        let mut volume = self.volume(name)?;
+        let old = self.volume(name)?;
+        let mut volume = old.clone();
         volume.access.retain(|(other, _)| *other != subject);
         if access != Access::NONE {
             if volume.access.len() >= MAX_ENTRIES {
@@ -321,9 +328,15 @@ impl Store {
             volume.access.push((subject, access));
             volume.access.sort_unstable_by_key(|(subject, _)| *subject);
         }
-        self.catalog.commit(&[put(&volume)])?;
+        self.save(&volume, Some(&old), &[])?;
         self.volumes.insert(name.to_owned(), volume.clone());
         Ok(volume)
+    }
+
+    /// Reads one block, so that the device's queue is polled at least once.
+    pub fn touch(&mut self) -> Result<(), StoreError> {
+        let mut block = vec![0; self.geometry.block_size() as usize];
+        Ok(self.shadow.lock().disk().read(0, &mut block)?)
     }
 
     /// Device blocks that belong to no volume.
@@ -471,15 +484,7 @@ impl Store {
                 _ => volume.extents.push(new),
             }
         }
-        let result = if volume.extents.len() > MAX_EXTENTS {
-            Err(StoreError::TooFragmented)
-        } else {
-            self.zero(&runs, units * unit, progress).and_then(|()| {
-                let changes = [&[put(&volume)], also].concat();
-                self.catalog.commit(&changes)
-            })
-        };
-        if let Err(error) = result {
+        if let Err(error) = self.zero_and_save(&volume, &runs, progress, also) {
             // After a failed commit nobody knows whose they are.
             if self.catalog.healthy().is_ok() {
                 runs.into_iter().for_each(|run| self.space.give(run));
@@ -490,10 +495,49 @@ impl Store {
         Ok(volume)
     }
 
-    /// Makes the runs, `total` blocks in all, read as zero, durably.
-    fn zero(&self, runs: &[Run], total: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<(), StoreError> {
+    fn zero_and_save(
+        &mut self,
+        volume: &Volume,
+        runs: &[Run],
+        progress: &mut dyn FnMut(u64, u64),
+        also: &[Change],
+    ) -> Result<(), StoreError> {
+        if volume.extents.len() > MAX_EXTENTS {
+            return Err(StoreError::TooFragmented);
+        }
+        let old = self.volumes.get(&volume.name).cloned();
+        self.check_room(volume, old.as_ref())?;
+        self.zero(runs, progress)?;
+        self.save(volume, old.as_ref(), also)
+    }
+
+    /// Refuses records that would leave the metadata file too little room. A quarter of it may be records: the trees,
+    /// their half-full pages and the copies that a commit makes stay below a half, and the file grows by doubling. So a
+    /// volume can always be deleted.
+    fn check_room(&self, volume: &Volume, old: Option<&Volume>) -> Result<(), StoreError> {
+        let (new, old) = (record::weight(volume), old.map_or(0, record::weight));
+        let most = u64::from(self.superblock.layout.pages) * PAGE as u64 / 4;
+        if new > old && self.record_bytes + new - old > most {
+            return Err(StoreError::MetadataFull);
+        }
+        Ok(())
+    }
+
+    /// Makes `volume`, which was `old`, durable together with `also`.
+    fn save(&mut self, volume: &Volume, old: Option<&Volume>, also: &[Change]) -> Result<(), StoreError> {
+        self.check_room(volume, old)?;
+        let put = Change::Put(volume.id.0, record::encode(volume));
+        self.catalog.commit(&[&[put], also].concat())?;
+        self.record_bytes += record::weight(volume);
+        self.record_bytes -= old.map_or(0, record::weight);
+        Ok(())
+    }
+
+    /// Makes the runs read as zero, durably.
+    fn zero(&self, runs: &[Run], progress: &mut dyn FnMut(u64, u64)) -> Result<(), StoreError> {
         let layout = self.superblock.layout;
         let step = ZERO_STEP_BYTES >> layout.block_shift;
+        let total = runs.iter().map(|run| run.count * layout.unit_blocks()).sum();
         let mut done = 0;
         for run in runs {
             let mut lba = layout.data + run.first * layout.unit_blocks();
@@ -509,10 +553,6 @@ impl Store {
         self.shadow.lock().disk().flush()?;
         Ok(())
     }
-}
-
-fn put(volume: &Volume) -> Change {
-    Change::Put(volume.id.0, record::encode(volume))
 }
 
 fn no_such_volume(name: &str) -> StoreError {
