@@ -1,2 +1,45 @@
-//! (being built)
-fn main() {}
+//! The `portcullis` command.
+
+mod acl;
+mod arguments;
+mod bench;
+mod connect;
+mod copy;
+mod device;
+mod doctor;
+mod output;
+mod serve;
+mod subject;
+mod units;
+mod volume;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("portcullis: {}", output::plain(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let place = &arguments.place;
+    match &arguments.command {
+        Command::Serve(options) => serve::run(options, place)?,
+        Command::Device(command) => device::run(command, place)?,
+        Command::Volume(command) => volume::run(command, place)?,
+        Command::Acl(command) => acl::run(command, place)?,
+        Command::Cp(options) => copy::run(options, place)?,
+        Command::Bench(options) => bench::run(options, place)?,
+        Command::Doctor => return doctor::run(place.json),
+    }
+    Ok(ExitCode::SUCCESS)
+}

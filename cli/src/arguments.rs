@@ -1,0 +1,392 @@
+//! The command line. What is written here is what `--help` teaches.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use portcullis::{Access, Subject};
+
+use crate::copy::Place;
+use crate::subject::Name;
+use crate::units::parse_size;
+
+/// Block I/O from user space, each request checked on its way to the disk.
+///
+/// An adapter (`portcullis serve`) drives a disk. Applications connect to its socket, open volumes they have rights to,
+/// and read and write them through queues in shared memory, without a system call for each request.
+#[derive(Parser, Debug)]
+#[command(name = "portcullis", version, arg_required_else_help = true, after_long_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) place: Where,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Try it without a disk of its own, in memory:
+      portcullis serve --device emu:256M --socket /tmp/p.sock &
+      export PORTCULLIS_SOCKET=/tmp/p.sock
+      portcullis volume create notes 64M
+      portcullis cp photo.jpg notes:
+      portcullis acl grant notes user:alice rw
+
+  Find out what is missing to drive a real disk:
+      portcullis doctor
+
+Devices (URI):
+  emu:SIZE                 a disk in memory, emptied at the end: emu:256M
+  emu:FILE                 a disk in an image file: emu:/var/tmp/disk.img
+  null:SIZE                completes without moving data, for measuring
+  vfio:0000:01:00.0        a real NVMe or virtio-blk disk, by its PCI address
+
+Sizes are bytes, or have a unit: 4k, 64M, 1G, 2T (powers of 1024).";
+
+/// Where to go, and how to answer.
+#[derive(Args, Debug)]
+pub(crate) struct Where {
+    /// The socket of a running adapter [default: $PORTCULLIS_SOCKET, else portcullis.sock in $XDG_RUNTIME_DIR or /run]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Drive this device from the command's own process, without a running adapter; for serve: the device to drive
+    #[arg(long, global = true, value_name = "URI")]
+    pub(crate) device: Option<String>,
+    /// Answer with one JSON document on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run an adapter: drive a disk for the applications that connect
+    Serve(ServeOptions),
+    /// Show the device behind the adapter
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// Create, list, show, resize, rename and delete volumes
+    #[command(subcommand, visible_alias = "vol")]
+    Volume(VolumeCommand),
+    /// Say who may do what with a volume
+    #[command(subcommand)]
+    Acl(AclCommand),
+    /// Copy bytes into a volume, out of it, or from one to another
+    Cp(CopyOptions),
+    /// Measure IOPS and latency, beside the kernel's own path
+    Bench(BenchOptions),
+    /// Say what is missing to drive a real disk, and how to mend it
+    #[command(after_long_help = DOCTOR_HELP)]
+    Doctor,
+}
+
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  portcullis serve --device emu:256M                              # in memory; gone at the end
+  portcullis serve --device emu:disk.img --format                 # a file; formatted if it is blank
+  sudo portcullis serve --device vfio:0000:01:00.0 --admin-group disk --socket /run/portcullis.sock
+
+Root, the user that the adapter runs as and the members of --admin-group administer it: they create volumes and may change
+any. Everybody may connect; what they may open, the access lists of the volumes say (`portcullis acl`).
+
+SIGTERM and Ctrl-C end it: requests that run are let to end, then the device is shut down.
+What it logs to standard error, PORTCULLIS_LOG says: error, warn, info (the default), debug.")]
+pub(crate) struct ServeOptions {
+    /// Give the device a new, empty store: if it is blank, or by force, which gives up all that is on it
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_missing_value = "blank")]
+    pub(crate) format: Option<FormatWhen>,
+    /// A group whose members administer the adapter: NAME or GID
+    #[arg(long, value_name = "GROUP", value_parser = parse_group)]
+    pub(crate) admin_group: Option<GroupId>,
+    /// Let everybody create volumes of their own
+    #[arg(long)]
+    pub(crate) anyone_creates: bool,
+    /// Let user 65534 connect, who stands for users of other namespaces
+    #[arg(long)]
+    pub(crate) allow_overflow_user: bool,
+    /// Memory that one session may register [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) session_memory: Option<u64>,
+    /// Threads that poll, each with a device queue of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) pollers: u16,
+}
+
+/// A group by number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct GroupId(pub(crate) u32);
+
+fn parse_group(text: &str) -> Result<GroupId, String> {
+    match format!("group:{text}").parse::<Name>()?.0 {
+        Subject::Group(id) => Ok(GroupId(id)),
+        _ => Err(format!("{text:?} is not a group")),
+    }
+}
+
+/// When a device is formatted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum FormatWhen {
+    /// If nothing is on it
+    Blank,
+    /// Whatever is on it, which is lost
+    Force,
+}
+
+const DOCTOR_HELP: &str = "\
+Looks and changes nothing. Exit code 0 if a disk could be driven by this user now, 1 if something is missing.
+The embedded devices (emu:, null:) need none of what it looks for.";
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum DeviceCommand {
+    /// Model, size, free space; for the administrator also where everything lies
+    #[command(after_long_help = "\
+Examples:
+  portcullis device show
+  portcullis device show --json | jq .metadata      # blocks that the adapter keeps for itself")]
+    Show,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum VolumeCommand {
+    /// Make a zeroed volume that belongs to you
+    #[command(after_long_help = "\
+Examples:
+  portcullis volume create notes 64M
+  portcullis volume create scratch 1G --json
+
+The size is rounded up to whole allocation units of the device; the answer says to what.")]
+    Create {
+        /// A name of 1 to 128 bytes without '/' and ':'
+        name: String,
+        /// Its size: bytes, or 64M, 1G ...
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
+    /// List the volumes
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one volume with its access list
+    Show {
+        /// The volume
+        name: String,
+    },
+    /// Grow or shrink a volume; what is cut off is lost
+    #[command(after_long_help = "\
+Examples:
+  portcullis volume resize notes 128M
+  portcullis volume resize notes 32M --shrink       # gives up the bytes from 32M on")]
+    Resize {
+        /// The volume
+        name: String,
+        /// Its new size: bytes, or 64M, 1G ...
+        #[arg(value_parser = parse_size)]
+        size: u64,
+        /// Allow that the volume becomes smaller
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Rename a volume; whoever has it open keeps it
+    #[command(visible_alias = "mv")]
+    Rename {
+        /// The old name
+        from: String,
+        /// The new name
+        to: String,
+    },
+    /// Delete a volume; whoever has it open loses it first
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The volume
+        name: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+#[command(after_long_help = "\
+Subjects:  user:NAME or user:UID, group:NAME or group:GID, everyone
+Rights:    r read, w write, t trim (deallocate), in any combination: rw
+
+Examples:
+  portcullis acl show notes
+  portcullis acl grant notes user:alice rw
+  portcullis acl grant notes group:staff r
+  portcullis acl revoke notes user:alice w           # alice can still read
+  portcullis acl revoke notes everyone")]
+pub(crate) enum AclCommand {
+    /// Show the owner and the access list of a volume
+    Show {
+        /// The volume
+        volume: String,
+    },
+    /// Give rights to a user, a group or everyone, in addition to those they have
+    Grant {
+        /// The volume
+        volume: String,
+        /// user:NAME|UID, group:NAME|GID or everyone
+        subject: Name,
+        /// r, w, t in any combination
+        #[arg(value_parser = parse_rights)]
+        rights: Access,
+    },
+    /// Take rights away; open grants lose them before the command ends
+    Revoke {
+        /// The volume
+        volume: String,
+        /// user:NAME|UID, group:NAME|GID or everyone
+        subject: Name,
+        /// r, w, t in any combination [default: all]
+        #[arg(value_parser = parse_rights)]
+        rights: Option<Access>,
+    },
+}
+
+fn parse_rights(text: &str) -> Result<Access, String> {
+    match text.parse::<Access>() {
+        Ok(Access::NONE) => {
+            Err("no rights are named: give r (read), w (write), t (trim), or rw ...".to_owned())
+        }
+        Ok(access) => Ok(access),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+SRC and DST are a file, '-' for standard input or output, VOLUME: for a whole volume, or VOLUME:@OFFSET for a place in
+it. A file with a colon in its name is written ./like:this.
+
+Examples:
+  portcullis cp photo.jpg notes:                     # to the beginning of the volume
+  portcullis cp notes: copy.img                      # the whole volume
+  portcullis cp notes: photo.jpg --bytes 183402      # as many bytes as the file had
+  portcullis cp part.bin notes:@16M                  # at an offset, a multiple of the block size
+  tar c src | portcullis cp - backup:
+  portcullis cp notes: other:                        # from volume to volume
+
+A volume keeps whole blocks. If the last block of a file is not full, it is filled up with zeroes; the command says so,
+and how many bytes to read back. The data is durable when the command ends.")]
+pub(crate) struct CopyOptions {
+    /// FILE, - or VOLUME:[@OFFSET]
+    pub(crate) source: Place,
+    /// FILE, - or VOLUME:[@OFFSET]
+    pub(crate) target: Place,
+    /// Copy that many bytes [default: all]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) bytes: Option<u64>,
+    /// Requests in flight
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) depth: u32,
+    /// Bytes of one request
+    #[arg(long, default_value = "256k", value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) chunk: u64,
+    /// No progress bar and no summary
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Workload {
+    /// In order
+    Read,
+    /// In order
+    Write,
+    /// At random places
+    Randread,
+    /// At random places
+    Randwrite,
+}
+
+impl Workload {
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::Randwrite)
+    }
+
+    pub(crate) fn is_random(self) -> bool {
+        matches!(self, Self::Randread | Self::Randwrite)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Randread => "randread",
+            Self::Randwrite => "randwrite",
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Measures in a volume of its own, which it makes and deletes. In the same run, turn by turn so that the machine's moods
+fall on both, it measures the kernel's path: pread or pwrite with O_DIRECT on a file that it makes and deletes, with one
+thread and with as many threads as requests are in flight here.
+
+The two are only comparable where volume and file lie on the same kind of medium; the output says which they are.
+
+Examples:
+  portcullis bench                                   # randread, 4 KiB, 32 in flight, on the running adapter
+  portcullis bench --device emu:256M                 # without an adapter: in this process
+  portcullis bench randwrite --depth 1 --seconds 5
+  portcullis bench read --block-size 128k --kernel-file /mnt/ssd/bench.tmp
+  portcullis bench --json | jq '.rows[] | {path, depth, iops}'")]
+pub(crate) struct BenchOptions {
+    /// What to measure
+    #[arg(value_enum, default_value = "randread")]
+    pub(crate) workload: Workload,
+    /// Bytes of one request
+    #[arg(long, default_value = "4k", value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) block_size: u64,
+    /// Requests in flight
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) depth: u32,
+    /// Seconds for each row of the result
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) seconds: f64,
+    /// Bytes to work on
+    #[arg(long, default_value = "64M", value_parser = parse_size, value_name = "SIZE")]
+    pub(crate) size: u64,
+    /// Measure in this volume instead of one of its own; a write workload destroys what is in it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) volume: Option<String>,
+    /// Allow a write workload in --volume
+    #[arg(long, requires = "volume")]
+    pub(crate) overwrite: bool,
+    /// The file for the kernel's path; made, and deleted afterwards [default: in the temporary directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel_file: Option<PathBuf>,
+    /// Leave the kernel's path out
+    #[arg(long, conflicts_with = "kernel_file")]
+    pub(crate) no_kernel: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_explains_itself() {
+        fn check(command: &clap::Command) {
+            assert!(
+                command.get_about().is_some(),
+                "{} says nothing",
+                command.get_name()
+            );
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} of {}",
+                    argument.get_id(),
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+}
