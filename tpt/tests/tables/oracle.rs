@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tpt::oracle::{Op, Pick, SmallRequest, run, run_ops};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, max_shrink_time: 20_000, ..ProptestConfig::default() })]
 
     /// S4-R5..R14, S6-R2..R11, S8-R1..R13: any sequence of operations, every answer compared, every invariant checked.
     #[test]
