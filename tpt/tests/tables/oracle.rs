@@ -3,8 +3,18 @@
 use proptest::prelude::*;
 use tpt::oracle::{Op, Pick, SmallRequest, run, run_ops};
 
+/// Cases enough for a few seconds, and a bound on the shrinking of one that fails, in milliseconds.
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        max_shrink_time: 20_000,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, max_shrink_time: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     /// S4-R5..R14, S6-R2..R11, S8-R1..R13: any sequence of operations, every answer compared, every invariant checked.
     #[test]
