@@ -20,6 +20,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod clock;
 mod guest;
 mod initramfs;
 mod install;

@@ -180,7 +180,7 @@ impl Machine {
         command.args(["-m", &self.memory_mb.to_string()]);
         command.arg("-kernel").arg(vmlinux);
         command.arg("-initrd").arg(directory.join("initramfs.cpio"));
-        command.args(["-append", &self.kernel_command_line()]);
+        command.args(["-append", &self.kernel_command_line(kvm)]);
         command
             .arg("-serial")
             .arg(valued("file:", &directory.join("console.log"), ""));
@@ -223,11 +223,14 @@ impl Machine {
         command
     }
 
-    fn kernel_command_line(&self) -> String {
+    fn kernel_command_line(&self, kvm: bool) -> String {
         let mut line =
             "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable no_timer_check cryptomgr.notests \
                         nowatchdog random.trust_cpu=on rodata=off nokaslr"
                 .to_owned();
+        if let Some(khz) = crate::clock::tsc_khz().filter(|_| !kvm) {
+            line.push_str(&format!(" tsc_early_khz={khz}"));
+        }
         if self.iommu {
             line.push_str(" intel_iommu=on iommu=pt");
         }

@@ -32,17 +32,27 @@ fn tests<const N: usize>(args: [&str; N]) -> Command {
 #[test]
 #[ignore = "starts a guest"]
 fn the_driver_holds_a_device_as_an_unprivileged_user() {
-    let guest = guest("vfio", Machine::new())
+    let disk = qemu::scratch_disk("vfio-virtio", 16 << 20).unwrap();
+    let drive = format!("file={},if=none,id=virtio,format=raw", disk.display());
+    let virtio = "virtio-blk-pci,drive=virtio,disable-legacy=on,iommu_platform=on,addr=10.0";
+    let machine = Machine::new().qemu_options(["-drive", &drive, "-device", virtio]);
+    let guest = guest("vfio", machine)
         .unwrap()
         .module("nvme", "") // so that there is a driver to take it from
         .step(Step::bind_vfio(qemu::nvme_address(0), Some(ADAPTER)))
         .step(Step::run(
-            tests(["--skip=as_root", "--skip=limit_of_mappings"])
+            tests(["--skip=as_root", "--skip=limit_of_mappings", "--skip=virtio"])
                 .user(ADAPTER)
                 .memlock(MEMLOCK),
         ))
         .step(Step::KernelLog)
-        .step(Step::run(tests(["as_root"])));
+        .step(Step::run(tests(["as_root"])))
+        .step(Step::bind_vfio("0000:00:10.0", Some(ADAPTER)))
+        .step(Step::run(
+            tests(["virtio"])
+                .user(ADAPTER)
+                .env("PORTCULLIS_DEVICE", "vfio:0000:00:10.0"),
+        ));
     let outcome = guest.run(&mut qemu::print_event).unwrap();
     println!("{outcome}");
     outcome.check().unwrap();
