@@ -2,7 +2,6 @@
 #![allow(unsafe_code)] // maps and accesses device memory
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -139,8 +138,57 @@ impl Bar {
         })
     }
 
+    #[inline]
+    fn load<T: Copy, const N: usize>(&self, offset: usize, from: impl Fn([u8; N]) -> T) -> T {
+        let value = match self.word::<T>(offset) {
+            // SAFETY: mapped, aligned, and for as long as self lives.
+            Some(word) => unsafe { word.read_volatile() },
+            None => {
+                let mut bytes = [0xff; N];
+                match self.device.read_exact_at(&mut bytes, self.position(offset)) {
+                    Ok(()) => from(bytes),
+                    Err(_) => from([0xff; N]), // as a device that is gone reads
+                }
+            }
+        };
+        order::after_read();
+        value
+    }
+
+    #[inline]
+    fn store<T, const N: usize>(&self, offset: usize, value: T, bytes: impl Fn(T) -> [u8; N]) {
+        let word = self.word::<T>(offset);
+        order::before_write();
+        match word {
+            // SAFETY: mapped, aligned, and for as long as self lives.
+            Some(word) => unsafe { word.write_volatile(value) },
+            // A device that is gone takes no writes, as on the bus.
+            None => drop(self.device.write_all_at(&bytes(value), self.position(offset))),
+        }
+    }
+
     fn position(&self, offset: usize) -> u64 {
         self.offset.wrapping_add(offset as u64)
+    }
+
+    /// Reads 8 bits. virtio wants each of its registers accessed with its own width.
+    pub fn read8(&self, offset: usize) -> u8 {
+        self.load(offset, u8::from_ne_bytes)
+    }
+
+    /// Reads 16 bits.
+    pub fn read16(&self, offset: usize) -> u16 {
+        u16::from_le(self.load(offset, u16::from_ne_bytes))
+    }
+
+    /// Writes 8 bits, after all earlier stores to memory are visible to the device.
+    pub fn write8(&self, offset: usize, value: u8) {
+        self.store(offset, value, u8::to_ne_bytes);
+    }
+
+    /// Writes 16 bits, likewise.
+    pub fn write16(&self, offset: usize, value: u16) {
+        self.store(offset, value.to_le(), u16::to_ne_bytes);
     }
 }
 
@@ -151,19 +199,7 @@ impl Registers for Bar {
 
     #[inline]
     fn read32(&self, offset: usize) -> u32 {
-        let value = match self.word::<u32>(offset) {
-            // SAFETY: mapped, aligned, and for as long as self lives.
-            Some(word) => unsafe { word.read_volatile() },
-            None => {
-                let mut bytes = [0xff; 4];
-                match self.device.read_exact_at(&mut bytes, self.position(offset)) {
-                    Ok(()) => u32::from_ne_bytes(bytes),
-                    Err(_) => u32::MAX,
-                }
-            }
-        };
-        order::after_read();
-        u32::from_le(value)
+        u32::from_le(self.load(offset, u32::from_ne_bytes))
     }
 
     /// As two 32-bit reads, low half first: not every bus and bridge carries 64 bits at once.
@@ -175,31 +211,16 @@ impl Registers for Bar {
 
     #[inline]
     fn write32(&self, offset: usize, value: u32) {
-        let value = value.to_le();
-        let word = self.word::<u32>(offset);
-        order::before_write();
-        match word {
-            // SAFETY: mapped, aligned, and for as long as self lives.
-            Some(word) => unsafe { word.write_volatile(value) },
-            // A device that is gone takes no writes, as on the bus.
-            None => drop(
-                self.device
-                    .write_all_at(&value.to_ne_bytes(), self.position(offset)),
-            ),
-        }
+        self.store(offset, value.to_le(), u32::to_ne_bytes);
     }
 
+    /// As two 32-bit writes, low half first.
     #[inline]
     fn write64(&self, offset: usize, value: u64) {
         let half = |value: u64| u32::try_from(value & u64::from(u32::MAX)).unwrap_or_default();
         self.write32(offset, half(value));
         self.write32(offset + 4, half(value >> 32));
     }
-}
-
-/// Makes a file of a descriptor, for its positioned reads and writes.
-pub(crate) fn file(fd: OwnedFd) -> Arc<std::fs::File> {
-    Arc::new(fd.into())
 }
 
 /// The order between registers and memory: stores come before the register write that announces them, loads come
@@ -294,6 +315,13 @@ mod tests {
             assert_eq!(bar.read64(offset), 0x0123_4567_89ab_cdef);
             assert_eq!(bar.read32(offset), 0x89ab_cdef);
         }
+        for offset in [0x20, 0x1020] {
+            bar.write32(offset, 0);
+            bar.write8(offset + 1, 0xab);
+            bar.write16(offset + 2, 0x1234);
+            assert_eq!(bar.read32(offset), 0x1234_ab00);
+            assert_eq!((bar.read8(offset + 1), bar.read16(offset + 2)), (0xab, 0x1234));
+        }
     }
 
     #[test]
@@ -332,7 +360,7 @@ mod tests {
             let mappable = mappable
                 .into_iter()
                 .map(|(offset, len, whole)| Span { offset: if whole { offset & !0xfff } else { offset }, len })
-                .chain([Span { offset: u64::MAX & !0xfff, len: u64::MAX }])
+                .chain([Span { offset: !0xfff, len: u64::MAX }])
                 .collect();
             let spans = Region { offset: 0, len, mappable }.spans(0x1000);
             let mut end = 0;

@@ -4,8 +4,7 @@
 //! space, reset, BAR mappings, read-only DMA mappings, the IOMMU's ranges and limits. Each device has a container and
 //! so an address space of its own.
 //!
-//! This module and the ones below it make every system call of the device side; drivers need none.
-#![allow(unsafe_code)] // takes the descriptor out of vfio-ioctls' device; see `take_descriptor`
+//! The modules below this one make every system call of the device side; drivers need none.
 
 mod bar;
 mod config;
@@ -18,8 +17,7 @@ mod sys;
 
 use std::fs::File;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -98,7 +96,7 @@ impl VfioDevice {
                 vectors: 0,
             });
         let removal = vectors(VFIO_PCI_REQ_IRQ_INDEX) > 0;
-        let file = bar::file(take_descriptor(device, &container));
+        let file = Arc::new(File::from(sys::take_descriptor(device, &container)));
 
         let os = |what| move |source| VfioError::Os { what, source };
         let mut bytes = [0; config::LENGTH];
@@ -313,19 +311,6 @@ fn region(device: &vfio_ioctls::VfioDevice, index: u32) -> Region {
         len,
         mappable,
     }
-}
-
-/// Takes a device's descriptor out of the value that holds it.
-///
-/// Its drop looks the device's group up in sysfs and panics when the device has been unplugged or unbound meanwhile,
-/// which is just when it is dropped. The container, with the group, is closed by its own drop.
-fn take_descriptor(device: vfio_ioctls::VfioDevice, container: &Arc<VfioContainer>) -> OwnedFd {
-    let device = ManuallyDrop::new(device);
-    // SAFETY: the descriptor is open, and its former owner is never dropped.
-    let descriptor = unsafe { OwnedFd::from_raw_fd(device.as_raw_fd()) };
-    // SAFETY: the device held one reference to the container, which nobody else gives back.
-    unsafe { Arc::decrement_strong_count(Arc::as_ptr(container)) };
-    descriptor
 }
 
 /// Says what `vfio-ioctls` met, in words that help.

@@ -1,13 +1,16 @@
 //! The VFIO system calls that `vfio-ioctls` does not have, or whose errors it drops.
-#![allow(unsafe_code)] // ioctl
+#![allow(unsafe_code)] // ioctl, and a descriptor that changes its owner
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_TYPE,
     vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
 };
+use vfio_ioctls::VfioContainer;
 
 /// As in `linux/vfio.h`: all requests are `_IO`, without a size.
 const fn request(number: u32) -> libc::Ioctl {
@@ -139,6 +142,19 @@ fn irq_set(flags: u32, index: u32, count: u32, words: usize) -> Vec<u32> {
 fn set_irqs(device: RawFd, set: &[u32]) -> io::Result<()> {
     // SAFETY: the kernel reads `argsz` bytes, the length of `set`.
     checked(unsafe { libc::ioctl(device, DEVICE_SET_IRQS, set.as_ptr()) })
+}
+
+/// Takes a device's descriptor out of the value that holds it.
+///
+/// Its drop looks the device's group up in sysfs and panics when the device has been unplugged or unbound meanwhile,
+/// which is just when it is dropped. The container, with the group, is closed by its own drop.
+pub(crate) fn take_descriptor(device: vfio_ioctls::VfioDevice, container: &Arc<VfioContainer>) -> OwnedFd {
+    let device = ManuallyDrop::new(device);
+    // SAFETY: the descriptor is open, and its former owner is never dropped.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(device.as_raw_fd()) };
+    // SAFETY: the device held one reference to the container, which nobody else gives back.
+    unsafe { Arc::decrement_strong_count(Arc::as_ptr(container)) };
+    descriptor
 }
 
 #[cfg(test)]
