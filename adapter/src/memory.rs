@@ -8,16 +8,16 @@ use wire::shm::{SealedMemory, SharedMemory};
 
 /// Sealed, populated and pinned memory of an application.
 #[derive(Clone)]
-pub struct Adopted(SealedMemory);
+pub(crate) struct Adopted(SealedMemory);
 
 impl Adopted {
     /// Holds on to `memory` until the last clone is gone.
-    pub fn new(memory: SealedMemory) -> Self {
+    pub(crate) fn new(memory: SealedMemory) -> Self {
         Self(memory)
     }
 
     /// The mapping.
-    pub fn shared(&self) -> Arc<SharedMemory> {
+    pub(crate) fn shared(&self) -> Arc<SharedMemory> {
         self.0.memory().clone()
     }
 }

@@ -73,10 +73,28 @@ pub(crate) enum Command {
     Cp(CopyOptions),
     /// Measure IOPS and latency, beside the kernel's own path
     Bench(BenchOptions),
+    /// See the whole story in a few seconds: two applications on a software disk, and what each is refused
+    #[command(after_long_help = DEMO_HELP)]
+    Demo,
+    /// One of the demo's applications: takes its orders on standard input
+    #[command(hide = true)]
+    DemoApplication {
+        /// Its volume
+        #[arg(long)]
+        volume: String,
+    },
     /// Say what is missing to drive a real disk, and how to mend it
     #[command(after_long_help = DOCTOR_HELP)]
     Doctor,
 }
+
+const DEMO_HELP: &str = "\
+Starts an adapter over a disk in memory and two application processes. Each copies a real file into its volume and back,
+then tries what it may not: the other's key, a block past the end, a write through a read grant, a revoked key, foreign
+memory, entries rewritten while they are read, a doorbell overrun. One is killed in the middle of its work. The exit code
+is 0 only if everything was refused with the exact reason and nothing was lost or left behind.
+
+Needs no privilege and no device. With --json it prints one JSON document.";
 
 #[derive(Args, Debug)]
 #[command(after_long_help = "\

@@ -5,6 +5,7 @@ mod arguments;
 mod bench;
 mod connect;
 mod copy;
+mod demo;
 mod device;
 mod doctor;
 mod output;
@@ -39,6 +40,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Acl(command) => acl::run(command, place)?,
         Command::Cp(options) => copy::run(options, place)?,
         Command::Bench(options) => bench::run(options, place)?,
+        Command::Demo => return demo::run(place.json),
+        Command::DemoApplication { volume } => demo::run_application(place, volume)?,
         Command::Doctor => return doctor::run(place.json),
     }
     Ok(ExitCode::SUCCESS)

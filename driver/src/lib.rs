@@ -4,15 +4,21 @@
 //! - [`disk`]: a device for callers that wait.
 //! - [`emu`]: a software NVMe controller behind the same registers.
 //! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
+//! - [`nvme`]: a driver for NVMe controllers, on memory from [`dma`].
+//! - [`null`]: a device that completes everything and moves nothing.
 //! - [`spec`]: the bytes of PCI and NVMe.
 //! - [`vfio`]: real devices, through Linux VFIO.
 //!
 //! Drivers know neither protection tables nor shared rings: what reaches them was granted already.
 #![deny(unsafe_code)]
+#![allow(clippy::len_without_is_empty)] // BARs, mappings and DMA memory are never empty
 
 pub mod block;
 pub mod disk;
+pub mod dma;
 pub mod emu;
 pub mod hal;
+pub mod null;
+pub mod nvme;
 pub mod spec;
 pub mod vfio;

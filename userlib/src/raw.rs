@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use wire::layout::{CompletionEntry, SubmissionEntry};
+use wire::view::QueueView;
 
 use crate::channel::Channel;
 use crate::error::Error;
@@ -99,6 +100,24 @@ impl RawQueue {
         self.channel.end.raw_overwrite(slot, entry);
     }
 
+    /// A handle for another thread that overwrites slots while this one goes on.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// use portcullis::{raw::RawQueue, wire::layout::SubmissionEntry};
+    /// let queue = RawQueue::create(&session, 4)?;
+    /// let scribbler = queue.scribbler();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| scribbler.overwrite(3, &SubmissionEntry::default()));
+    /// });
+    /// # Ok(()) }
+    /// ```
+    pub fn scribbler(&self) -> Scribbler {
+        Scribbler { memory: self.channel.end.memory().clone() }
+    }
+
     /// The next completion, if there is one; an embedded adapter gets a turn. See [`RawQueue`].
     #[inline]
     pub fn poll(&mut self) -> Option<CompletionEntry> {
@@ -117,6 +136,19 @@ impl RawQueue {
     /// Whether the adapter moved the queue to the error state. See [`RawQueue::store_tail`].
     pub fn is_down(&self) -> bool {
         self.channel.is_down()
+    }
+}
+
+/// Overwrites slots of a [`RawQueue`] from any thread. See [`RawQueue::scribbler`].
+pub struct Scribbler {
+    memory: QueueView,
+}
+
+impl Scribbler {
+    /// As [`RawQueue::overwrite`].
+    #[inline]
+    pub fn overwrite(&self, slot: usize, entry: &SubmissionEntry) {
+        wire::ring::raw_overwrite(&self.memory, slot, entry);
     }
 }
 

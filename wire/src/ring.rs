@@ -30,4 +30,4 @@ mod application;
 mod tests;
 
 pub use adapter::{AdapterEnd, Completion, Overrun, Violation};
-pub use application::{ApplicationEnd, Full};
+pub use application::{ApplicationEnd, Full, raw_overwrite};

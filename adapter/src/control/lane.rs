@@ -28,14 +28,16 @@ struct Running {
 }
 
 enum Operation {
-    /// The store makes it, renames it or deletes it; the reply is what came of it.
+    /// The store makes it, changes it or renames it; the reply is what came of it.
     Store { job: Job },
     /// The store has it larger; the grants follow.
     Grow { volume: Volume },
     /// The grants let go of the blocks, then the store does.
     Shrink { job: Job, kept: Vec<tpt::LbaRange>, bytes: u64 },
     /// The grants end, then the store deletes.
-    Delete { job: Job },
+    Delete { name: String, grants: u32 },
+    /// No grant is left; the store deletes.
+    Deleted { name: String, grants: u32 },
     /// The store has the new list; grants that lost a right end.
     Revoke { grants: u32 },
 }
@@ -96,7 +98,8 @@ impl Control {
             Request::DeleteVolume { name } => {
                 let volume = self.owned(caller, &name)?;
                 let batch = self.quiesce_volume(volume.id, Purpose::Revoke, |_| true);
-                self.run(caller, Operation::Delete { job: Job::Delete { name } });
+                let grants = count(&batch);
+                self.run(caller, Operation::Delete { name, grants });
                 self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
             }
             Request::ResizeVolume { name, bytes } => {
@@ -181,12 +184,16 @@ impl Control {
             Err(error) => return self.answer(caller, Err(store_refusal(&error))),
         };
         let job = match operation {
-            Operation::Store { job } | Operation::Shrink { job, .. } | Operation::Delete { job } => job,
-            Operation::Grow { .. } | Operation::Revoke { .. } => return,
+            Operation::Store { job } => job,
+            Operation::Deleted { name, grants } => {
+                self.volumes.remove(&name);
+                return self.reply(caller, Reply::Revoked { grants, draining: 0 });
+            }
+            // These wait for grants, not for the store.
+            Operation::Grow { .. } | Operation::Shrink { .. } | Operation::Delete { .. } | Operation::Revoke { .. } => return,
         };
-        match &job {
-            Job::Rename { from: name, .. } | Job::Delete { name } => drop(self.volumes.remove(name)),
-            _ => {}
+        if let Job::Rename { from, .. } = &job {
+            self.volumes.remove(from);
         }
         let Some(volume) = volume else { return self.reply(caller, Reply::Done) };
         self.assert_outside_metadata(&volume);
@@ -203,7 +210,7 @@ impl Control {
                     !volume.access_for(who.uid, who.gid, &who.groups).allows(grant.access)
                 };
                 let batch = self.quiesce_volume(volume.id, Purpose::Revoke, lost);
-                let grants = u32::try_from(batch.grants.len()).unwrap_or(u32::MAX);
+                let grants = count(&batch);
                 self.run(caller, Operation::Revoke { grants });
                 self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
             }
@@ -228,22 +235,23 @@ impl Control {
                 self.modify_batch(batch, &kept, bytes);
                 self.run_store(caller, job);
             }
-            Operation::Delete { job } => {
+            Operation::Delete { name, grants } => {
                 self.end_batch(batch);
-                self.run_store(caller, job);
+                self.storage.submit(Job::Delete { name: name.clone() });
+                self.run(caller, Operation::Deleted { name, grants });
             }
             Operation::Revoke { grants } => {
                 self.end_batch(batch);
                 self.reply(caller, Reply::Revoked { grants, draining: 0 });
             }
-            Operation::Store { .. } => self.end_batch(batch),
+            Operation::Store { .. } | Operation::Deleted { .. } => self.end_batch(batch),
         }
     }
 
     /// The timer ended before the grants were quiet.
     pub(super) fn lane_timed_out(&mut self, batch: Batch) {
         let Some(Running { caller, operation }) = self.lane.running.take() else { return self.cancel_batch(batch) };
-        let draining = u32::try_from(batch.grants.len()).unwrap_or(u32::MAX);
+        let draining = count(&batch);
         self.cancel_batch(batch); // Revoked ones go on draining; the others open again as they were.
         match operation {
             Operation::Grow { volume } => {
@@ -251,7 +259,7 @@ impl Control {
                 self.reply(caller, Reply::Volume(info));
             }
             Operation::Revoke { grants } => self.reply(caller, Reply::Revoked { grants, draining }),
-            Operation::Shrink { .. } | Operation::Delete { .. } | Operation::Store { .. } => {
+            Operation::Shrink { .. } | Operation::Delete { .. } | Operation::Deleted { .. } | Operation::Store { .. } => {
                 let text = format!("I/O was still running on {draining} grants after {QUIESCE_TIMEOUT:?}; the volume was not changed");
                 self.answer(caller, Err(Refusal::new(Status::E_BUSY_TIMEOUT, text)));
             }
@@ -265,6 +273,10 @@ impl Control {
             assert!(!inside && extent.end().0 <= self.geometry.blocks, "volume {:?} reaches outside the data area", volume.name);
         }
     }
+}
+
+fn count(batch: &Batch) -> u32 {
+    u32::try_from(batch.grants.len()).unwrap_or(u32::MAX)
 }
 
 pub(super) fn no_volume(name: &str) -> Refusal {

@@ -91,7 +91,7 @@ impl<M: QueueMemory> ApplicationEnd<M> {
         if self.free() == 0 {
             return Err(Full);
         }
-        self.write(self.entries.slot(self.pushed), entry);
+        raw_overwrite(&self.memory, self.entries.slot(self.pushed), entry);
         self.pushed = advance(self.pushed, 1);
         Ok(())
     }
@@ -187,15 +187,17 @@ impl<M: QueueMemory> ApplicationEnd<M> {
 
     /// For tests and demonstrations likewise: overwrites any submission slot at any time, announced or not.
     pub fn raw_overwrite(&self, slot: usize, entry: &SubmissionEntry) {
-        self.write(slot, entry);
+        raw_overwrite(&self.memory, slot, entry);
     }
+}
 
-    #[inline]
-    fn write(&self, slot: usize, entry: &SubmissionEntry) {
-        let words: SubmissionWords = zerocopy::transmute!(*entry);
-        for (i, word) in words.into_iter().enumerate() {
-            // Relaxed: the doorbell's Release comes after.
-            self.memory.sq_word(slot, i).store(word, Ordering::Relaxed);
-        }
+/// Writes a submission slot, announced or not: what [`ApplicationEnd::raw_overwrite`] does, for those who have the memory
+/// and not the end.
+#[inline]
+pub fn raw_overwrite(memory: &impl QueueMemory, slot: usize, entry: &SubmissionEntry) {
+    let words: SubmissionWords = zerocopy::transmute!(*entry);
+    for (i, word) in words.into_iter().enumerate() {
+        // Relaxed: the doorbell's Release comes after.
+        memory.sq_word(slot, i).store(word, Ordering::Relaxed);
     }
 }
