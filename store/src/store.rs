@@ -11,7 +11,7 @@ use tpt::{Access, LbaRange};
 use crate::catalog::{Catalog, Change, Counter};
 use crate::probe::{find_superblock, occupant, read_ends, repair_superblocks};
 use crate::record::{self, Finding, inspect, run_of};
-use crate::shadow::{Shadow, SharedShadow};
+use crate::shadow::{Fault, Shadow, SharedShadow};
 use crate::signature::WINDOW;
 use crate::space::{Run, Space};
 use crate::superblock::{Layout, PAGE, Superblock};
@@ -130,8 +130,11 @@ impl Store {
     fn mount(shadow: SharedShadow, superblock: Superblock) -> Result<Self, StoreError> {
         let geometry = *shadow.lock().disk().geometry();
         let mut catalog = Catalog::open(shadow.clone())?;
-        let contents = catalog.load().map_err(|error| StoreError::Damaged {
-            what: error.to_string(),
+        let contents = catalog.load().map_err(|error| match shadow.lock().fault() {
+            Some(Fault::Disk(error)) => StoreError::Disk(*error),
+            _ => StoreError::Damaged {
+                what: error.to_string(),
+            },
         })?;
         let found = inspect(&contents, &superblock.layout);
         if let Some(finding) = found.findings.first() {

@@ -9,7 +9,7 @@ use crate::block::{DeviceStatus, Geometry, Operation};
 /// A power cut tears writes at this many bytes.
 const SECTOR: usize = 512;
 
-/// A disk in memory, for tests and fuzzers. Clones are handles on the same disk, so that a test can keep one while
+/// A disk in memory, for tests, fuzzers and devices without data. Clones are handles on the same disk, so that a test can keep one while
 /// another is in use, cut the power and look at what is left.
 #[derive(Clone)]
 pub struct MemoryDisk {

@@ -480,6 +480,26 @@ fn disk_superblocks(disk: &MemoryDisk) -> [u64; 2] {
 }
 
 #[test]
+fn only_a_blank_device_is_formatted_unasked() {
+    let disk = disk(12, 16);
+    let open_or_format = || Store::open_or_format(Box::new(disk.clone()), FormatOptions::default());
+    open_or_format().unwrap().create("a", 1, 0).unwrap();
+    assert_eq!(
+        open_or_format().unwrap().volumes().unwrap().len(),
+        1,
+        "the second time it is opened"
+    );
+    for lba in disk_superblocks(&disk) {
+        disk.alter(lba, |bytes| bytes[50] ^= 1);
+    }
+    let steps = disk.steps();
+    assert!(matches!(error(open_or_format()), StoreError::Damaged { .. }));
+    soil(&disk);
+    assert!(matches!(error(open_or_format()), StoreError::Foreign { .. }));
+    assert_eq!(disk.steps(), steps, "nothing was written");
+}
+
+#[test]
 fn options_are_checked() {
     let disk = disk(12, 64);
     let with = |allocation_unit, metadata| {
