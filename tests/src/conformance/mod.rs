@@ -1,0 +1,114 @@
+//! What every block device must do, checked through the driver: a library, so that the same cases run on the software
+//! device, on QEMU's in a guest, and on a real one.
+//!
+//! A [`Case`] gets a [`Bench`] of its own: the device freshly opened, with [`QUEUES`] queues.
+
+mod data;
+pub mod io;
+mod life;
+mod limits;
+mod load;
+mod target;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use driver::block::Geometry;
+use driver::hal::{DmaAccess, Mapper};
+
+pub use io::{Image, Memory, Random};
+pub use load::Load;
+pub use target::{ENTRIES, Nvme, QUEUES, Target, TestQueue, open};
+
+/// A case. It panics where the device falls short.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What the device must have for it.
+    pub needs: Needs,
+    /// Runs it.
+    pub run: fn(&mut Bench),
+}
+
+/// What a case cannot do without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Needs {
+    /// Queues: any device.
+    Queues,
+    /// What was written is read back.
+    Data,
+    /// An NVMe controller.
+    Nvme,
+}
+
+/// A device for one case.
+pub struct Bench {
+    // Queues go before their controller.
+    queues: Vec<TestQueue>,
+    target: Target,
+}
+
+impl Bench {
+    /// Opens the device that `uri` names; see [`open`].
+    pub fn new(uri: &str) -> Result<Self> {
+        let target = open(uri).with_context(|| format!("opening {uri}"))?;
+        let mut bench = Self {
+            queues: Vec::new(),
+            target,
+        };
+        for _ in 0..QUEUES {
+            let queue = match &mut bench.target {
+                Target::Nvme(controller) => controller.take_queue().context("a queue is missing")?,
+                Target::Null(blocks, _) => target::null_queue(*blocks),
+            };
+            bench.queues.push(queue);
+        }
+        Ok(bench)
+    }
+
+    /// Why `case` cannot be run on this device.
+    pub fn lacks(&self, case: &Case) -> Option<&'static str> {
+        match (case.needs, &self.target) {
+            (Needs::Queues, _) | (_, Target::Nvme(_)) => None,
+            (Needs::Data, Target::Null(..)) => Some("the null device keeps nothing"),
+            (Needs::Nvme, Target::Null(..)) => Some("the null device is no NVMe controller"),
+        }
+    }
+
+    /// The shape of the device.
+    pub fn geometry(&self) -> Geometry {
+        *self.queues[0].queue.geometry()
+    }
+
+    /// Maps memory for the device.
+    pub fn mapper(&self) -> Arc<dyn Mapper> {
+        match &self.target {
+            Target::Nvme(controller) => controller.mapper(),
+            Target::Null(_, mapper) => Arc::clone(mapper),
+        }
+    }
+
+    /// `bytes` of memory that the device may read and write.
+    pub fn memory(&self, bytes: usize) -> Memory {
+        Memory::new(&*self.mapper(), bytes, DmaAccess::ReadWrite)
+    }
+
+    /// The first queue.
+    pub fn queue(&mut self) -> &mut dyn driver::block::BlockQueue {
+        &mut *self.queues[0].queue
+    }
+
+    /// All queues, and the controller. Only for [`Needs::Nvme`].
+    pub fn parts(&mut self) -> (&mut [TestQueue], &mut dyn Nvme) {
+        match &mut self.target {
+            Target::Nvme(controller) => (&mut self.queues, &mut **controller),
+            Target::Null(..) => panic!("the case needs a controller"),
+        }
+    }
+}
+
+/// All cases.
+pub fn all() -> Vec<Case> {
+    [data::CASES, limits::CASES, life::CASES].concat()
+}
