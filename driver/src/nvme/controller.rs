@@ -1,0 +1,468 @@
+//! A controller: opening, looking after, resetting, shutting down.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::block::{BlockQueue, Geometry};
+use crate::hal::{Device, Mapper};
+use crate::spec::nvme::{Csts, IdentifyController, IdentifyNamespace, Vs, cns};
+
+use super::identity::{Traits, check_entry_sizes};
+use super::link::{Link, Wait};
+use super::queue::{Queue, QueueMemory, QueueParts};
+use super::shared::{Phase, Shared};
+use super::{Health, Identity, NvmeError};
+
+/// How a controller is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// I/O queue pairs, at least 1.
+    pub queues: u16,
+    /// Entries of an I/O queue at most, 2 to 4096; one command less can be outstanding. The controller may allow fewer.
+    pub entries: u16,
+    /// The namespace; the first active one if `None`.
+    pub namespace: Option<u32>,
+    /// Whether completions raise interrupts, if the device has a vector for each queue and one more.
+    pub interrupts: bool,
+    /// How long an admin command may take.
+    pub admin_timeout: Duration,
+}
+
+impl Options {
+    /// `queues` pairs of 256 entries, the first namespace, with interrupts, ten seconds.
+    pub fn new(queues: u16) -> Self {
+        Self {
+            queues,
+            entries: 256,
+            namespace: None,
+            interrupts: true,
+            admin_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How a reset is getting on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ResetProgress {
+    /// Not over: call again soon, after the queues were polled.
+    Pending,
+    /// The controller runs; its queues do after their next poll.
+    Done,
+    /// The controller is stopped for good.
+    Gone,
+    /// The controller can neither be disabled nor reset. It may still touch memory, so nothing outstanding ends.
+    /// [`Controller::begin_reset`] tries again.
+    Stuck,
+}
+
+/// What a look at the controller shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Watch {
+    /// It runs.
+    Running,
+    /// It reports a fatal error, or stopped on its own: it needs a reset.
+    Failed,
+    /// It is not there. A reset settles what becomes of it.
+    Absent,
+    /// A reset is going on.
+    Resetting,
+    /// It is stopped for good.
+    Gone,
+}
+
+/// Where a reset is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Idle,
+    Disabling {
+        until: Instant,
+    },
+    /// Disabled; queues end what is outstanding.
+    Draining,
+    Enabling {
+        until: Instant,
+        again: bool,
+    },
+}
+
+/// What is known of a device, and must still be so after a reset.
+struct Profile {
+    identity: Identity,
+    traits: Traits,
+    namespaces: Vec<u32>,
+}
+
+/// An NVMe controller with its I/O queues. Owned by a thread that may wait: its calls sleep.
+///
+/// Dropped, it is shut down as by [`Controller::shutdown`].
+pub struct Controller<D: Device> {
+    link: Link<D>,
+    shared: Arc<Shared>,
+    profile: Profile,
+    entries: u16,
+    /// Whether queue `i` interrupts with vector `i`.
+    vectors: bool,
+    /// Those that nobody took yet.
+    queues: Vec<Option<Queue<D::Registers>>>,
+    stage: Stage,
+    /// Resets so far.
+    epoch: u64,
+    /// What vector 0, the admin queue's, is routed to. Nobody listens: admin commands are polled for.
+    _admin_interrupt: Option<OwnedFd>,
+}
+
+impl<D: Device> Controller<D> {
+    /// Opens `device` with `queues` I/O queue pairs on its first active namespace; see [`Options::new`].
+    ///
+    /// # Errors
+    /// As [`Controller::open_with`].
+    pub fn open(device: D, queues: u16) -> Result<Self, NvmeError> {
+        Self::open_with(device, &Options::new(queues))
+    }
+
+    /// Resets `device`, enables it, identifies it and makes its I/O queues.
+    ///
+    /// # Errors
+    /// Any [`NvmeError`]; the device is stopped then.
+    pub fn open_with(device: D, options: &Options) -> Result<Self, NvmeError> {
+        if options.queues == 0 || !(2..=4096).contains(&options.entries) {
+            let (queues, entries) = (options.queues, options.entries);
+            return Err(NvmeError::Options(format!(
+                "{queues} queues of {entries} entries; 1 or more of 2 to 4096"
+            )));
+        }
+        let mut link = Link::open(device, options)?;
+        link.enable()?;
+        link.wait_for("enabling", Link::enabled)?;
+        let profile = identify(&mut link, options.namespace)?;
+        let (admin, registers) = link.admin()?;
+        negotiate(admin.number_of_queues(registers, options.queues)?, options.queues)?;
+        let mut interrupts = route(link.device(), options)?;
+        let geometry = profile.traits.geometry;
+        let entries = options.entries.min(link.cap.mqes_z().saturating_add(1));
+        let transfer = u64::from(geometry.max_transfer_blocks) << geometry.block_shift;
+        for _ in 0..options.queues {
+            let memory = QueueMemory::new(link.mapper.as_ref(), entries, transfer)?;
+            link.hold(Arc::new(memory));
+        }
+        let shared = Arc::new(Shared::new(options.queues));
+        let mut controller = Self {
+            vectors: !interrupts.is_empty(),
+            _admin_interrupt: (!interrupts.is_empty()).then(|| interrupts.remove(0)),
+            link,
+            shared,
+            profile,
+            entries,
+            queues: Vec::new(),
+            stage: Stage::Idle,
+            epoch: 0,
+        };
+        controller.create_queues()?;
+        let mut interrupts = interrupts.into_iter();
+        controller.queues = (1..=options.queues)
+            .map(|qid| Some(controller.queue(qid, interrupts.next())))
+            .collect();
+        controller.shared.set(Phase::Running, 0);
+        Ok(controller)
+    }
+
+    fn queue(&self, qid: u16, interrupt: Option<OwnedFd>) -> Queue<D::Registers> {
+        Queue::new(QueueParts {
+            registers: Arc::clone(&self.link.registers),
+            shared: Arc::clone(&self.shared),
+            memory: Arc::clone(&self.link.held()[usize::from(qid - 1)]),
+            traits: self.profile.traits,
+            nsid: self.profile.identity.namespace,
+            qid,
+            entries: self.entries,
+            dstrd: self.link.cap.dstrd(),
+            interrupt,
+        })
+    }
+
+    /// Creates the queues on the controller; those that were dropped no more.
+    fn create_queues(&mut self) -> Result<(), NvmeError> {
+        let memories: Vec<_> = self.link.held().to_vec();
+        for (qid, memory) in (1u16..).zip(memories) {
+            if self.shared.is_let_go(usize::from(qid - 1)) {
+                continue;
+            }
+            let places = (memory.submissions.iova(0), memory.completions.iova(0));
+            let vector = self.vectors.then_some(qid);
+            let (admin, registers) = self.link.admin()?;
+            admin.create_queues(registers, (qid, self.entries), places, vector)?;
+        }
+        Ok(())
+    }
+
+    /// Hands out one of the queues, until there is none left.
+    pub fn take_queue(&mut self) -> Option<Queue<D::Registers>> {
+        self.queues.iter_mut().find_map(Option::take)
+    }
+
+    /// Which device this is.
+    pub fn identity(&self) -> &Identity {
+        &self.profile.identity
+    }
+
+    /// The shape of its namespace.
+    pub fn geometry(&self) -> &Geometry {
+        &self.profile.traits.geometry
+    }
+
+    /// The ids of its active namespaces, at most 1024.
+    pub fn namespaces(&self) -> &[u32] {
+        &self.profile.namespaces
+    }
+
+    /// Maps memory for it.
+    pub fn mapper(&self) -> Arc<dyn Mapper> {
+        Arc::clone(&self.link.mapper)
+    }
+
+    /// The device under it.
+    pub fn device(&self) -> &D {
+        self.link.device()
+    }
+
+    /// Completions so far that answered no command: late, doubled or forged.
+    pub fn anomalies(&self) -> u64 {
+        self.link.anomalies() + self.shared.anomalies()
+    }
+
+    /// Its SMART log.
+    ///
+    /// # Errors
+    /// [`NvmeError::NotRunning`] during a reset and after one failed; what the command says. After anything but
+    /// [`NvmeError::Admin`] the controller needs a reset.
+    pub fn health(&mut self) -> Result<Health, NvmeError> {
+        if self.shared.state().phase() != Phase::Running {
+            return Err(NvmeError::NotRunning);
+        }
+        let (admin, registers) = self.link.admin()?;
+        Ok(Health::from(&admin.smart(registers)?))
+    }
+
+    /// Looks at the controller's status register. To be called a few times a second.
+    pub fn watch(&self) -> Watch {
+        match (self.shared.state().phase(), self.link.status()) {
+            (Phase::Gone, _) => Watch::Gone,
+            (Phase::Stopping | Phase::Stopped, _) => Watch::Resetting,
+            (Phase::Running, Csts::ABSENT) => Watch::Absent,
+            (Phase::Running, csts) if csts.cfs() || !csts.rdy() => Watch::Failed,
+            (Phase::Running, _) => Watch::Running,
+        }
+    }
+
+    /// Starts a reset: queues take nothing from now on. Go on with [`Controller::finish_reset`].
+    pub fn begin_reset(&mut self) {
+        match self.shared.state().phase() {
+            _ if self.stage != Stage::Idle => return,
+            Phase::Gone => return,
+            Phase::Stopping => {} // the last one got stuck
+            Phase::Running | Phase::Stopped => {
+                self.epoch += 1;
+                self.shared.set(Phase::Stopping, self.epoch);
+            }
+        }
+        self.link.disable();
+        self.stage = Stage::Disabling {
+            until: Instant::now() + self.link.patience(),
+        };
+    }
+
+    /// Takes a reset as far as it goes without waiting for queues. Queues have to be polled in the meantime: they end
+    /// what is outstanding once the controller has stopped. With no reset begun, says how the last one ended.
+    pub fn finish_reset(&mut self) -> ResetProgress {
+        if let Stage::Disabling { until } = self.stage {
+            let outcome = match self.link.disabled() {
+                Wait::Done => Ok(()),
+                Wait::Pending if Instant::now() < until => return ResetProgress::Pending,
+                _ => self.link.reset_function(),
+            };
+            if outcome.is_err() {
+                self.stage = Stage::Idle;
+                return ResetProgress::Stuck;
+            }
+            if self.link.absent() {
+                return self.give_up();
+            }
+            self.shared.set(Phase::Stopped, self.epoch);
+            self.stage = Stage::Draining;
+        }
+        if self.stage == Stage::Draining {
+            for queue in self.queues.iter_mut().flatten() {
+                queue.poll(usize::MAX, &mut |_| ());
+            }
+            if !self.shared.all_clean(self.epoch) {
+                return ResetProgress::Pending;
+            }
+            self.start_enabling(false);
+        }
+        if let Stage::Enabling { until, again } = self.stage {
+            let outcome = match self.link.enabled() {
+                Wait::Done => self.bring_up(),
+                Wait::Pending if Instant::now() < until => return ResetProgress::Pending,
+                Wait::Pending => Err(NvmeError::Timeout {
+                    what: "enabling",
+                    after: self.link.patience(),
+                }),
+                Wait::Fatal => Err(NvmeError::Fatal),
+                Wait::Absent => Err(NvmeError::Gone),
+            };
+            match outcome {
+                Ok(()) => self.stage = Stage::Idle,
+                Err(error) => return self.retry(&error, again),
+            }
+        }
+        match self.shared.state().phase() {
+            Phase::Running => ResetProgress::Done,
+            Phase::Gone => ResetProgress::Gone,
+            Phase::Stopping | Phase::Stopped => ResetProgress::Stuck,
+        }
+    }
+
+    fn start_enabling(&mut self, again: bool) {
+        self.stage = Stage::Enabling {
+            until: Instant::now() + self.link.patience(),
+            again,
+        };
+        if let Err(error) = self.link.enable() {
+            tracing::warn!(%error, "enabling the controller"); // it will not become ready, and is given up then
+        }
+    }
+
+    /// The controller is enabled: checks that it is the same and makes its queues.
+    fn bring_up(&mut self) -> Result<(), NvmeError> {
+        let profile = identify(&mut self.link, Some(self.profile.identity.namespace))?;
+        if profile.identity != self.profile.identity || profile.traits != self.profile.traits {
+            return Err(NvmeError::Changed);
+        }
+        let queues = u16::try_from(self.link.held().len()).unwrap_or(u16::MAX);
+        let (admin, registers) = self.link.admin()?;
+        negotiate(admin.number_of_queues(registers, queues)?, queues)?;
+        self.create_queues()?;
+        self.shared.set(Phase::Running, self.epoch);
+        for queue in self.queues.iter_mut().flatten() {
+            queue.poll(usize::MAX, &mut |_| ());
+        }
+        Ok(())
+    }
+
+    /// The controller did not come back: once more after a function reset, then no more.
+    fn retry(&mut self, error: &NvmeError, again: bool) -> ResetProgress {
+        tracing::warn!(%error, again, "the controller did not come back from its reset");
+        if again
+            || matches!(error, NvmeError::Changed)
+            || self.link.reset_function().is_err()
+            || self.link.absent()
+        {
+            return self.give_up();
+        }
+        self.start_enabling(true);
+        ResetProgress::Pending
+    }
+
+    /// Stops the controller for good.
+    fn give_up(&mut self) -> ResetProgress {
+        self.stage = Stage::Idle;
+        match self.link.stop() {
+            Ok(()) => {
+                self.shared.set(Phase::Gone, self.epoch);
+                ResetProgress::Gone
+            }
+            Err(_) => ResetProgress::Stuck,
+        }
+    }
+
+    /// Tells the controller of the shutdown, disables it and takes the bus from it. What is outstanding ends at the
+    /// queues' next polls, and they are [`crate::block::QueueState::Gone`].
+    ///
+    /// # Errors
+    /// [`NvmeError::Stuck`] if it cannot be stopped: then nothing outstanding ends.
+    pub fn shutdown(&mut self) -> Result<(), NvmeError> {
+        if self.shared.state().phase() == Phase::Gone {
+            return Ok(());
+        }
+        self.epoch += 1;
+        self.shared.set(Phase::Stopping, self.epoch);
+        match self.give_up() {
+            ResetProgress::Gone => Ok(()),
+            _ => Err(NvmeError::Stuck),
+        }
+    }
+}
+
+impl<D: Device> Drop for Controller<D> {
+    fn drop(&mut self) {
+        if let Err(error) = self.shutdown() {
+            tracing::error!(%error, "shutting down");
+        }
+    }
+}
+
+/// Reads what the controller says of itself and of the namespace asked for, or else the first.
+fn identify<D: Device>(link: &mut Link<D>, asked: Option<u32>) -> Result<Profile, NvmeError> {
+    // Limits besides MDTS came with 1.4; older controllers may not survive being asked.
+    let more = link.version() >= Vs(0x0001_0400);
+    let (admin, registers) = link.admin()?;
+    let id: IdentifyController = admin.identify(registers, cns::CONTROLLER, 0)?;
+    check_entry_sizes(&id)?;
+    let namespaces = admin.namespaces(registers)?;
+    let nsid = match asked {
+        Some(nsid) => namespaces.iter().copied().find(|&active| active == nsid),
+        None => namespaces.first().copied(),
+    };
+    let Some(nsid) = nsid else {
+        return Err(NvmeError::NoNamespace {
+            asked: asked.unwrap_or(0),
+            active: namespaces,
+        });
+    };
+    let namespace: IdentifyNamespace = admin.identify(registers, cns::NAMESPACE, nsid)?;
+    let limits = match more
+        .then(|| admin.identify(registers, cns::CONTROLLER_COMMAND_SET, 0))
+        .transpose()
+    {
+        Err(NvmeError::Admin { .. }) => None,
+        other => other?,
+    };
+    let traits = Traits::new(&id, limits.as_ref(), nsid, &namespace)?;
+    Ok(Profile {
+        identity: Identity::new(&id, nsid, &namespace),
+        traits,
+        namespaces,
+    })
+}
+
+fn negotiate(granted: u32, asked: u16) -> Result<(), NvmeError> {
+    if granted < u32::from(asked) {
+        Err(NvmeError::Queues { asked, granted })
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes an eventfd for each vector, the admin queue's first, and routes them; none if there are too few vectors.
+fn route<D: Device>(device: &D, options: &Options) -> Result<Vec<OwnedFd>, NvmeError> {
+    let needed = u32::from(options.queues) + 1;
+    if !options.interrupts || device.vectors() < needed {
+        return Ok(Vec::new());
+    }
+    let make = |_| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    let fds: Result<Vec<OwnedFd>, _> = (0..needed).map(make).collect();
+    let fds = fds.map_err(|error| NvmeError::Os {
+        what: "making an eventfd",
+        source: error.into(),
+    })?;
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    let routed = device.route_interrupts(&borrowed);
+    routed.map_err(|source| NvmeError::Os {
+        what: "routing the device's interrupts",
+        source,
+    })?;
+    Ok(fds)
+}

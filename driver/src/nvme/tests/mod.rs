@@ -1,0 +1,6 @@
+//! The driver against the emulated controller, some of it rigged.
+
+mod device;
+mod hostile;
+mod reset;
+mod rig;
