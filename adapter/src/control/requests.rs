@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tpt::{Access, GrantSpec, Key, Purpose, RegionKey, RegionSpec};
 use wire::Status;
 use wire::control::{DeviceInfo, GrantInfo, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome};
+use wire::discard::{discard, pending as discarding};
 use wire::layout::{Entries, MAX_ENTRIES, MIN_ENTRIES};
 use wire::shm::{AdoptError, Lock, SealedMemory};
 use wire::view::QueueView;
@@ -26,9 +27,13 @@ const LIST_PAGE: usize = 32;
 /// Extents of volumes that a reply of ShowDevice carries.
 const EXTENTS_SHOWN: usize = 400;
 
+/// Descriptors that may hang in their close before no more are taken.
+const DESCRIPTORS_DISCARDED: usize = 256;
+
 impl Control {
     pub(super) fn dispatch(&mut self, caller: Caller, request: Request, descriptors: Vec<OwnedFd>) {
         if let Err(refusal) = self.check_form(caller, &request, &descriptors) {
+            descriptors.into_iter().for_each(discard); // Closing what a client sent may take as long as the client likes.
             return self.answer(caller, Err(refusal));
         }
         let mut descriptors = descriptors.into_iter();
@@ -59,6 +64,10 @@ impl Control {
         let welcomed = self.session(caller)?.welcomed;
         if welcomed == matches!(request, Request::Hello { .. }) {
             return Err(Refusal::new(Status::E_PARAM, "a session begins with one hello"));
+        }
+        if discarding() > DESCRIPTORS_DISCARDED && !descriptors.is_empty() {
+            let text = "too many descriptors that clients sent cannot be closed; none is taken until they are";
+            return Err(Refusal::new(Status::E_NO_RESOURCES, text));
         }
         let wanted = usize::from(matches!(request, Request::CreateQueue { .. } | Request::RegisterMemory { .. }));
         if descriptors.len() != wanted {
@@ -120,8 +129,11 @@ impl Control {
 
     /// Takes memory from an application: bounded, sealed, populated, pinned.
     fn adopt(&self, caller: Caller, bytes: u64, descriptor: Option<OwnedFd>, lock: Lock) -> Result<Adopted, Refusal> {
-        self.check_pinned(caller, bytes)?;
         let Some(descriptor) = descriptor else { return Err(Refusal::new(Status::E_PARAM, "no descriptor came along")) };
+        if let Err(refusal) = self.check_pinned(caller, bytes) {
+            discard(descriptor);
+            return Err(refusal);
+        }
         let sealed = SealedMemory::adopt_with(descriptor, bytes, self.policy.limits.pinned_bytes, lock)
             .map_err(|e| Refusal::new(adopt_status(&e), e.to_string()))?;
         Ok(Adopted::new(sealed))
@@ -134,16 +146,16 @@ impl Control {
         }
     }
 
-    fn make_queue(&mut self, caller: Caller, entries: u32, descriptor: Option<OwnedFd>) -> Result<(u32, OwnedFd), Refusal> {
+    fn make_queue(&mut self, caller: Caller, entries: u32, mut descriptor: Option<OwnedFd>) -> Result<(u32, OwnedFd), Refusal> {
         let session = self.session(caller)?;
-        below("queues", session.queues.len(), self.policy.limits.queues)?;
-        let Some(entries) = Entries::new(entries) else {
-            let text = format!("{entries} entries: a queue has a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}");
-            return Err(Refusal::new(Status::E_PARAM, text));
-        };
+        let checked = below("queues", session.queues.len(), self.policy.limits.queues).and_then(|()| {
+            let text = || format!("{entries} entries: a queue has a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}");
+            Entries::new(entries).ok_or_else(|| Refusal::new(Status::E_PARAM, text()))
+        });
         let domain = session.domain;
+        let entries = or_discard(checked, &mut descriptor)?;
         let memory = self.adopt(caller, entries.bytes() as u64, descriptor, Lock::Mlock)?;
-        let view = QueueView::new(memory.shared(), entries)
+        let view = QueueView::open(memory.shared(), entries)
             .map_err(|e| Refusal::new(Status::E_PARAM, e.to_string()))?;
         let os = |e: std::io::Error| Refusal::new(Status::E_NO_RESOURCES, format!("an eventfd for the queue: {e}"));
         let eventfd = eventfd().map_err(os)?;
@@ -182,20 +194,21 @@ impl Control {
         caller: Caller,
         length: u64,
         access: u8,
-        descriptor: Option<OwnedFd>,
+        mut descriptor: Option<OwnedFd>,
     ) -> Result<Reply, Refusal> {
         let session = self.session(caller)?;
-        below("memory regions", session.regions.len(), self.policy.limits.regions)?;
-        let domain = session.domain;
-        let (access, dma) = match access {
-            1 => (Access::READ, DmaAccess::Read),
-            2 => (Access::WRITE, DmaAccess::Write),
-            3 => (Access::READ_WRITE, DmaAccess::ReadWrite),
+        let limit = self.policy.limits.regions;
+        let checked = below("memory regions", session.regions.len(), limit).and_then(|()| match access {
+            1 => Ok((Access::READ, DmaAccess::Read)),
+            2 => Ok((Access::WRITE, DmaAccess::Write)),
+            3 => Ok((Access::READ_WRITE, DmaAccess::ReadWrite)),
             _ => {
                 let text = format!("memory access {access:#x}: 1 is a source of writes, 2 a target of reads, 3 both");
-                return Err(Refusal::new(Status::E_PARAM, text));
+                Err(Refusal::new(Status::E_PARAM, text))
             }
-        };
+        });
+        let domain = session.domain;
+        let (access, dma) = or_discard(checked, &mut descriptor)?;
         let memory = self.adopt(caller, length, descriptor, self.lock)?;
         let mapping = self
             .mapper
@@ -377,6 +390,13 @@ impl Control {
                 .collect(),
         })
     }
+}
+
+/// A refusal closes the descriptor that came along, without waiting for whoever sent it.
+fn or_discard<T>(checked: Result<T, Refusal>, descriptor: &mut Option<OwnedFd>) -> Result<T, Refusal> {
+    checked.inspect_err(|_| {
+        descriptor.take().into_iter().for_each(discard);
+    })
 }
 
 fn session_info(session: &Session) -> SessionInfo {

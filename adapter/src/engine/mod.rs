@@ -299,8 +299,10 @@ impl State {
 
     fn take_from<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, burst: u32) -> usize {
         let Some(port) = self.ports[index].as_mut() else { return 0 };
-        if port.state != PortState::Ready {
-            return 0;
+        match port.state {
+            PortState::Ready => {}
+            PortState::Error => return port.flush(),
+            PortState::Detaching(_) => return 0,
         }
         let rung = match port.ring.poll_doorbell() {
             Ok(rung) => rung,
@@ -444,6 +446,9 @@ impl State {
             self.starved.push_back(slot);
         } else {
             s.state = SlotState::Running;
+            if s.status == Status::OK && s.submitted < s.blocks {
+                s.fail(Status::E_TABLE_CORRUPT, 0); // The LBA list ended before the request did.
+            }
             if s.outstanding == 0 {
                 self.finish(slot);
             }
@@ -551,7 +556,7 @@ impl State {
     fn fail_port(&mut self, index: usize) {
         self.shared.record_queue_error();
         self.end_unstarted(index, Status::E_FLUSHED);
-        if let Some(port) = self.ports[index].as_mut() {
+        if let Some(port) = self.ports[index].as_mut().filter(|port| port.state == PortState::Ready) {
             port.fail();
         }
     }

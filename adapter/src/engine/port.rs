@@ -99,15 +99,24 @@ impl Port {
         self.ring.complete(&Completion { user_data, status, device_status, bytes, value: 0 });
     }
 
-    /// The error state: what was rung and not taken is answered, each once; nothing else is looked at.
+    /// Moves to the error state.
     pub(super) fn fail(&mut self) {
-        if self.state == PortState::Ready {
-            self.state = PortState::Error;
-            self.ring.fail();
-            while let Some(user_data) = self.ring.take_flushed() {
-                self.complete(user_data, Status::E_FLUSHED, 0, 0);
-            }
+        self.state = PortState::Error;
+        self.ring.fail();
+        self.flush();
+    }
+
+    /// In the error state: answers what was rung within bounds, each once, as far as there is room for the answers.
+    /// Returns how many; a queue has at most its entries at a time.
+    pub(super) fn flush(&mut self) -> usize {
+        // An impossible tail counts as none here.
+        let _ = self.ring.poll_doorbell();
+        let mut flushed = 0;
+        while let Some(user_data) = self.ring.take_flushed() {
+            self.complete(user_data, Status::E_FLUSHED, 0, 0);
+            flushed += 1;
         }
+        flushed
     }
 
     /// Looks whether the application went to sleep before it saw what this turn posted.
