@@ -103,10 +103,11 @@ Examples:
   portcullis serve --device emu:disk.img --format                 # a file; formatted if it is blank
   sudo portcullis serve --device vfio:0000:01:00.0 --admin-group disk --socket /run/portcullis.sock
 
-Root, the user that the adapter runs as and the members of --admin-group administer it: they create volumes and may change
+Root, the user that the adapter runs as and the members of --admin-group administer it: they create volumes and may change \
 any. Everybody may connect; what they may open, the access lists of the volumes say (`portcullis acl`).
 
 SIGTERM and Ctrl-C end it: requests that run are let to end, then the device is shut down.
+
 What it logs to standard error, PORTCULLIS_LOG says: error, warn, info (the default), debug.")]
 pub(crate) struct ServeOptions {
     /// Give the device a new, empty store: if it is blank, or by force, which gives up all that is on it
@@ -151,6 +152,7 @@ pub(crate) enum FormatWhen {
 
 const DOCTOR_HELP: &str = "\
 Looks and changes nothing. Exit code 0 if a disk could be driven by this user now, 1 if something is missing.
+
 The embedded devices (emu:, null:) need none of what it looks for.";
 
 #[derive(Subcommand, Debug)]
@@ -269,7 +271,7 @@ fn parse_rights(text: &str) -> Result<Access, String> {
 
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-SRC and DST are a file, '-' for standard input or output, VOLUME: for a whole volume, or VOLUME:@OFFSET for a place in
+SRC and DST are a file, '-' for standard input or output, VOLUME: for a whole volume, or VOLUME:@OFFSET for a place in \
 it. A file with a colon in its name is written ./like:this.
 
 Examples:
@@ -280,7 +282,7 @@ Examples:
   tar c src | portcullis cp - backup:
   portcullis cp notes: other:                        # from volume to volume
 
-A volume keeps whole blocks. If the last block of a file is not full, it is filled up with zeroes; the command says so,
+A volume keeps whole blocks. If the last block of a file is not full, it is filled up with zeroes; the command says so, \
 and how many bytes to read back. The data is durable when the command ends.")]
 pub(crate) struct CopyOptions {
     /// FILE, - or VOLUME:[@OFFSET]
@@ -335,8 +337,8 @@ impl Workload {
 
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Measures in a volume of its own, which it makes and deletes. In the same run, turn by turn so that the machine's moods
-fall on both, it measures the kernel's path: pread or pwrite with O_DIRECT on a file that it makes and deletes, with one
+Measures in a volume of its own, which it makes and deletes. In the same run, turn by turn so that the machine's moods \
+fall on both, it measures the kernel's path: pread or pwrite with O_DIRECT on a file that it makes and deletes, with one \
 thread and with as many threads as requests are in flight here.
 
 The two are only comparable where volume and file lie on the same kind of medium; the output says which they are.

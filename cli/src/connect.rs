@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use portcullis::{Session, default_socket_path};
 
 use crate::arguments::Where;
+use crate::serve::explain;
 
 /// A session with the adapter that the command line names. With --device there is one in this process, for as long as the
 /// session or anything made from it lives.
@@ -15,7 +16,7 @@ pub(crate) fn connect(place: &Where) -> Result<Session> {
                 "--device drives a disk from this process, --socket asks a running adapter: give one of them"
             )
         }
-        (Some(uri), None) => Ok(Embedded::open(uri)?.session()?),
+        (Some(uri), None) => Ok(Embedded::open(uri).map_err(explain)?.session()?),
         (None, socket) => Ok(Session::connect(
             socket.clone().unwrap_or_else(default_socket_path),
         )?),

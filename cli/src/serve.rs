@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use adapter::daemon::{Serving, serve};
-use adapter::{DeviceUri, Format, Options};
+use adapter::{DeviceUri, Format, Options, StartError};
 use anyhow::{Context, Result};
 use portcullis::default_socket_path;
 use serde_json::json;
@@ -55,8 +55,19 @@ pub(crate) fn run(options: &ServeOptions, place: &Where) -> Result<()> {
     serve(&settings, &socket, |serving| {
         // Nobody may be reading; the adapter serves all the same.
         let _ = output::print(&text(serving));
-    })?;
-    Ok(())
+    })
+    .map_err(explain)
+}
+
+/// An error of the device's content, with the options that give it a new one.
+pub(crate) fn explain(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Store { .. } => anyhow::anyhow!(
+            "{error} (`portcullis serve --format` formats a blank device, `--format force` any, with the loss of all that is \
+             on it)"
+        ),
+        other => other.into(),
+    }
 }
 
 fn as_json(serving: &Serving, socket: &str) -> serde_json::Value {

@@ -324,6 +324,70 @@ fn a_bench_measures_both_paths_and_leaves_nothing() {
 }
 
 #[test]
+fn sigterm_ends_the_adapter_well_and_takes_its_socket_along() {
+    let mut adapter = Adapter::start("emu:64M");
+    adapter.run(&["volume", "create", "v", "1M"]);
+    let pid = rustix::process::Pid::from_child(&adapter.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(adapter.child.wait().unwrap().success());
+    assert!(!adapter.path("p.sock").exists());
+    assert!(adapter.fail(&["volume", "list"]).contains("portcullis serve"));
+}
+
+#[test]
+fn an_image_file_is_formatted_once_and_keeps_its_volumes() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let device = format!("emu:{}", image.display());
+    let socket = directory.path().join("p.sock");
+    let serve = |format: Option<&str>| {
+        let mut command = Command::new(PORTCULLIS);
+        command
+            .args(["serve", "--device", &device, "--socket"])
+            .arg(&socket)
+            .args(format);
+        command
+            .env("PORTCULLIS_LOG", "warn")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let blank = serve(None).wait_with_output().unwrap();
+    assert_eq!(blank.status.code(), Some(1));
+    assert!(
+        text(&blank.stderr).contains("--format"),
+        "{}",
+        text(&blank.stderr)
+    );
+
+    for (format, already) in [(Some("--format"), 0), (None, 1), (Some("--format"), 2)] {
+        let mut child = serve(format);
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.take(2).count(), 2, "serve did not start");
+        let run = |arguments: &[&str]| {
+            let output = Command::new(PORTCULLIS)
+                .args(arguments)
+                .arg("--socket")
+                .arg(&socket)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            text(&output.stdout)
+        };
+        let volumes: Value = serde_json::from_str(&run(&["volume", "list", "--json"])).unwrap();
+        assert_eq!(volumes.as_array().unwrap().len(), already);
+        run(&["volume", "create", &format!("v{already}"), "1M"]);
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&child),
+            rustix::process::Signal::TERM,
+        )
+        .unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
 fn one_command_can_drive_the_device_itself() {
     let output = Command::new(PORTCULLIS)
         .args(["device", "show", "--device", "emu:16M", "--json"])

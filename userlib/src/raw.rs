@@ -115,7 +115,9 @@ impl RawQueue {
     /// # Ok(()) }
     /// ```
     pub fn scribbler(&self) -> Scribbler {
-        Scribbler { memory: self.channel.end.memory().clone() }
+        Scribbler {
+            memory: self.channel.end.memory().clone(),
+        }
     }
 
     /// The next completion, if there is one; an embedded adapter gets a turn. See [`RawQueue`].

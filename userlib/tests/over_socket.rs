@@ -111,12 +111,21 @@ fn another_version_is_refused_with_the_versions() {
     let (_directory, adapter) = start();
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(adapter.socket()).unwrap()).unwrap();
-    let hello = encode(7, &Control::Hello { min_version: 900, max_version: 901 }).unwrap();
+    let hello = encode(
+        7,
+        &Control::Hello {
+            min_version: 900,
+            max_version: 901,
+        },
+    )
+    .unwrap();
     send(&socket, &hello, &[], Blocking::Wait).unwrap();
     let mut packet = vec![0; wire::control::MAX_MESSAGE];
     let (length, _) = receive(&socket, &mut packet, Blocking::Wait).unwrap();
     let (id, reply) = decode_reply(&packet[..length]).unwrap();
-    let Reply::Error { status, detail } = reply else { panic!("{reply:?}") };
+    let Reply::Error { status, detail } = reply else {
+        panic!("{reply:?}")
+    };
     assert_eq!((id, status), (7, Status::E_VERSION), "{detail}");
     assert!(detail.contains("900") && detail.contains("901"), "{detail}");
 }

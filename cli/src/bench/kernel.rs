@@ -46,6 +46,15 @@ impl KernelFile {
                 path.display()
             )
         })?;
+        // A file system may want larger pieces than the work has.
+        let mut one = Aligned::new(work.block);
+        made.file.read_exact_at(one.bytes(), 0).with_context(|| {
+            format!(
+                "{} cannot be read {} bytes at a time with O_DIRECT; try a larger --block-size",
+                path.display(),
+                work.block
+            )
+        })?;
         Ok(made)
     }
 
