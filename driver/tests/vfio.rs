@@ -11,7 +11,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use driver::hal::{Device, DmaAccess, DmaError, Mapping, PinnedMemory, Registers};
+use driver::block::{BlockQueue, Command, DeviceStatus, Operation};
+use driver::hal::{Device, DmaAccess, DmaError, Iova, Mapping, PinnedMemory, Registers};
+use driver::nvme;
 use driver::vfio::{DeviceClass, VfioDevice, VfioError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -174,7 +176,7 @@ impl Controller {
     /// Whether the next completion has come.
     fn completed(&self) -> bool {
         let at = (self.seen as usize % 16) * 16;
-        let phase = 1 - (self.seen / 16 & 1);
+        let phase = 1 - self.seen / 16 % 2;
         self.completions.get(at + 12) >> 16 & 1 == phase
     }
 
@@ -439,6 +441,80 @@ fn a_dropped_device_has_been_stopped() {
     assert_eq!(config()[4] & 4, 0, "still bus master");
 }
 
+/// Runs `operation` on one block, waiting by interrupt, and returns how it ended.
+fn run<Q: BlockQueue>(
+    queue: &mut Q,
+    fd: &OwnedFd,
+    operation: Operation,
+    lba: u64,
+    data: Iova,
+) -> DeviceStatus {
+    queue.arm_interrupt(true);
+    queue
+        .submit(&Command {
+            operation,
+            lba,
+            blocks: 1,
+            data,
+            tag: lba,
+        })
+        .unwrap();
+    queue.commit();
+    let mut ended = None;
+    loop {
+        queue.poll(1, &mut |completed| ended = Some(completed));
+        if let Some(completed) = ended {
+            assert_eq!((completed.tag, queue.outstanding()), (lba, 0));
+            return completed.status;
+        }
+        let patience = Timespec {
+            tv_sec: 10,
+            tv_nsec: 0,
+        };
+        assert_eq!(
+            poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&patience)).unwrap(),
+            1,
+            "no interrupt"
+        );
+        rustix::io::read(fd, &mut [0; 8]).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs an NVMe device bound to vfio-pci"]
+fn the_nvme_driver_moves_data_by_dma_and_interrupts() {
+    let mut controller = nvme::Controller::open(VfioDevice::open(&address()).unwrap(), 2).unwrap();
+    let mut queue = controller.take_queue().unwrap();
+    let fd = queue.interrupt_fd().unwrap().try_clone_to_owned().unwrap();
+    let blocks = queue.geometry().blocks;
+    let (source, target) = (Memory::new(PAGE), Memory::new(PAGE));
+    let from = controller.mapper().map(source.clone(), DmaAccess::Read).unwrap();
+    let to = controller.mapper().map(target.clone(), DmaAccess::Write).unwrap();
+    for (value, lba) in [
+        (0x0101_0101, 0),
+        (0x7777_0000, blocks / 2),
+        (0x1234_abcd, blocks - 1),
+    ] {
+        source.fill(value);
+        target.fill(!value);
+        assert!(run(&mut queue, &fd, Operation::Write { fua: true }, lba, from.iova()).is_ok());
+        assert!(run(&mut queue, &fd, Operation::Read, lba, to.iova()).is_ok());
+        let block = queue.geometry().block_size() as usize;
+        assert!(
+            (0..PAGE)
+                .step_by(4)
+                .all(|at| target.get(at) == if at < block { value } else { !value })
+        );
+    }
+    // A read into a source: whatever the status, its memory stays as it was.
+    source.fill(0x600d_c0de);
+    let _ = run(&mut queue, &fd, Operation::Read, 0, from.iova());
+    assert!(source.is_filled_with(0x600d_c0de), "a source was written");
+    assert_eq!(controller.anomalies(), 0);
+    drop(queue);
+    controller.shutdown().unwrap();
+}
+
 /// To be run as a user with a limit of locked memory: `PORTCULLIS_MEMLOCK` says how many bytes.
 #[test]
 #[ignore = "needs an NVMe device bound to vfio-pci, and a limit of locked memory"]
@@ -516,4 +592,37 @@ fn as_root_a_device_that_the_machine_wants_back_is_given_back() {
     ));
     std::fs::write(format!("{driver}/bind"), address()).unwrap();
     drop(VfioDevice::open(&address()).unwrap());
+}
+
+/// On a virtio block device, with `PORTCULLIS_DEVICE` naming that.
+#[test]
+#[ignore = "needs a virtio block device bound to vfio-pci"]
+fn virtio_a_block_device_is_reached_through_its_capabilities() {
+    let device = VfioDevice::open(&address()).unwrap();
+    assert_eq!(device.class(), DeviceClass::VirtioBlock);
+    assert_eq!(command(&device) & 0x406, 0x402);
+    // Virtio 1.2, 4.1.4: a vendor capability of type 1 says where the common configuration is.
+    let common = device.capabilities().unwrap().into_iter().find_map(|(id, at)| {
+        let mut bytes = [0; 16];
+        device.read_config(u16::from(at), &mut bytes).unwrap();
+        (id == 9 && bytes[3] == 1).then_some(bytes)
+    });
+    let common = common.unwrap();
+    let at = u32::from_le_bytes(common[8..12].try_into().unwrap()) as usize;
+    let bar = device.bar(common[4].into()).unwrap();
+    let (queues, status) = (at + 0x12, at + 0x14);
+    assert!(bar.read16(queues) > 0);
+    bar.write8(status, 1);
+    assert_eq!(bar.read8(status), 1);
+    bar.write8(status, 0);
+    assert_eq!(bar.read8(status), 0);
+    // Its reset is its own, by that register.
+    assert_eq!(device.reset().unwrap_err().kind(), io::ErrorKind::Unsupported);
+    assert!(device.vectors() > 1);
+    let _mapping = device
+        .mapper()
+        .map(Memory::new(PAGE), DmaAccess::ReadWrite)
+        .unwrap();
+    device.set_bus_master(true).unwrap();
+    assert_eq!(command(&device) & 4, 4);
 }
