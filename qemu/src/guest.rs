@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -73,7 +74,8 @@ pub enum Exit {
     Passed,
     /// Init said that something failed.
     Failed,
-    /// It ended without a verdict: a kernel panic, or QEMU's own end with this code (-1 for a signal).
+    /// It ended without a verdict: a kernel panic, or QEMU's own end with this code, or minus the
+    /// signal that ended it.
     NoVerdict(i32),
     /// It was killed when its time was up.
     TimeLimit,
@@ -308,7 +310,8 @@ impl Results {
             let ended = child.try_wait()?;
             self.read(watch)?;
             if let Some(status) = ended {
-                return Ok(Some(status.code().unwrap_or(-1)));
+                let signal = || status.signal().map_or(-1, |signal| -signal);
+                return Ok(Some(status.code().unwrap_or_else(signal)));
             }
             if Instant::now() >= deadline {
                 child.kill()?;
