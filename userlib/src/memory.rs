@@ -122,17 +122,46 @@ impl Memory {
     }
 
     /// Bytes: what was asked for, rounded up to whole pages of 4096.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let memory = session.register(5000, portcullis::MemoryAccess::Both)?;
+    /// assert_eq!(memory.len(), 8192);
+    /// # Ok(()) }
+    /// ```
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
         self.region.memory.len()
     }
 
-    /// What the region is named by on the wire; for [`crate::raw`]. See [`Memory`].
+    /// What the region is named by on the wire; for [`crate::raw`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let memory = session.register(4096, portcullis::MemoryAccess::Both)?;
+    /// let key = memory.key();
+    /// assert_eq!(memory.into_buffer().region(), key);
+    /// # Ok(()) }
+    /// ```
     pub fn key(&self) -> u64 {
         self.region.key
     }
 
-    /// What the device may do with it. See [`Memory`].
+    /// What the device may do with it.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// use portcullis::MemoryAccess;
+    /// let memory = session.register(4096, MemoryAccess::DeviceReads)?;
+    /// assert_eq!(memory.access(), MemoryAccess::DeviceReads);
+    /// # Ok(()) }
+    /// ```
     pub fn access(&self) -> MemoryAccess {
         self.region.access
     }
@@ -274,12 +303,30 @@ impl Buffer {
         (Self { length: at, ..self }, second)
     }
 
-    /// What its region is named by on the wire; for [`crate::raw`]. See [`Memory::key`].
+    /// What its region is named by on the wire; for [`crate::raw`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let buffer = session.buffer(4096)?;
+    /// println!("region {:#x} from byte {}", buffer.region(), buffer.region_offset());
+    /// # Ok(()) }
+    /// ```
     pub fn region(&self) -> u64 {
         self.region.key
     }
 
-    /// Where it begins in its region, in bytes; for [`crate::raw`]. See [`Buffer::region`].
+    /// Where it begins in its region, in bytes; for [`crate::raw`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let (_, second) = session.buffer(8192)?.split_at(4096);
+    /// assert_eq!(second.region_offset(), 4096);
+    /// # Ok(()) }
+    /// ```
     pub fn region_offset(&self) -> u64 {
         self.offset as u64
     }

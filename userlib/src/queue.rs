@@ -82,12 +82,35 @@ impl Queue {
         })
     }
 
-    /// How many requests can be in flight. See [`crate::Session::queue`].
+    /// How many requests can be in flight.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// assert_eq!(queue.entries(), 8);
+    /// # Ok(()) }
+    /// ```
     pub fn entries(&self) -> u32 {
         self.channel.end.entries().get()
     }
 
     /// Which queue of its session it is, as control messages name it.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// let other = session.queue(8)?;
+    /// assert_ne!(queue.number(), other.number());
+    /// # Ok(()) }
+    /// ```
     pub fn number(&self) -> u32 {
         self.channel.number()
     }
@@ -215,7 +238,23 @@ impl Queue {
     /// [`Error::Protocol`] if the adapter completed what was never asked for. A request that failed is not an error
     /// here: see [`Completion::result`].
     ///
-    /// See [`Queue::prepare`] for an example.
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// queue.prepare(portcullis::Request::flush(&volume))?;
+    /// queue.ring()?;
+    /// while queue.in_flight() > 0 {
+    ///     if let Some(done) = queue.poll()? {
+    ///         done.result?;
+    ///     }
+    ///     // ... other work ...
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Completion>, Error> {
         if !self.stash.is_empty() {
@@ -342,16 +381,39 @@ impl Queue {
         self.transfer(volume, offset, Pieces::Write(source))
     }
 
-    /// Makes all completed writes to the volume durable, and waits for it. See [`Queue::write_at`].
+    /// Makes all completed writes to the volume durable, and waits for it.
     ///
     /// # Errors
     /// As [`Queue::execute`], and [`Error::Io`] if the flush failed.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// queue.write_at(&volume, 0, &[1; 4096])?;
+    /// queue.flush(&volume)?; // now it survives a power cut
+    /// # Ok(()) }
+    /// ```
     pub fn flush(&mut self, volume: &Volume) -> Result<(), Error> {
         self.execute(Request::flush(volume))?.result.map(drop)
     }
 
     /// The state word: whether the adapter moved the queue to the error state, after which it takes no more requests.
-    /// A queue used through this type never gets there by itself. See [`crate::raw::RawQueue`].
+    /// A queue used through this type never gets there by itself.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// assert!(!queue.is_down());
+    /// # Ok(()) }
+    /// ```
     pub fn is_down(&self) -> bool {
         self.channel.is_down()
     }

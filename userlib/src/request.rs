@@ -344,7 +344,20 @@ pub struct Ticket {
 
 impl Ticket {
     /// Below the number of the queue's entries, and different among requests in flight: an index for tables of the
-    /// caller's own. See [`Ticket`].
+    /// caller's own.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// let mut context = vec![""; queue.entries() as usize];
+    /// let ticket = queue.prepare(portcullis::Request::flush(&volume))?;
+    /// context[ticket.slot() as usize] = "the flush";
+    /// # Ok(()) }
+    /// ```
     pub const fn slot(self) -> u32 {
         self.slot
     }

@@ -196,7 +196,15 @@ impl Session {
         })
     }
 
-    /// The session's number, as the adapter's log and statistics show it. See [`Session::limits`].
+    /// The session's number, as the adapter's log and statistics show it.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// println!("session {} in the adapter's log", session.number());
+    /// # Ok(()) }
+    /// ```
     pub fn number(&self) -> u64 {
         self.link.welcome.session
     }
@@ -214,7 +222,15 @@ impl Session {
         self.link.welcome.limits
     }
 
-    /// Whether the adapter runs on this session's own threads. See [`Transport::is_embedded`].
+    /// Whether the adapter runs on this session's own threads.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// assert!(session.is_embedded());
+    /// # Ok(()) }
+    /// ```
     pub fn is_embedded(&self) -> bool {
         self.link.is_embedded()
     }
@@ -549,6 +565,15 @@ impl std::fmt::Debug for Session {
 }
 
 /// From [`Session::volumes`]. After an error it ends.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let adapter = adapter::Embedded::open("emu:16M")?;
+/// # let session = adapter.session()?;
+/// let mut volumes = session.volumes();
+/// assert!(volumes.next().is_none());
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Volumes<'a> {
     session: &'a Session,

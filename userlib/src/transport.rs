@@ -5,6 +5,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use wire::control::{Reply, Request};
 
 /// Why a call did not reach the adapter, or its answer not the application.
+///
+/// ```
+/// let error = portcullis::TransportError::Gone("it has ended".to_owned());
+/// assert_eq!(portcullis::Error::from(error).status(), Some(portcullis::Status::E_PATH));
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The connection or the adapter is gone.
@@ -24,6 +29,44 @@ pub enum TransportError {
 }
 
 /// Carries control messages to an adapter, and gives an embedded one the chance to work.
+///
+/// One that writes down what it carries:
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use portcullis::wire::control::{Reply, Request};
+/// use portcullis::{Session, Transport, TransportError};
+/// use std::os::fd::{BorrowedFd, OwnedFd};
+///
+/// struct Traced<T>(T);
+///
+/// impl<T: Transport> Transport for Traced<T> {
+///     fn call(
+///         &mut self,
+///         request: &Request,
+///         descriptors: &[BorrowedFd<'_>],
+///     ) -> Result<(Reply, Vec<OwnedFd>), TransportError> {
+///         let reply = self.0.call(request, descriptors)?;
+///         println!("{request:?} -> {:?}", reply.0);
+///         Ok(reply)
+///     }
+///     fn turn(&mut self) -> bool {
+///         self.0.turn()
+///     }
+///     fn is_embedded(&self) -> bool {
+///         self.0.is_embedded()
+///     }
+///     fn check_alive(&mut self) -> Result<(), TransportError> {
+///         self.0.check_alive()
+///     }
+/// }
+///
+/// let adapter = adapter::Embedded::open("emu:16M")?;
+/// let transport = adapter.transport_as(adapter::embedded::own_credentials())?;
+/// let session = Session::with_transport(Box::new(Traced(transport)))?;
+/// session.create_volume("v", 1 << 20)?;
+/// # Ok(()) }
+/// ```
 pub trait Transport: Send {
     /// Sends a request with its descriptors and waits for the reply and the descriptors that come with it.
     fn call(

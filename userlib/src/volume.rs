@@ -59,22 +59,64 @@ impl Volume {
         })
     }
 
-    /// What the grant is named by on the wire: an index and a key instance. A name, not a secret. See [`Volume`].
+    /// What the grant is named by on the wire: an index and a key instance. A name, not a secret.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// let again = session.open("v", portcullis::Access::READ)?;
+    /// assert_ne!(volume.key(), again.key());
+    /// # Ok(()) }
+    /// ```
     pub fn key(&self) -> u64 {
         self.key
     }
 
-    /// Bytes, as of the opening or the last [`Volume::refresh`]. See [`Volume`].
+    /// Bytes, as of the opening or the last [`Volume::refresh`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// assert_eq!(volume.size(), 1 << 20);
+    /// # Ok(()) }
+    /// ```
     pub fn size(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The unit of offsets and lengths, in bytes. See [`Volume`].
+    /// The unit of offsets and lengths, in bytes.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// let blocks = volume.size() / u64::from(volume.block_size());
+    /// assert!(blocks > 0);
+    /// # Ok(()) }
+    /// ```
     pub fn block_size(&self) -> u32 {
         self.block_size
     }
 
-    /// What it was opened for. See [`Volume`].
+    /// What it was opened for.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// assert!(volume.access().allows(portcullis::Access::WRITE));
+    /// # Ok(()) }
+    /// ```
     pub fn access(&self) -> Access {
         self.access
     }
