@@ -21,6 +21,11 @@ pub trait Registers: Send + Sync + 'static {
     fn write32(&self, offset: usize, value: u32);
     /// Writes 64 bits, likewise.
     fn write64(&self, offset: usize, value: u64);
+    /// Whether interrupts of `vector` are wanted from now on; they are at first. A device whose interrupts cost nobody
+    /// a system call ignores it. After arming, look for completions once more before going to sleep.
+    fn arm_interrupt(&self, vector: u32, armed: bool) {
+        let _ = (vector, armed);
+    }
 }
 
 /// What the device may do with mapped memory.

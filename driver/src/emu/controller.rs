@@ -2,7 +2,7 @@
 //! and 3.5).
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::Thread;
 
@@ -59,6 +59,8 @@ pub struct Controller {
     admin_submission: AtomicU64,
     admin_completion: AtomicU64,
     masked: AtomicU32,
+    /// Vectors of which interrupts are wanted.
+    armed: Box<[AtomicBool]>,
     powered: AtomicBool,
     running: AtomicBool,
     cache_on: AtomicBool,
@@ -103,6 +105,7 @@ impl Controller {
             admin_submission: AtomicU64::new(0),
             admin_completion: AtomicU64::new(0),
             masked: AtomicU32::new(0),
+            armed: (0..queues).map(|_| AtomicBool::new(true)).collect(),
             powered: AtomicBool::new(true),
             running: AtomicBool::new(false),
             cache_on: AtomicBool::new(true),
@@ -192,12 +195,33 @@ impl Controller {
         }
     }
 
-    /// Raises the interrupt of a completion queue if it has one that is routed and not masked.
+    /// Raises the interrupt of a completion queue if it has one that is wanted, routed and not masked.
     #[inline]
     pub(super) fn interrupt(&self, completion: u16) {
-        if let Some(vector) = self.completions[usize::from(completion)].interrupt()
-            && !(vector < 32 && self.masked.load(Ordering::SeqCst) >> vector & 1 == 1)
-        {
+        let Some(vector) = self.completions[usize::from(completion)].interrupt() else {
+            return;
+        };
+        // Against a host on another thread that arms, looks and sleeps: it sees the completion, or this sees it armed.
+        // Commands that run inside its own doorbell write need no fence.
+        if self.worker.thread.get().is_some() {
+            fence(Ordering::SeqCst);
+        }
+        self.raise(vector);
+    }
+
+    /// The same, from a thread that is not the host's.
+    pub(super) fn interrupt_from_afar(&self, completion: u16) {
+        fence(Ordering::SeqCst);
+        self.interrupt(completion);
+    }
+
+    #[inline]
+    fn raise(&self, vector: u32) {
+        let wanted = self
+            .armed
+            .get(vector as usize)
+            .is_some_and(|armed| armed.load(Ordering::SeqCst));
+        if wanted && !(vector < 32 && self.masked.load(Ordering::SeqCst) >> vector & 1 == 1) {
             self.signal(vector);
         }
     }
@@ -219,7 +243,7 @@ impl Controller {
                 && bits >> vector & 1 == 1
                 && slot.waiting()
             {
-                self.signal(vector);
+                self.raise(vector);
             }
         }
     }
@@ -429,6 +453,14 @@ impl Registers for Controller {
                 offset::ACQ => set_half(&self.admin_completion, at & 4 != 0, value),
                 _ => {}
             },
+        }
+    }
+
+    fn arm_interrupt(&self, vector: u32, armed: bool) {
+        if let Some(wanted) = self.armed.get(vector as usize) {
+            wanted.store(armed, Ordering::SeqCst);
+            // Before the host looks for completions once more.
+            fence(Ordering::SeqCst);
         }
     }
 

@@ -395,6 +395,10 @@ impl<R: Registers> Registers for FaultyRegisters<R> {
             self.under.write64(at, value);
         }
     }
+
+    fn arm_interrupt(&self, vector: u32, armed: bool) {
+        self.under.arm_interrupt(vector, armed);
+    }
 }
 
 impl<D: Device> Device for Faulty<D> {

@@ -377,7 +377,7 @@ impl Controller {
         let completion = submission.completion;
         drop(window);
         drop(state);
-        self.interrupt(completion);
+        self.interrupt_from_afar(completion);
         held.len()
     }
 

@@ -873,6 +873,14 @@ fn interrupts_follow_ien_routing_and_mask() {
     assert_eq!(count(1), 0);
     host.registers.write32(offset::INTMC, 2);
     assert_eq!(count(1), 1);
+    // Not wanted, it costs no system call.
+    host.registers.arm_interrupt(1, false);
+    host.take(&mut pair).unwrap();
+    assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1)).status, 0);
+    assert_eq!(count(1), 0);
+    host.registers.arm_interrupt(1, true);
+    assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1)).status, 0);
+    assert_eq!(count(1), 1);
 }
 
 #[test]

@@ -107,6 +107,8 @@ impl<R: Registers> Queue<R> {
             dstrd,
             interrupt,
         } = parts;
+        // Until someone is about to sleep.
+        registers.arm_interrupt(u32::from(qid), false);
         Self {
             registers,
             shared,
@@ -385,8 +387,10 @@ impl<R: Registers> BlockQueue for Queue<R> {
         self.state
     }
 
-    /// Nothing to do: the device has no register to mask one queue's MSI-X interrupt.
-    fn arm_interrupt(&mut self, _armed: bool) {}
+    /// For the machine to make use of: the device has no register to mask one queue's MSI-X interrupt.
+    fn arm_interrupt(&mut self, armed: bool) {
+        self.registers.arm_interrupt(u32::from(self.qid), armed);
+    }
 }
 
 impl<R: Registers> Drop for Queue<R> {
