@@ -17,6 +17,7 @@
 mod admin;
 mod controller;
 mod faulty;
+pub mod fuzz;
 mod identify;
 mod interpose;
 mod iommu;

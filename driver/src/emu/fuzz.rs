@@ -1,0 +1,350 @@
+//! The NVMe driver against a device that says whatever the bytes say.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use zerocopy::FromBytes;
+
+use super::{Controller, EmuConfig, Emulator, Interposer, Pages, Posting, RamMedia, Verdict};
+use crate::block::{BlockQueue, Command, Operation, SubmitError};
+use crate::hal::{Device, DmaAccess, Iova, Mapper, Registers};
+use crate::nvme::{Controller as Driver, Options, Queue, ResetProgress};
+use crate::spec::nvme::{Cqe, Sqe, Status};
+
+/// Bytes that are looked at; a longer input is cut.
+const MOST: usize = 4096;
+/// What the driver is told to do, at most.
+const STEPS: usize = 200;
+/// How long it may wait for an admin command: some are lost.
+const ADMIN: Duration = Duration::from_millis(4);
+const DISK: u64 = 1 << 20;
+const FILLER: u8 = 0x77;
+
+/// The bytes, taken from the front by whoever is next. When they are used up the device is honest.
+struct Tape(Mutex<std::vec::IntoIter<u8>>);
+
+impl Tape {
+    fn byte(&self) -> u8 {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next()
+            .unwrap_or(0)
+    }
+
+    fn bytes<const N: usize>(&self) -> [u8; N] {
+        std::array::from_fn(|_| self.byte())
+    }
+}
+
+struct Liar(Arc<Tape>);
+
+impl Interposer for Liar {
+    fn before(&self, _: u16, _: &Sqe) -> Verdict {
+        match self.0.byte() {
+            0..=223 => Verdict::Run,
+            224..=239 => Verdict::Hold,
+            _ => Verdict::Fail(Status(u16::from_le_bytes(self.0.bytes()))),
+        }
+    }
+
+    fn completion(&self, posting: &mut Posting) {
+        match self.0.byte() {
+            0..=191 => {}
+            192..=207 => posting.copies = self.0.byte() % 8,
+            208..=215 => posting.wrong_phase = true,
+            216..=223 => posting.entry.cid = u16::from_le_bytes(self.0.bytes()),
+            224..=231 => posting.entry.sqhd = u16::from_le_bytes(self.0.bytes()),
+            232..=239 => posting.entry.dw0 = u32::from_le_bytes(self.0.bytes()),
+            _ => {
+                let bytes: [u8; 16] = self.0.bytes();
+                posting.entry = Cqe::read_from_bytes(&bytes).unwrap_or_default();
+            }
+        }
+    }
+
+    fn data(&self, _: &Sqe, data: &mut [u8]) {
+        match self.0.byte() {
+            0..=127 => {}
+            128..=247 => {
+                for _ in 0..=self.0.byte() % 4 {
+                    let at = usize::from(u16::from_le_bytes(self.0.bytes())) % data.len().max(1);
+                    if let Some(byte) = data.get_mut(at) {
+                        *byte = self.0.byte();
+                    }
+                }
+            }
+            _ => data.fill_with(|| self.0.byte()),
+        }
+    }
+
+    fn abort_lies(&self) -> bool {
+        self.0.byte() & 1 == 1
+    }
+}
+
+/// Registers that sometimes read as something else.
+struct LyingRegisters {
+    under: Arc<Controller>,
+    tape: Arc<Tape>,
+}
+
+impl Registers for LyingRegisters {
+    fn len(&self) -> usize {
+        self.under.len()
+    }
+
+    fn read32(&self, at: usize) -> u32 {
+        let value = self.under.read32(at);
+        match self.tape.byte() {
+            0..=239 => value,
+            240..=247 => value ^ 1 << (self.tape.byte() % 32),
+            248..=251 => u32::MAX,
+            _ => u32::from_le_bytes(self.tape.bytes()),
+        }
+    }
+
+    fn read64(&self, at: usize) -> u64 {
+        u64::from(self.read32(at)) | u64::from(self.read32(at + 4)) << 32
+    }
+
+    fn write32(&self, at: usize, value: u32) {
+        if self.tape.byte() < 250 {
+            self.under.write32(at, value);
+        }
+    }
+
+    fn write64(&self, at: usize, value: u64) {
+        self.under.write64(at, value);
+    }
+}
+
+struct LyingDevice {
+    under: Arc<Emulator>,
+    registers: Arc<LyingRegisters>,
+}
+
+impl Device for LyingDevice {
+    type Registers = LyingRegisters;
+
+    fn registers(&self) -> Arc<LyingRegisters> {
+        Arc::clone(&self.registers)
+    }
+
+    fn mapper(&self) -> Arc<dyn Mapper> {
+        self.under.mapper()
+    }
+
+    fn set_bus_master(&self, on: bool) -> io::Result<()> {
+        self.under.set_bus_master(on)
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        // The kernel is to be believed: a reset happens, or is said not to have.
+        if self.registers.tape.byte() < 250 {
+            self.under.reset()
+        } else {
+            Err(io::ErrorKind::Other.into())
+        }
+    }
+
+    fn vectors(&self) -> u32 {
+        self.under.vectors()
+    }
+
+    fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.under.route_interrupts(eventfds)
+    }
+}
+
+/// The commands that were submitted, each of which may end once.
+#[derive(Default)]
+struct Ledger(Vec<bool>);
+
+impl Ledger {
+    fn poll(&mut self, queue: &mut Queue<LyingRegisters>) {
+        let budget = queue.outstanding() + 1;
+        let outstanding = queue.outstanding();
+        let mut ended = 0;
+        queue.poll(budget, &mut |completed| {
+            ended += 1;
+            let tag = usize::try_from(completed.tag).expect("a tag of ours");
+            assert!(
+                std::mem::replace(&mut self.0[tag], false),
+                "command {tag} ended twice"
+            );
+        });
+        assert_eq!(queue.outstanding() + ended, outstanding);
+    }
+
+    fn submit(&mut self, queue: &mut Queue<LyingRegisters>, tape: &Tape, data: Iova) {
+        let [what, lba, blocks, offset] = tape.bytes();
+        let operation = match what % 6 {
+            0 | 1 => Operation::Read,
+            2 => Operation::Write { fua: what & 64 != 0 },
+            3 => Operation::Compare,
+            4 => Operation::Flush,
+            _ => Operation::Deallocate,
+        };
+        let command = Command {
+            operation,
+            lba: u64::from(lba),
+            blocks: u32::from(blocks % 9),
+            data: Iova(data.0 + u64::from(offset & !3)),
+            tag: self.0.len() as u64,
+        };
+        match queue.submit(&command) {
+            Ok(()) => self.0.push(true),
+            Err(SubmitError::Full | SubmitError::Invalid | SubmitError::Down) => {}
+        }
+    }
+}
+
+/// Drives a device whose registers, identify data and completions lie as `data` says, with commands that `data` names.
+///
+/// Panics if the driver does, if a command ends that was not submitted or ended before, or if memory that it gave to no
+/// command changes. Takes no longer than a few seconds on any input, mostly milliseconds.
+pub fn hostile_device(data: &[u8]) {
+    let taken = Vec::from(&data[..data.len().min(MOST)]);
+    let tape = Arc::new(Tape(Mutex::new(taken.into_iter())));
+    let media = Arc::new(RamMedia::new(DISK).expect("memory"));
+    let config = EmuConfig {
+        queues: 2,
+        entries: 16,
+        interposer: Some(Arc::new(Liar(tape.clone()))),
+        ..EmuConfig::new(media)
+    };
+    let under = Arc::new(Emulator::new(config).expect("a device"));
+    let mapper = under.mapper();
+    let memory = Pages::populated(65_536).expect("memory");
+    memory.span().write(&[FILLER; 65_536]);
+    let canary = Pages::populated(4096).expect("memory");
+    canary.span().write(&[FILLER; 4096]);
+    let mapping = mapper
+        .map(memory.clone(), DmaAccess::ReadWrite)
+        .expect("a mapping");
+    let _canary_mapping = mapper
+        .map(canary.clone(), DmaAccess::ReadWrite)
+        .expect("a mapping");
+    let registers = Arc::new(LyingRegisters {
+        under: under.registers(),
+        tape: tape.clone(),
+    });
+    let device = LyingDevice {
+        under: under.clone(),
+        registers,
+    };
+    let options = Options {
+        entries: 8,
+        admin_timeout: ADMIN,
+        ..Options::new(1)
+    };
+    if let Ok(mut driver) = Driver::open_with(device, &options) {
+        let mut queue = driver.take_queue().expect("one queue");
+        assert!(driver.take_queue().is_none());
+        drive(&mut driver, &mut queue, &under, &tape, mapping.iova());
+    }
+    let mut bytes = [0; 4096];
+    canary.span().read(&mut bytes);
+    assert!(
+        bytes.iter().all(|&byte| byte == FILLER),
+        "memory of no command changed"
+    );
+    // Nothing is given further than the largest command from the furthest offset.
+    let mut bytes = [0; 32_768];
+    memory
+        .span()
+        .part(32_768, 32_768)
+        .expect("inside")
+        .read(&mut bytes);
+    assert!(
+        bytes.iter().all(|&byte| byte == FILLER),
+        "memory past the commands changed"
+    );
+}
+
+fn drive(
+    driver: &mut Driver<LyingDevice>,
+    queue: &mut Queue<LyingRegisters>,
+    under: &Emulator,
+    tape: &Tape,
+    data: Iova,
+) {
+    let block = driver.geometry().block_size();
+    let mut ledger = Ledger::default();
+    for _ in 0..STEPS {
+        match tape.byte() % 16 {
+            // With larger blocks commands would not fit the memory.
+            0..=6 if block <= 4096 => ledger.submit(queue, tape, data),
+            7..=9 => queue.commit(),
+            13 => _ = driver.health(),
+            14 => _ = under.release_held(),
+            15 => {
+                driver.begin_reset();
+                settle(driver, queue, &mut ledger);
+            }
+            _ => ledger.poll(queue),
+        }
+        if driver.watch() != crate::nvme::Watch::Running {
+            driver.begin_reset();
+            settle(driver, queue, &mut ledger);
+        }
+    }
+    queue.commit();
+    ledger.poll(queue);
+    if driver.shutdown().is_ok() {
+        // All that was outstanding ends now.
+        for _ in 0..3 {
+            ledger.poll(queue);
+        }
+        assert_eq!(queue.outstanding(), 0);
+        assert!(
+            ledger.0.iter().all(|outstanding| !outstanding),
+            "a command never ended"
+        );
+    }
+}
+
+/// Takes a reset to its end, whatever that is.
+fn settle(driver: &mut Driver<LyingDevice>, queue: &mut Queue<LyingRegisters>, ledger: &mut Ledger) {
+    while driver.finish_reset() == ResetProgress::Pending {
+        ledger.poll(queue);
+        std::thread::yield_now();
+    }
+    ledger.poll(queue);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::media::Random;
+    use super::*;
+
+    #[test]
+    fn an_honest_tape_works() {
+        hostile_device(&[]);
+        hostile_device(&[0; 64]);
+    }
+
+    #[test]
+    fn the_driver_survives_random_tapes() {
+        for seed in 0..150 {
+            let mut random = Random(seed);
+            let len = random.below(1500);
+            // Mostly honest, so that some get far.
+            let honesty = random.below(100);
+            let tape: Vec<u8> = (0..len)
+                .map(|_| {
+                    if random.below(100) < honesty {
+                        random.below(128)
+                    } else {
+                        random.below(256)
+                    }
+                    .to_le_bytes()[0]
+                })
+                .collect();
+            hostile_device(&tape);
+        }
+    }
+}
