@@ -21,6 +21,8 @@ pub mod fuzz;
 mod identify;
 mod interpose;
 mod iommu;
+#[cfg(test)]
+mod lies;
 mod media;
 mod memory;
 mod nvm;
