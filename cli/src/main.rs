@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("portcullis: {}", output::plain(&format!("{error:#}")));
+            eprintln!("portcullis: {}", output::plain(&output::describe(&error)));
             ExitCode::FAILURE
         }
     }

@@ -21,6 +21,18 @@ pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
     print(&format!("{value:#}\n"))
 }
 
+/// An error and what caused it, on one line. Causes that an error's own text names already are not said twice.
+pub(crate) fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text = text + colon + &cause;
+        }
+    }
+    text
+}
+
 /// A text for a terminal: it may have lines, and nothing else that moves the cursor or changes what one sees.
 pub(crate) fn plain(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -81,6 +93,15 @@ mod tests {
         ];
         assert_eq!(table(&["NAME", "N"], &rows), "NAME  N\na     1\nlong  22\n");
         assert_eq!(table(&["X"], &[]), "X\n");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = || io::Error::from(io::ErrorKind::NotFound);
+        let error = anyhow::Error::from(cause()).context("opening x");
+        assert_eq!(describe(&error), format!("opening x: {}", cause()));
+        let error = anyhow::Error::from(cause()).context(format!("opening x: {}; make it first", cause()));
+        assert_eq!(describe(&error), format!("opening x: {}; make it first", cause()));
     }
 
     #[test]

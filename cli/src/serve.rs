@@ -66,6 +66,12 @@ pub(crate) fn explain(error: StartError) -> anyhow::Error {
             "{error} (`portcullis serve --format` formats a blank device, `--format force` any, with the loss of all that is \
              on it)"
         ),
+        StartError::Os {
+            what: "listening",
+            source,
+        } => {
+            anyhow::anyhow!("cannot listen: {source}; --socket names another place")
+        }
         other => other.into(),
     }
 }
