@@ -83,7 +83,7 @@ fn submit<R: Registers>(queue: &mut Queue<R>, commands: impl IntoIterator<Item =
 fn poll<R: Registers>(queue: &mut Queue<R>) -> Vec<(u64, DeviceStatus)> {
     let mut ended = Vec::new();
     queue.poll(usize::MAX, &mut |completed| {
-        ended.push((completed.tag, completed.status))
+        ended.push((completed.tag, completed.status));
     });
     ended
 }
