@@ -50,8 +50,10 @@ unsafe impl PinnedMemory for Pages {
 /// Offsets are the driver's own; one outside, or not a multiple of the access, panics.
 pub struct DmaBuffer {
     // Before the pages: unmapped first.
-    mapping: Box<dyn Mapping>,
+    _mapping: Box<dyn Mapping>,
     pages: Arc<Pages>,
+    /// Of the mapping, at hand.
+    iova: u64,
 }
 
 impl DmaBuffer {
@@ -66,14 +68,18 @@ impl DmaBuffer {
             source,
         })?);
         let mapping = mapper.map(pages.clone(), access)?;
-        Ok(Self { mapping, pages })
+        Ok(Self {
+            iova: mapping.iova().0,
+            _mapping: mapping,
+            pages,
+        })
     }
 
     /// Where the device sees the byte at `offset`.
     #[inline]
     pub fn iova(&self, offset: usize) -> Iova {
         assert!(offset < self.len(), "offset {offset} of {}", self.len());
-        Iova(self.mapping.iova().0 + offset as u64)
+        Iova(self.iova + offset as u64)
     }
 
     /// Bytes, a multiple of [`PAGE`].

@@ -130,7 +130,7 @@ impl<R: Registers> Queue<R> {
         }
     }
 
-    /// Becomes readable with completions, if the device has an interrupt for this queue. The owner reads it.
+    /// Becomes readable with completions, once armed, if the device has an interrupt for this queue. The owner reads it.
     pub fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
         self.interrupt.as_ref().map(AsFd::as_fd)
     }

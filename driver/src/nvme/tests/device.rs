@@ -235,6 +235,28 @@ fn full_then_empty_many_times_with_one_doorbell_each() {
 }
 
 #[test]
+fn queues_are_no_longer_than_the_controller_allows() {
+    let (device, _) = rigged_with(512, 5);
+    let mut controller = Controller::open_with(device, &options(1)).unwrap();
+    let mut queue = controller.take_queue().unwrap();
+    let buffer = memory(&controller, 4096);
+    for _ in 0..9 {
+        for lba in 0..4 {
+            queue
+                .submit(&command(Operation::Read, lba, 1, buffer.iova(0)))
+                .unwrap();
+        }
+        assert_eq!(
+            queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))),
+            Err(SubmitError::Full)
+        );
+        queue.commit();
+        assert_eq!(ended(&mut queue).len(), 4);
+    }
+    assert_eq!(controller.anomalies(), 0);
+}
+
+#[test]
 fn queues_are_apart() {
     let (device, _) = rigged(512);
     let mut controller = Controller::open_with(device, &options(4)).unwrap();
@@ -272,12 +294,23 @@ fn interrupts_make_the_descriptor_readable() {
             == 1
     };
     assert!(!readable(&first));
+    first.arm_interrupt(true);
     first
         .submit(&command(Operation::Read, 0, 1, buffer.iova(0)))
         .unwrap();
     assert!(!readable(&first));
     first.commit();
     assert!(readable(&first) && !readable(&second));
+    rustix::io::read(first.interrupt_fd().unwrap(), &mut [0; 8]).unwrap();
+    for armed in [false, true] {
+        assert_eq!(ended(&mut first).len(), 1);
+        first.arm_interrupt(armed);
+        first
+            .submit(&command(Operation::Read, 0, 1, buffer.iova(0)))
+            .unwrap();
+        first.commit();
+        assert_eq!(readable(&first), armed);
+    }
     let (device, _) = rigged(512);
     let silent = Options {
         interrupts: false,

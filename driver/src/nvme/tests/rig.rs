@@ -120,6 +120,9 @@ impl Registers for RiggedRegisters {
         self.rigging.writes.lock().unwrap().push((offset, value));
         self.inner.write64(offset, value);
     }
+    fn arm_interrupt(&self, vector: u32, armed: bool) {
+        self.inner.arm_interrupt(vector, armed);
+    }
 }
 
 impl Device for Rigged {
@@ -155,10 +158,16 @@ pub(super) const BYTES: u64 = 8 << 20;
 
 /// A device of 8 MiB in memory with blocks of `block` bytes, and 4 queues. CAP.TO is its least, 500 ms.
 pub(super) fn rigged(block: u32) -> (Rigged, Arc<Rigging>) {
+    rigged_with(block, 1024)
+}
+
+/// The same, with queues of at most `entries` entries.
+pub(super) fn rigged_with(block: u32, entries: u32) -> (Rigged, Arc<Rigging>) {
     let rigging = Arc::new(Rigging::default());
     let emulator = Emulator::new(EmuConfig {
         block_size: block,
         queues: 4,
+        entries,
         interposer: Some(Arc::clone(&rigging) as Arc<dyn Interposer>),
         ..EmuConfig::new(Arc::new(RamMedia::new(BYTES).unwrap()))
     })
