@@ -1,6 +1,9 @@
 //! The suites that run on every device.
 //!
 //! - [`conformance`]: what every block device must do, through the driver.
+//! - [`system`]: what applications and adapter do together, through the whole path.
 #![deny(unsafe_code)]
 
 pub mod conformance;
+pub mod process;
+pub mod system;
