@@ -260,6 +260,19 @@ fn nobody_at_the_socket_is_told_with_what_to_do() {
         error.contains("/nowhere/p.sock") && error.contains("portcullis serve"),
         "{error}"
     );
+    assert_eq!(error.matches("os error 2").count(), 1, "said once: {error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+
+    let output = Command::new(PORTCULLIS)
+        .args(["serve", "--device", "emu:16M", "--socket", "/nowhere/p.sock"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(
+        error.contains("/nowhere/p.sock") && error.contains("--socket"),
+        "{error}"
+    );
 
     let output = Command::new(PORTCULLIS)
         .args(["serve", "--device", "floppy:"])

@@ -39,6 +39,42 @@ fn what_is_written_over_one_session_is_read_over_another() {
     assert_eq!(error.status(), Some(Status::E_ACCESS));
 }
 
+/// S5-R3: requests written but not rung are not processed. S5-R1: rung, exactly so many are. S5-R5: ringing for nothing
+/// changes nothing.
+#[test]
+fn exactly_what_is_rung_is_processed() {
+    let (_directory, adapter) = start();
+    let session = Session::connect(adapter.socket()).unwrap();
+    session.create_volume("v", 1 << 20).unwrap();
+    let volume = session.open("v", Access::WRITE).unwrap();
+    let (mut silent, mut busy) = (session.queue(8).unwrap(), session.queue(8).unwrap());
+    let completed = || session.statistics().unwrap().completed;
+    let before = completed();
+    for tag in 0..3 {
+        silent
+            .prepare(Request::write_zeroes(&volume, 0, 4096).tag(tag))
+            .unwrap();
+    }
+    // The adapter has turned over both queues many times when these are done.
+    for _ in 0..100 {
+        busy.execute(Request::write_zeroes(&volume, 0, 4096))
+            .unwrap()
+            .result
+            .unwrap();
+        busy.ring().unwrap();
+    }
+    assert!(silent.poll().unwrap().is_none());
+    assert_eq!(completed() - before, 100);
+
+    silent.ring().unwrap();
+    silent.ring().unwrap();
+    let mut tags: Vec<u64> = (0..3).map(|_| silent.wait(LONG).unwrap().unwrap().tag).collect();
+    tags.sort_unstable();
+    assert_eq!(tags, [0, 1, 2]);
+    assert!(silent.wait(LONG).unwrap().is_none(), "nothing is in flight");
+    assert_eq!(completed() - before, 103);
+}
+
 #[test]
 fn threads_share_a_session_and_have_queues_of_their_own() {
     let (_directory, adapter) = start();
