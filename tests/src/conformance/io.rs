@@ -32,6 +32,11 @@ impl Memory {
         memory
     }
 
+    /// Takes it from the device, and returns it.
+    pub fn unmap(self) -> Arc<Pages> {
+        self.pages
+    }
+
     /// The device's address of byte `offset`.
     pub fn at(&self, offset: usize) -> Iova {
         Iova(self.mapping.iova().0 + offset as u64)
