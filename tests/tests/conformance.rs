@@ -1,7 +1,12 @@
 //! The conformance suite on the device that `PORTCULLIS_DEVICE` names; `emu:64M` if it names none.
+//!
+//! On `emu:SIZE` all of it runs three times: with blocks of 512 bytes, of 4096 bytes, and on a file.
 
+use std::path::PathBuf;
+
+use driver::emu::FileMedia;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use tests::conformance::{Bench, Case, all};
+use tests::conformance::{Bench, Case, all, size};
 
 fn run(uri: &str, case: &Case) -> Result<Completion, Failed> {
     let mut bench = Bench::new(uri).map_err(|error| format!("{error:#}"))?;
@@ -12,14 +17,44 @@ fn run(uri: &str, case: &Case) -> Result<Completion, Failed> {
     Ok(Completion::Completed)
 }
 
+/// A file that is gone at the end.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(bytes: u64) -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("portcullis-conformance-{}.img", std::process::id()));
+        FileMedia::create(&path, bytes)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // It is not worth failing for.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 fn main() -> std::process::ExitCode {
     let uri = std::env::var("PORTCULLIS_DEVICE").unwrap_or_else(|_| "emu:64M".to_owned());
     let mut arguments = Arguments::from_args();
     // One device, one case at a time.
     arguments.test_threads = Some(1);
-    let trial = |case: Case| {
-        let uri = uri.clone();
-        Trial::ignorable_test(case.name, move || run(&uri, &case)).with_kind("conformance")
-    };
-    libtest_mimic::run(&arguments, all().into_iter().map(trial).collect()).exit_code()
+    let memory = uri.strip_prefix("emu:").and_then(size);
+    let disk = memory.map(|bytes| Disk::new(bytes).expect("a file for the device"));
+    let mut devices = vec![("conformance", uri.clone())];
+    if let Some(Disk(path)) = &disk {
+        devices.push(("conformance, 4096-byte blocks", format!("{uri},4096")));
+        devices.push(("conformance, file", format!("emu:{}", path.display())));
+    }
+    let mut trials = Vec::new();
+    for (kind, uri) in devices {
+        for case in all() {
+            let uri = uri.clone();
+            trials.push(Trial::ignorable_test(case.name, move || run(&uri, &case)).with_kind(kind));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(disk);
+    conclusion.exit_code()
 }

@@ -18,7 +18,7 @@ use driver::hal::{DmaAccess, Mapper};
 
 pub use io::{Image, Memory, Random};
 pub use load::Load;
-pub use target::{ENTRIES, Nvme, QUEUES, Target, TestQueue, open};
+pub use target::{ENTRIES, Nvme, QUEUES, Target, TestQueue, open, size};
 
 /// A case. It panics where the device falls short.
 #[derive(Clone, Copy)]

@@ -101,7 +101,7 @@ pub enum Target {
 }
 
 /// Bytes of `64M` and the like.
-fn size(text: &str) -> Option<u64> {
+pub fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
     let unit = match &text[digits.len()..] {
         "" => 0,
