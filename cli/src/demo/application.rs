@@ -108,7 +108,9 @@ impl Application {
             Order::Busy => loop {
                 let length = 64 << 10;
                 let buffer = self.session.buffer(length)?;
-                self.queue.execute(Request::read(&self.volume, 0, buffer))?.result?;
+                self.queue
+                    .execute(Request::read(&self.volume, 0, buffer))?
+                    .result?;
             },
         }
     }
