@@ -108,7 +108,7 @@ pub(crate) struct Args {
     arguments: Vec<String>,
 }
 
-/// `portcullis serve` on the guest's disk as one user, then `portcullis ARGS` as another; whether both ended well.
+/// `portcullis serve` on the guest's blank disk as one user, then `portcullis ARGS` as another; whether both ended well.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     ensure!(args.disk > 0, "a disk has at least 1 MiB");
     qemu::install()?;
@@ -116,7 +116,15 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         .release()
         .build()?;
     let portcullis = || Command::new("portcullis").env("PORTCULLIS_SOCKET", SOCKET);
-    let serve = portcullis().args(["serve", "--device", &device(), "--socket", SOCKET]);
+    let serve = portcullis().args([
+        "serve",
+        "--device",
+        &device(),
+        "--socket",
+        SOCKET,
+        "--format=blank",
+        "--anyone-creates",
+    ]);
     let ask = portcullis()
         .args(args.arguments.iter().map(String::as_str))
         .user(APPLICATION)
@@ -137,6 +145,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         .iter()
         .position(|step| matches!(step, Step::Run { .. }))
         .unwrap_or(0);
+    let mut behind = Vec::new();
     let outcome = guest.run(&mut |event| match event {
         Event::Output {
             step,
@@ -145,9 +154,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         } if *step == asked => println!("{line}"),
         Event::Output { step, line, .. } if *step == asked => eprintln!("{line}"),
         event if args.verbose => eprintln!("{}", told(event)),
+        Event::Output { .. } => behind.push(told(event)),
         _ => {}
     })?;
     if outcome.exit != Exit::Passed {
+        behind.iter().for_each(|line| eprintln!("{line}"));
         eprintln!("{outcome}");
     }
     Ok(outcome.exit == Exit::Passed)
