@@ -293,8 +293,10 @@ impl Pages {
         if len == 0 || !len.is_multiple_of(4096) {
             return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
         }
-        let map = MmapOptions::new().len(len).populate().map_anon()?;
-        Ok(Arc::new(Self { map: map.into() }))
+        let map = MmapRaw::from(MmapOptions::new().len(len).populate().map_anon()?);
+        // A child must not share them: copy-on-write would part this process from its device.
+        map.advise(memmap2::Advice::DontFork)?;
+        Ok(Arc::new(Self { map }))
     }
 
     /// Asks for huge pages; without them it is only slower.

@@ -21,7 +21,8 @@ pub(super) fn spin<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
             Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 spins += 1;
-                if spins.is_multiple_of(256) {
+                // A holder that was preempted, on this core perhaps: the only case for a system call here.
+                if spins.is_multiple_of(1 << 16) {
                     std::thread::yield_now();
                 } else {
                     std::hint::spin_loop();
