@@ -140,7 +140,8 @@ fn build<Q: BlockQueue + 'static>(
 ) -> Result<Assembled, StartError> {
     let uri = options.device.to_string();
     let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
-    let store = open_store(disk, options.format).map_err(|source| StartError::Store { uri: uri.clone(), source })?;
+    let store =
+        open_store(disk, options.format).map_err(|source| StartError::Store { uri: uri.clone(), source })?;
     let storage = Storage::start(store, &uri, INSTANCES_STOCK)?;
     let mut tables = Tables::new(options.tables, Control::first_instance(&storage));
     tables.set_instance_ceiling(storage.instance_ceiling());
@@ -159,13 +160,29 @@ fn build<Q: BlockQueue + 'static>(
             Turned::ByPollers => {
                 let started = options.poller_started.clone();
                 let started = move || started.iter().for_each(|f| f());
-                Poller::spawn(format!("portcullis-poll{number}"), new, shared, options.idle, interrupt, started)
+                Poller::spawn(
+                    format!("portcullis-poll{number}"),
+                    new,
+                    shared,
+                    options.idle,
+                    interrupt,
+                    started,
+                )
             }
         };
         pollers.push(poller.map_err(|source| StartError::Os { what: "starting a poller", source })?);
     }
-    let parts =
-        Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, policy: options.policy.clone() };
+    let parts = Parts {
+        uri,
+        identity,
+        geometry,
+        mapper,
+        mapper_pins,
+        pollers,
+        tables,
+        storage,
+        policy: options.policy.clone(),
+    };
     Ok(Assembled { control: Control::new(parts), supervisor, engine })
 }
 

@@ -134,7 +134,10 @@ fn run((server, mut supervisor): Prepared, stop: BorrowedFd<'_>) -> Result<(), S
         std::thread::sleep(Duration::from_millis(1));
     }
     if !control.is_drained() {
-        tracing::warn!(sessions = control.sessions(), "I/O was still running after {DRAIN:?}; the device reset ends it");
+        tracing::warn!(
+            sessions = control.sessions(),
+            "I/O was still running after {DRAIN:?}; the device reset ends it"
+        );
     }
     // The device stops before the memory that it might still write goes away.
     let control = control.stop_pollers();

@@ -30,7 +30,9 @@ pub enum DeviceUri {
 
 /// Why a text is not a device.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} names no device: emu:SIZE, emu:FILE, null:SIZE and vfio:DOMAIN:BUS:SLOT.FUNCTION do, with sizes such as 64M or 1G")]
+#[error(
+    "{0:?} names no device: emu:SIZE, emu:FILE, null:SIZE and vfio:DOMAIN:BUS:SLOT.FUNCTION do, with sizes such as 64M or 1G"
+)]
 pub struct UriError(String);
 
 impl FromStr for DeviceUri {
@@ -163,7 +165,17 @@ mod tests {
 
     #[test]
     fn other_texts_name_none() {
-        let wrong = ["", "emu", "emu:", "null:x", "null:", "vfio:01:00.0", "vfio:0000:01:00:0", "vfio:/dev/x", "nvme:0"];
+        let wrong = [
+            "",
+            "emu",
+            "emu:",
+            "null:x",
+            "null:",
+            "vfio:01:00.0",
+            "vfio:0000:01:00:0",
+            "vfio:/dev/x",
+            "nvme:0",
+        ];
         for text in wrong {
             assert!(text.parse::<DeviceUri>().is_err(), "{text:?}");
         }

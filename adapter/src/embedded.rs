@@ -54,7 +54,13 @@ impl Embedded {
         let options = Options { pollers: 1, ..options.clone() };
         let Assembled { control, supervisor, engine } = assemble(&options, Turned::ByCaller)?;
         let engine = engine.expect("an assembly turned by the caller has an engine");
-        let inner = Inner { engine, control, supervisor: Some(supervisor), tended: Instant::now(), replies: Vec::new() };
+        let inner = Inner {
+            engine,
+            control,
+            supervisor: Some(supervisor),
+            tended: Instant::now(),
+            replies: Vec::new(),
+        };
         Ok(Self(Arc::new(Mutex::new(inner))))
     }
 
@@ -70,7 +76,8 @@ impl Embedded {
 
     /// The transport of a new session, for those who speak the protocol themselves.
     pub fn transport_as(&self, credentials: Credentials) -> Result<impl Transport + use<>, TransportError> {
-        let session = lock(&self.0).control.connect(credentials).map_err(|r| TransportError::Gone(r.into_text()))?;
+        let session =
+            lock(&self.0).control.connect(credentials).map_err(|r| TransportError::Gone(r.into_text()))?;
         Ok(Connection { adapter: self.0.clone(), session, next_id: 1 })
     }
 
@@ -156,7 +163,8 @@ impl Transport for Connection {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), TransportError> {
         let owned = descriptors.iter().map(|fd| fd.try_clone_to_owned()).collect::<Result<Vec<_>, _>>();
-        let owned = owned.map_err(|source| TransportError::Os { what: "duplicating a descriptor".into(), source })?;
+        let owned =
+            owned.map_err(|source| TransportError::Os { what: "duplicating a descriptor".into(), source })?;
         let caller = Caller { session: self.session, id: self.next_id };
         self.next_id = self.next_id.wrapping_add(1);
         lock(&self.adapter).control.request(caller, request.clone(), owned);

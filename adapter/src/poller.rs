@@ -77,7 +77,8 @@ impl Waker {
         self.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if may_sleep() {
-            let timeout = timeout.map(|t| rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(t.subsec_nanos()) });
+            let timeout =
+                timeout.map(|t| rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(t.subsec_nanos()) });
             let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 16];
             // An interrupted or failed wait is only a spurious wake.
             let _ = epoll::wait(&self.epoll, &mut events, timeout.as_ref());
@@ -177,7 +178,10 @@ fn run<Q: BlockQueue, C: Clock>(
         }
         let timeout = (engine.in_flight() > 0).then_some(SLEEP_WITH_WORK);
         engine.queue_mut().arm_interrupt(true);
-        waker.sleep(|| !stop.load(Ordering::Relaxed) && engine.turn() == 0 && engine.prepare_sleep(device_wakes), timeout);
+        waker.sleep(
+            || !stop.load(Ordering::Relaxed) && engine.turn() == 0 && engine.prepare_sleep(device_wakes),
+            timeout,
+        );
         engine.end_sleep();
         engine.wake_sleepers();
         engine.queue_mut().arm_interrupt(false);

@@ -59,7 +59,12 @@ impl Server {
         let listener = listen(path, mode)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
-        epoll::add(&epoll, control.storage_done(), EventData::new_u64(STORAGE), EventFlags::IN | EventFlags::ET)?;
+        epoll::add(
+            &epoll,
+            control.storage_done(),
+            EventData::new_u64(STORAGE),
+            EventFlags::IN | EventFlags::ET,
+        )?;
         Ok(Self {
             control,
             path: path.to_owned(),
@@ -79,7 +84,11 @@ impl Server {
 
     /// Serves until `stop` becomes readable; `tend` runs between rounds. Gives the control plane back, its sessions told
     /// to end.
-    pub fn run(mut self, stop: BorrowedFd<'_>, tend: &mut dyn FnMut(&mut Control, Instant)) -> io::Result<Control> {
+    pub fn run(
+        mut self,
+        stop: BorrowedFd<'_>,
+        tend: &mut dyn FnMut(&mut Control, Instant),
+    ) -> io::Result<Control> {
         epoll::add(&self.epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
         let mut events = Vec::with_capacity(256);
         loop {
@@ -160,8 +169,10 @@ impl Server {
             return self.control.disconnect(session);
         }
         self.tokens.insert(session, token);
-        self.connections
-            .insert(token, Connection { socket, session, waiting: VecDeque::new(), interest: EventFlags::IN });
+        self.connections.insert(
+            token,
+            Connection { socket, session, waiting: VecDeque::new(), interest: EventFlags::IN },
+        );
     }
 
     /// Takes a bounded number of packets from a connection.
@@ -192,7 +203,8 @@ impl Server {
 
     /// A packet that is not a request: the client is told, and its session ends.
     fn refuse(&mut self, token: u64, error: &FrameError) {
-        let status = if matches!(error, FrameError::Version { .. }) { Status::E_VERSION } else { Status::E_PARAM };
+        let status =
+            if matches!(error, FrameError::Version { .. }) { Status::E_VERSION } else { Status::E_PARAM };
         let reply = Refusal::new(status, error.to_string()).into_reply();
         self.say_last(token, error.id().unwrap_or(0), &reply);
     }
@@ -239,7 +251,10 @@ impl Server {
             }
         }
         if connection.waiting.len() > REPLIES_WAITING {
-            tracing::info!(session = connection.session.0, "the client does not read its replies; its session ends");
+            tracing::info!(
+                session = connection.session.0,
+                "the client does not read its replies; its session ends"
+            );
             return self.drop_connection(token);
         }
         self.set_interest(token);
@@ -270,7 +285,10 @@ fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
         Err(rustix::io::Errno::ADDRINUSE) => {
             let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
             if rustix::net::connect(&probe, &address) != Err(rustix::io::Errno::CONNREFUSED) {
-                let text = format!("{} is in use, by another adapter it seems; choose another --socket", path.display());
+                let text = format!(
+                    "{} is in use, by another adapter it seems; choose another --socket",
+                    path.display()
+                );
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
             }
             std::fs::remove_file(path)?;

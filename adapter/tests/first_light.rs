@@ -51,7 +51,8 @@ fn embedded_over_an_emulated_file_that_is_there_afterwards() {
 #[test]
 fn isolated_over_the_socket() {
     let dir = tempfile::tempdir().unwrap();
-    let adapter = Adapter::start(&Options::new(DeviceUri::EmuRam(64 << 20)), &dir.path().join("socket")).unwrap();
+    let adapter =
+        Adapter::start(&Options::new(DeviceUri::EmuRam(64 << 20)), &dir.path().join("socket")).unwrap();
     let session = Session::connect(adapter.socket()).unwrap();
     round_trip(&session, true);
     // Idle long enough for the poller to fall asleep; it wakes for the next request.

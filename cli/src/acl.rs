@@ -18,19 +18,11 @@ pub(crate) fn run(command: &AclCommand, place: &Where) -> Result<()> {
             let json = json!({ "name": info.name, "owner": info.owner, "access": access_json(&info.access) });
             answer(place, &json, || access_text(&info))
         }
-        AclCommand::Grant {
-            volume,
-            subject,
-            rights,
-        } => {
+        AclCommand::Grant { volume, subject, rights } => {
             let had = rights_of(&find(&session, volume)?, subject.0);
             set(&session, place, volume, *subject, had | *rights)
         }
-        AclCommand::Revoke {
-            volume,
-            subject,
-            rights,
-        } => {
+        AclCommand::Revoke { volume, subject, rights } => {
             let had = rights_of(&find(&session, volume)?, subject.0);
             if had == Access::NONE {
                 bail!(
@@ -38,22 +30,14 @@ pub(crate) fn run(command: &AclCommand, place: &Where) -> Result<()> {
                     output::name(volume)
                 );
             }
-            set(
-                &session,
-                place,
-                volume,
-                *subject,
-                without(had, rights.unwrap_or(Access::ALL)),
-            )
+            set(&session, place, volume, *subject, without(had, rights.unwrap_or(Access::ALL)))
         }
     }
 }
 
 fn rights_of(volume: &VolumeInfo, subject: Subject) -> Access {
     let entry = volume.access.iter().find(|(other, _)| *other == subject);
-    entry
-        .and_then(|(_, bits)| Access::from_bits(*bits))
-        .unwrap_or(Access::NONE)
+    entry.and_then(|(_, bits)| Access::from_bits(*bits)).unwrap_or(Access::NONE)
 }
 
 fn without(had: Access, taken: Access) -> Access {
@@ -62,10 +46,7 @@ fn without(had: Access, taken: Access) -> Access {
 
 fn set(session: &Session, place: &Where, volume: &str, subject: Name, access: Access) -> Result<()> {
     let revoked = session.set_access(volume, subject.0, access).with_context(|| {
-        format!(
-            "cannot set the rights of {subject} to volume {} to {access}",
-            output::name(volume)
-        )
+        format!("cannot set the rights of {subject} to volume {} to {access}", output::name(volume))
     })?;
     let json = json!({
         "name": volume,
@@ -75,17 +56,9 @@ fn set(session: &Session, place: &Where, volume: &str, subject: Name, access: Ac
         "grants_draining": revoked.draining,
     });
     answer(place, &json, || {
-        let rights = if access == Access::NONE {
-            "no rights".to_owned()
-        } else {
-            access.to_string()
-        };
+        let rights = if access == Access::NONE { "no rights".to_owned() } else { access.to_string() };
         let subject = output::name(&subject.to_string());
-        format!(
-            "{subject} has {rights} to {}{}\n",
-            output::name(volume),
-            revoked_text(revoked)
-        )
+        format!("{subject} has {rights} to {}{}\n", output::name(volume), revoked_text(revoked))
     })
 }
 

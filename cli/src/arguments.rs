@@ -392,18 +392,9 @@ mod tests {
     #[test]
     fn every_command_explains_itself() {
         fn check(command: &clap::Command) {
-            assert!(
-                command.get_about().is_some(),
-                "{} says nothing",
-                command.get_name()
-            );
+            assert!(command.get_about().is_some(), "{} says nothing", command.get_name());
             for argument in command.get_arguments() {
-                assert!(
-                    argument.get_help().is_some(),
-                    "{} of {}",
-                    argument.get_id(),
-                    command.get_name()
-                );
+                assert!(argument.get_help().is_some(), "{} of {}", argument.get_id(), command.get_name());
             }
             command.get_subcommands().for_each(check);
         }

@@ -42,16 +42,8 @@ impl Work {
             options.block_size
         );
         let blocks = options.size / options.block_size;
-        ensure!(
-            blocks > 0,
-            "{} bytes to work on are less than one block of {block}",
-            options.size
-        );
-        Ok(Self {
-            workload: options.workload,
-            block,
-            blocks,
-        })
+        ensure!(blocks > 0, "{} bytes to work on are less than one block of {block}", options.size);
+        Ok(Self { workload: options.workload, block, blocks })
     }
 
     fn bytes(self) -> u64 {
@@ -69,16 +61,8 @@ struct Places {
 
 impl Places {
     fn new(work: Work, seed: u64) -> Self {
-        let start = if work.workload.is_random() {
-            0
-        } else {
-            seed.wrapping_mul(work.blocks / 8 + 1)
-        };
-        Self {
-            work,
-            next: start,
-            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
-        }
+        let start = if work.workload.is_random() { 0 } else { seed.wrapping_mul(work.blocks / 8 + 1) };
+        Self { work, next: start, state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 }
     }
 
     fn next(&mut self) -> u64 {
@@ -105,22 +89,13 @@ struct Tally {
 
 impl Tally {
     fn new(path: &'static str, depth: u32) -> Result<Self> {
-        Ok(Self {
-            path,
-            depth,
-            latencies: histogram()?,
-            took: Duration::ZERO,
-        })
+        Ok(Self { path, depth, latencies: histogram()?, took: Duration::ZERO })
     }
 
     fn iops(&self) -> f64 {
         #[allow(clippy::cast_precision_loss)] // counts are far below 2^52
         let requests = self.latencies.len() as f64;
-        if self.took.is_zero() {
-            0.0
-        } else {
-            requests / self.took.as_secs_f64()
-        }
+        if self.took.is_zero() { 0.0 } else { requests / self.took.as_secs_f64() }
     }
 
     #[allow(clippy::cast_precision_loss)] // as above
@@ -170,9 +145,7 @@ fn histogram() -> Result<Histogram<u64>> {
 }
 
 fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos())
-        .unwrap_or(LONGEST)
-        .clamp(1, LONGEST)
+    u64::try_from(time.as_nanos()).unwrap_or(LONGEST).clamp(1, LONGEST)
 }
 
 /// Bytes that no device or file system can shorten.
@@ -192,10 +165,7 @@ pub(crate) fn run(options: &BenchOptions, place: &Where) -> Result<()> {
         options.seconds
     );
     if options.volume.is_some() && work.workload.is_write() && !options.overwrite {
-        bail!(
-            "{} destroys what is in the volume: say --overwrite if that is meant",
-            work.workload.name()
-        );
+        bail!("{} destroys what is in the volume: say --overwrite if that is meant", work.workload.name());
     }
     let session = connect(place)?;
     let device = session.device_info()?;
@@ -220,15 +190,12 @@ pub(crate) fn run(options: &BenchOptions, place: &Where) -> Result<()> {
             "rows": rows.iter().map(|row| row.as_json(work)).collect::<Value>(),
         }));
     }
-    let heads = [
-        "PATH", "DEPTH", "IOPS", "MB/S", "MEAN µs", "P50", "P99", "P99.9", "MAX",
-    ];
+    let heads = ["PATH", "DEPTH", "IOPS", "MB/S", "MEAN µs", "P50", "P99", "P99.9", "MAX"];
     let cells: Vec<Vec<String>> = rows.iter().map(|row| row.as_row(work)).collect();
     let kernel = match &kernel {
-        Ok(file) => format!(
-            "kernel: pread and pwrite with O_DIRECT on {}, DEPTH threads",
-            file.path().display()
-        ),
+        Ok(file) => {
+            format!("kernel: pread and pwrite with O_DIRECT on {}, DEPTH threads", file.path().display())
+        }
         Err(reason) => format!("kernel: {reason}"),
     };
     output::print(&format!(
@@ -246,10 +213,7 @@ pub(crate) fn run(options: &BenchOptions, place: &Where) -> Result<()> {
 /// Makes the kernel's file: where the command line says, beside the image of the device, or in the temporary directory.
 fn kernel_file(options: &BenchOptions, uri: &str, work: Work) -> Result<KernelFile, String> {
     let name = format!("portcullis-bench-{}.tmp", std::process::id());
-    let beside = uri
-        .strip_prefix("emu:")
-        .map(std::path::Path::new)
-        .filter(|path| path.is_file());
+    let beside = uri.strip_prefix("emu:").map(std::path::Path::new).filter(|path| path.is_file());
     let path = match (&options.kernel_file, beside) {
         (Some(path), _) => path.clone(),
         (None, Some(image)) => image.with_file_name(name),
@@ -265,18 +229,11 @@ fn measure(
     options: &BenchOptions,
     work: Work,
 ) -> Result<Vec<Tally>> {
-    let depths = if options.depth == 1 {
-        vec![1]
-    } else {
-        vec![1, options.depth]
-    };
+    let depths = if options.depth == 1 { vec![1] } else { vec![1, options.depth] };
     let slice = Duration::from_secs_f64(options.seconds / f64::from(ROUNDS));
     let mut ours = Vec::new();
     for depth in &depths {
-        ours.push((
-            queue::Runner::new(session, scratch, work, *depth)?,
-            Tally::new("portcullis", *depth)?,
-        ));
+        ours.push((queue::Runner::new(session, scratch, work, *depth)?, Tally::new("portcullis", *depth)?));
     }
     let mut theirs = Vec::new();
     for depth in depths.iter().filter(|_| kernel.is_some()) {
@@ -298,11 +255,7 @@ mod tests {
     use super::*;
 
     fn work(workload: Workload) -> Work {
-        Work {
-            workload,
-            block: 4096,
-            blocks: 10,
-        }
+        Work { workload, block: 4096, blocks: 10 }
     }
 
     #[test]
@@ -326,9 +279,7 @@ mod tests {
         tally.took = Duration::from_millis(500);
         assert!((tally.iops() - 200.0).abs() < 1e-9);
         assert!((tally.megabytes(work(Workload::Read)) - 0.8192).abs() < 1e-9);
-        let p50 = tally.as_json(work(Workload::Read))["latency_us"]["p50"]
-            .as_f64()
-            .unwrap();
+        let p50 = tally.as_json(work(Workload::Read))["latency_us"]["p50"].as_f64().unwrap();
         assert!((9.9..10.1).contains(&p50), "{p50}");
         assert!(Tally::new("kernel", 1).unwrap().iops() < 1e-9);
     }

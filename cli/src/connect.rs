@@ -17,8 +17,6 @@ pub(crate) fn connect(place: &Where) -> Result<Session> {
             )
         }
         (Some(uri), None) => Ok(Embedded::open(uri).map_err(explain)?.session()?),
-        (None, socket) => Ok(Session::connect(
-            socket.clone().unwrap_or_else(default_socket_path),
-        )?),
+        (None, socket) => Ok(Session::connect(socket.clone().unwrap_or_else(default_socket_path))?),
     }
 }

@@ -37,9 +37,7 @@ impl FromStr for Place {
             return Ok(Self::File(text.into()));
         };
         if name.is_empty() {
-            return Err(format!(
-                "{text:?} names no volume before the colon; a file is written ./{text}"
-            ));
+            return Err(format!("{text:?} names no volume before the colon; a file is written ./{text}"));
         }
         let offset = match inside.split_at_checked(1) {
             None => 0,
@@ -51,18 +49,12 @@ impl FromStr for Place {
                 ));
             }
         };
-        Ok(Self::Volume {
-            name: name.to_owned(),
-            offset,
-        })
+        Ok(Self::Volume { name: name.to_owned(), offset })
     }
 }
 
 pub(crate) fn run(options: &CopyOptions, place: &Where) -> Result<()> {
-    if !matches!(
-        (&options.source, &options.target),
-        (Place::Volume { .. }, _) | (_, Place::Volume { .. })
-    ) {
+    if !matches!((&options.source, &options.target), (Place::Volume { .. }, _) | (_, Place::Volume { .. })) {
         bail!("neither side is a volume: write VOLUME: with a colon for one, or use cp(1) for files");
     }
     ensure!(
@@ -89,20 +81,12 @@ fn report(copy: &Copy, took: Duration, options: &CopyOptions, place: &Where) -> 
     if options.quiet {
         return Ok(());
     }
-    eprintln!(
-        "copied {} ({bytes} bytes) in {:.2} s",
-        show_size(bytes),
-        took.as_secs_f64()
-    );
+    eprintln!("copied {} ({bytes} bytes) in {:.2} s", show_size(bytes), took.as_secs_f64());
     if padding > 0
         && let Place::Volume { name, offset } = &options.target
     {
         let name = output::name(name);
-        let from = if *offset == 0 {
-            String::new()
-        } else {
-            format!("@{offset}")
-        };
+        let from = if *offset == 0 { String::new() } else { format!("@{offset}") };
         eprintln!(
             "A volume keeps whole blocks: the last one was filled up with {padding} zero bytes.\n\
              To read back exactly what was written: portcullis cp --bytes {bytes} {name}:{from} FILE"
@@ -114,10 +98,7 @@ fn report(copy: &Copy, took: Duration, options: &CopyOptions, place: &Where) -> 
 fn progress_bar(known: Option<u64>, quiet: bool) -> ProgressBar {
     let (bar, template) = match known {
         _ if quiet => return ProgressBar::hidden(),
-        Some(bytes) => (
-            ProgressBar::new(bytes),
-            "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-        ),
+        Some(bytes) => (ProgressBar::new(bytes), "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
         None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec}"),
     };
     // Drawn on standard error, and only if that is a terminal.
@@ -134,19 +115,13 @@ enum Source {
 
 enum Target {
     Stream(Box<dyn Write>),
-    Volume {
-        volume: Volume,
-        name: String,
-        offset: u64,
-        room: u64,
-    },
+    Volume { volume: Volume, name: String, offset: u64, room: u64 },
 }
 
 /// Opens a volume at a place in it; gives the bytes that there are from there on.
 fn open_volume(session: &Session, name: &str, offset: u64, access: Access) -> Result<(Volume, u64)> {
-    let volume = session
-        .open(name, access)
-        .with_context(|| format!("cannot open volume {}", output::name(name)))?;
+    let volume =
+        session.open(name, access).with_context(|| format!("cannot open volume {}", output::name(name)))?;
     let block = u64::from(volume.block_size());
     ensure!(
         offset.is_multiple_of(block),
@@ -172,19 +147,9 @@ fn open_source(session: &Session, options: &CopyOptions) -> Result<(Source, Opti
         Place::Standard => Ok((Source::Stream(Box::new(io::stdin().take(most))), options.bytes)),
         Place::File(path) => {
             let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-            let meta = file
-                .metadata()
-                .with_context(|| format!("cannot look at {}", path.display()))?;
-            ensure!(
-                !meta.is_dir(),
-                "{} is a directory: pack it, for example with tar",
-                path.display()
-            );
-            let known = if meta.is_file() {
-                Some(meta.len().min(most))
-            } else {
-                options.bytes
-            };
+            let meta = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+            ensure!(!meta.is_dir(), "{} is a directory: pack it, for example with tar", path.display());
+            let known = if meta.is_file() { Some(meta.len().min(most)) } else { options.bytes };
             Ok((Source::Stream(Box::new(file.take(most))), known))
         }
         Place::Volume { name, offset } => {
@@ -195,14 +160,7 @@ fn open_source(session: &Session, options: &CopyOptions) -> Result<(Source, Opti
                 "volume {} has {room} bytes from offset {offset} on, not {bytes}",
                 output::name(name)
             );
-            Ok((
-                Source::Volume {
-                    volume,
-                    offset: *offset,
-                    bytes,
-                },
-                Some(bytes),
-            ))
+            Ok((Source::Volume { volume, offset: *offset, bytes }, Some(bytes)))
         }
     }
 }
@@ -219,12 +177,7 @@ fn open_target(session: &Session, options: &CopyOptions, known: Option<u64>) -> 
             if let Some(bytes) = known.filter(|bytes| *bytes > room) {
                 return Err(too_small(name, *offset, room, Some(bytes)));
             }
-            Ok(Target::Volume {
-                volume,
-                name: name.clone(),
-                offset: *offset,
-                room,
-            })
+            Ok(Target::Volume { volume, name: name.clone(), offset: *offset, room })
         }
     }
 }
@@ -307,10 +260,9 @@ impl Copy {
             }
         }
         match &mut self.target {
-            Target::Volume { volume, .. } => self
-                .queue
-                .flush(volume)
-                .context("cannot make the volume durable")?,
+            Target::Volume { volume, .. } => {
+                self.queue.flush(volume).context("cannot make the volume durable")?
+            }
             Target::Stream(target) => target.flush().context("cannot write the target")?,
         }
         Ok(())
@@ -332,8 +284,7 @@ impl Copy {
             Source::Volume { volume, offset, .. } => {
                 let length = (bytes as u64).next_multiple_of(u64::from(volume.block_size()));
                 let at = offset + number * self.chunk as u64;
-                self.queue
-                    .prepare(Request::read(volume, at, buffer).length(length).tag(number << 1))?;
+                self.queue.prepare(Request::read(volume, at, buffer).length(length).tag(number << 1))?;
                 self.queue.ring()?;
             }
         }
@@ -347,19 +298,12 @@ impl Copy {
             self.handed += 1;
             match &mut self.target {
                 Target::Stream(target) => {
-                    target
-                        .write_all(&buffer[..bytes])
-                        .context("cannot write the target")?;
+                    target.write_all(&buffer[..bytes]).context("cannot write the target")?;
                     self.copied += bytes as u64;
                     bar.set_position(self.copied);
                     self.free.push(buffer);
                 }
-                Target::Volume {
-                    volume,
-                    name,
-                    offset,
-                    room,
-                } => {
+                Target::Volume { volume, name, offset, room } => {
                     let at = number * self.chunk as u64;
                     // Size and offset are whole blocks: what fits before padding fits after it.
                     if at + bytes as u64 > *room {
@@ -370,8 +314,7 @@ impl Copy {
                     self.padding += (length - bytes) as u64;
                     self.copied += bytes as u64;
                     let request = Request::write(volume, *offset + at, buffer);
-                    self.queue
-                        .prepare(request.length(length as u64).tag(number << 1 | WRITES))?;
+                    self.queue.prepare(request.length(length as u64).tag(number << 1 | WRITES))?;
                     self.queue.ring()?;
                 }
             }
@@ -382,18 +325,15 @@ impl Copy {
     fn ended(&mut self, done: Completion, bar: &ProgressBar) -> Result<()> {
         let number = done.tag >> 1;
         let wrote = done.tag & WRITES != 0;
-        done.result.with_context(|| {
-            if wrote {
-                "cannot write the volume"
-            } else {
-                "cannot read the volume"
-            }
-        })?;
+        done.result.with_context(
+            || {
+                if wrote { "cannot write the volume" } else { "cannot read the volume" }
+            },
+        )?;
         let buffer = done.buffer.context("a completion came without its buffer")?;
         match &self.source {
             Source::Volume { bytes, .. } if !wrote => {
-                self.ready
-                    .insert(number, (buffer, piece(*bytes, number, self.chunk)));
+                self.ready.insert(number, (buffer, piece(*bytes, number, self.chunk)));
             }
             _ => {
                 bar.inc(self.chunk as u64);
@@ -430,12 +370,7 @@ mod tests {
 
     #[test]
     fn places_are_files_streams_and_volumes() {
-        let volume = |name: &str, offset| {
-            Ok(Place::Volume {
-                name: name.into(),
-                offset,
-            })
-        };
+        let volume = |name: &str, offset| Ok(Place::Volume { name: name.into(), offset });
         assert_eq!("-".parse(), Ok(Place::Standard));
         assert_eq!("a.bin".parse(), Ok(Place::File("a.bin".into())));
         assert_eq!("./a:b".parse(), Ok(Place::File("./a:b".into())));
@@ -449,12 +384,8 @@ mod tests {
 
     #[test]
     fn pieces_cover_everything_once() {
-        let pieces = |total| {
-            (0..)
-                .map(|n| piece(total, n, 4096))
-                .take_while(|bytes| *bytes > 0)
-                .collect::<Vec<_>>()
-        };
+        let pieces =
+            |total| (0..).map(|n| piece(total, n, 4096)).take_while(|bytes| *bytes > 0).collect::<Vec<_>>();
         assert!(pieces(0).is_empty());
         assert_eq!(pieces(4096), [4096]);
         assert_eq!(pieces(10_000), [4096, 4096, 1808]);

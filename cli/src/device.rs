@@ -24,10 +24,7 @@ fn show(place: &Where) -> Result<()> {
 }
 
 fn ranges(ranges: &[(u64, u64)]) -> Value {
-    ranges
-        .iter()
-        .map(|(first, blocks)| json!({ "first_block": first, "blocks": blocks }))
-        .collect()
+    ranges.iter().map(|(first, blocks)| json!({ "first_block": first, "blocks": blocks })).collect()
 }
 
 fn as_json(device: &DeviceInfo) -> Value {
@@ -65,29 +62,19 @@ fn as_text(device: &DeviceInfo) -> String {
         device.block_size,
         size(device.free_blocks),
         show_size(device.max_transfer),
-        if device.write_cache {
-            "yes: writes are durable after a flush"
-        } else {
-            "no"
-        },
+        if device.write_cache { "yes: writes are durable after a flush" } else { "no" },
     );
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |what: String, &(first, blocks): &(u64, u64)| {
         rows.push(vec![what, first.to_string(), blocks.to_string(), size(blocks)]);
     };
-    device
-        .metadata
-        .iter()
-        .for_each(|range| row("(the adapter's own)".to_owned(), range));
+    device.metadata.iter().for_each(|range| row("(the adapter's own)".to_owned(), range));
     for (name, extents) in &device.volumes {
         extents.iter().for_each(|range| row(output::name(name), range));
     }
     if !rows.is_empty() {
         text.push('\n');
-        text.push_str(&output::table(
-            &["VOLUME", "FIRST BLOCK", "BLOCKS", "SIZE"],
-            &rows,
-        ));
+        text.push_str(&output::table(&["VOLUME", "FIRST BLOCK", "BLOCKS", "SIZE"], &rows));
     }
     text
 }

@@ -49,12 +49,7 @@ struct Finding {
 
 impl Finding {
     fn new(check: impl Into<String>, state: State, detail: impl Into<String>) -> Self {
-        Self {
-            check: check.into(),
-            state,
-            detail: detail.into(),
-            mend: Vec::new(),
-        }
+        Self { check: check.into(), state, detail: detail.into(), mend: Vec::new() }
     }
 
     fn mend(mut self, command: impl Into<String>) -> Self {
@@ -75,18 +70,14 @@ impl Machine {
 
     /// A small text file without its line end; empty if it cannot be read.
     fn text(&self, path: impl AsRef<Path>) -> String {
-        fs::read_to_string(self.root.join(path))
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
+        fs::read_to_string(self.root.join(path)).unwrap_or_default().trim().to_owned()
     }
 
     /// The names in a directory, sorted; none if it cannot be read.
     fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
         let entries = fs::read_dir(self.root.join(path)).into_iter().flatten().flatten();
-        let mut names: Vec<String> = entries
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect();
+        let mut names: Vec<String> =
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
         names
     }
@@ -123,19 +114,14 @@ pub(crate) fn run(as_json: bool) -> Result<ExitCode> {
     } else {
         output::print(&as_text(&findings, ready))?;
     }
-    Ok(if ready {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether a disk could be driven now: nothing is missing from the machine, and nothing from one disk at least.
 fn is_ready(findings: &[Finding], disks: &[Disk]) -> bool {
     let fine = |finding: &Finding| finding.state != State::Missing;
-    let (of_disks, of_machine): (Vec<_>, Vec<_>) = findings
-        .iter()
-        .partition(|finding| disks.iter().any(|disk| disk.check() == finding.check));
+    let (of_disks, of_machine): (Vec<_>, Vec<_>) =
+        findings.iter().partition(|finding| disks.iter().any(|disk| disk.check() == finding.check));
     of_machine.into_iter().all(fine) && of_disks.into_iter().any(fine)
 }
 
@@ -163,11 +149,8 @@ fn iommu(machine: &Machine) -> Finding {
         return Finding::new("iommu", State::Ok, format!("on, {groups} groups"));
     }
     let line = machine.text("proc/cmdline");
-    let parameter = if machine.text("proc/cpuinfo").contains("AuthenticAMD") {
-        "amd_iommu=on"
-    } else {
-        "intel_iommu=on"
-    };
+    let parameter =
+        if machine.text("proc/cpuinfo").contains("AuthenticAMD") { "amd_iommu=on" } else { "intel_iommu=on" };
     if line.split_whitespace().any(|word| word == parameter) {
         let detail = format!(
             "off, although the kernel was started with {parameter}: switch on VT-d or AMD-Vi (IOMMU) in the firmware setup; \
@@ -204,21 +187,13 @@ fn modules(machine: &Machine) -> Finding {
 fn container(machine: &Machine) -> Finding {
     let path = machine.path("dev/vfio/vfio");
     if !path.exists() {
-        return Finding::new(
-            "/dev/vfio/vfio",
-            State::Missing,
-            "not there: the vfio module makes it",
-        )
-        .mend("sudo modprobe vfio");
+        return Finding::new("/dev/vfio/vfio", State::Missing, "not there: the vfio module makes it")
+            .mend("sudo modprobe vfio");
     }
     match access(&path, Access::READ_OK | Access::WRITE_OK) {
         Ok(()) => Finding::new("/dev/vfio/vfio", State::Ok, "may be opened"),
-        Err(error) => Finding::new(
-            "/dev/vfio/vfio",
-            State::Missing,
-            format!("may not be opened: {error}"),
-        )
-        .mend("sudo chmod 0666 /dev/vfio/vfio    # it gives no right to any disk"),
+        Err(error) => Finding::new("/dev/vfio/vfio", State::Missing, format!("may not be opened: {error}"))
+            .mend("sudo chmod 0666 /dev/vfio/vfio    # it gives no right to any disk"),
     }
 }
 
@@ -242,18 +217,11 @@ fn about_memlock(limit: Option<u64>) -> Finding {
         Some(bytes) if bytes >= MEMLOCK_EASY => return Finding::new(check, State::Ok, show_size(bytes)),
         Some(bytes) if bytes >= MEMLOCK_LEAST => (
             State::Note,
-            format!(
-                "{}: enough to begin with; all memory that sessions register counts",
-                show_size(bytes)
-            ),
+            format!("{}: enough to begin with; all memory that sessions register counts", show_size(bytes)),
         ),
         Some(bytes) => (
             State::Missing,
-            format!(
-                "{}: at least {} are needed",
-                show_size(bytes),
-                show_size(MEMLOCK_LEAST)
-            ),
+            format!("{}: at least {} are needed", show_size(bytes), show_size(MEMLOCK_LEAST)),
         ),
     };
     let user = user_name(geteuid().as_raw()).unwrap_or_else(|| "USER".to_owned());
@@ -265,13 +233,10 @@ fn about_memlock(limit: Option<u64>) -> Finding {
 /// Shell commands that give a disk to vfio-pci until the next start.
 fn bind_commands(disk: &Disk) -> Vec<String> {
     let address = &disk.address;
-    let mut commands = vec![format!(
-        "echo vfio-pci | sudo tee /sys/bus/pci/devices/{address}/driver_override"
-    )];
+    let mut commands =
+        vec![format!("echo vfio-pci | sudo tee /sys/bus/pci/devices/{address}/driver_override")];
     if disk.driver.is_some() {
-        commands.push(format!(
-            "echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind"
-        ));
+        commands.push(format!("echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind"));
     }
     commands.push(format!("echo {address} | sudo tee /sys/bus/pci/drivers_probe"));
     commands
@@ -337,11 +302,8 @@ fn about_group(machine: &Machine, group: &str, finding: impl Fn(State, String) -
                 "echo 'SUBSYSTEM==\"vfio\", OWNER=\"{user}\"' | sudo tee /etc/udev/rules.d/60-portcullis.rules    # keeps it"
             ));
     }
-    finding(
-        State::Missing,
-        format!("user {user} is not in group {owner}, which may open {shown}"),
-    )
-    .mend(format!("sudo usermod -aG {owner} {user}    # then log in again"))
+    finding(State::Missing, format!("user {user} is not in group {owner}, which may open {shown}"))
+        .mend(format!("sudo usermod -aG {owner} {user}    # then log in again"))
 }
 
 #[cfg(test)]
@@ -358,9 +320,7 @@ mod tests {
         }
 
         fn machine(&self) -> Machine {
-            Machine {
-                root: self.0.path().to_owned(),
-            }
+            Machine { root: self.0.path().to_owned() }
         }
 
         fn file(&self, path: &str, text: &str) -> &Self {
@@ -382,10 +342,7 @@ mod tests {
             self.file(&format!("{device}/class"), "0x010802\n")
                 .file(&format!("{device}/vendor"), "0x1b36\n")
                 .file("sys/kernel/iommu_groups/7/type", "DMA\n")
-                .link(
-                    &format!("{device}/driver"),
-                    &format!("../../../bus/pci/drivers/{driver}"),
-                )
+                .link(&format!("{device}/driver"), &format!("../../../bus/pci/drivers/{driver}"))
                 .link(&format!("{device}/iommu_group"), "../../../kernel/iommu_groups/7")
                 .link("sys/kernel/iommu_groups/7/devices/0000:01:00.0", "x")
         }
@@ -400,18 +357,14 @@ mod tests {
     #[test]
     fn an_iommu_that_is_off_gets_the_parameter_of_its_maker() {
         let fake = Fake::new();
-        fake.file("proc/cpuinfo", "vendor_id : AuthenticAMD\n")
-            .file("proc/cmdline", "quiet\n");
+        fake.file("proc/cpuinfo", "vendor_id : AuthenticAMD\n").file("proc/cmdline", "quiet\n");
         let found = iommu(&fake.machine());
         assert_eq!(found.state, State::Missing);
         assert!(found.mend[0].contains("amd_iommu=on"), "{found:?}");
 
         fake.file("proc/cmdline", "quiet amd_iommu=on\n");
         let found = iommu(&fake.machine());
-        assert!(
-            found.mend.is_empty() && found.detail.contains("firmware"),
-            "{found:?}"
-        );
+        assert!(found.mend.is_empty() && found.detail.contains("firmware"), "{found:?}");
 
         fake.file("sys/kernel/iommu_groups/0/type", "DMA\n");
         assert_eq!(iommu(&fake.machine()).state, State::Ok);
@@ -420,8 +373,7 @@ mod tests {
     #[test]
     fn missing_modules_are_named() {
         let fake = Fake::new();
-        fake.file("sys/module/vfio/x", "")
-            .file("sys/module/vfio_pci/x", "");
+        fake.file("sys/module/vfio/x", "").file("sys/module/vfio_pci/x", "");
         let found = modules(&fake.machine());
         assert_eq!(found.detail, "vfio_iommu_type1 not loaded");
         fake.file("sys/module/vfio_iommu_type1/x", "");
@@ -444,10 +396,7 @@ mod tests {
     fn a_mounted_disk_is_left_alone() {
         let fake = Fake::new();
         fake.nvme("nvme")
-            .file(
-                "sys/bus/pci/devices/0000:01:00.0/nvme/nvme0/nvme0n1/nvme0n1p1/partition",
-                "1\n",
-            )
+            .file("sys/bus/pci/devices/0000:01:00.0/nvme/nvme0/nvme0n1/nvme0n1p1/partition", "1\n")
             .file("proc/mounts", "/dev/nvme0n1p1 / ext4 rw 0 0\n");
         let found = only(&fake.machine());
         assert!(
@@ -460,11 +409,7 @@ mod tests {
     fn a_disk_bound_to_vfio_is_ready() {
         let fake = Fake::new();
         fake.nvme("vfio-pci");
-        assert_eq!(
-            only(&fake.machine()).state,
-            State::Missing,
-            "its group has no file"
-        );
+        assert_eq!(only(&fake.machine()).state, State::Missing, "its group has no file");
         fake.file("dev/vfio/7", "");
         let found = only(&fake.machine());
         assert_eq!(found.state, State::Ok, "{found:?}");
@@ -483,10 +428,7 @@ mod tests {
             .link("sys/bus/pci/devices/0000:01:00.1/driver", "../../drivers/e1000")
             .link("sys/kernel/iommu_groups/7/devices/0000:01:00.1", "x");
         let found = only(&fake.machine());
-        assert!(
-            found.state == State::Missing && found.detail.contains("0000:01:00.1"),
-            "{found:?}"
-        );
+        assert!(found.state == State::Missing && found.detail.contains("0000:01:00.1"), "{found:?}");
     }
 
     #[test]
@@ -505,9 +447,6 @@ mod tests {
     fn every_finding_is_shown_with_its_commands() {
         let found = Finding::new("x", State::Missing, "bad\u{1b}").mend("sudo mend");
         let text = as_text(&[found], false);
-        assert!(
-            text.contains("missing  x: bad\\u{1b}\n") && text.contains("  sudo mend\n"),
-            "{text}"
-        );
+        assert!(text.contains("missing  x: bad\\u{1b}\n") && text.contains("  sudo mend\n"), "{text}");
     }
 }

@@ -46,11 +46,7 @@ pub(crate) fn run(options: &ServeOptions, place: &Where) -> Result<()> {
         if place.json {
             return format!("{}\n", as_json(serving, &socket.display().to_string()));
         }
-        format!(
-            "{}listening on {}; Ctrl-C or SIGTERM ends it\n",
-            as_text(serving),
-            socket.display()
-        )
+        format!("{}listening on {}; Ctrl-C or SIGTERM ends it\n", as_text(serving), socket.display())
     };
     serve(&settings, &socket, |serving| {
         // Nobody may be reading; the adapter serves all the same.
@@ -66,10 +62,7 @@ pub(crate) fn explain(error: StartError) -> anyhow::Error {
             "{error} (`portcullis serve --format` formats a blank device, `--format force` any, with the loss of all that is \
              on it)"
         ),
-        StartError::Os {
-            what: "listening",
-            source,
-        } => {
+        StartError::Os { what: "listening", source } => {
             anyhow::anyhow!("cannot listen: {source}; --socket names another place")
         }
         other => other.into(),

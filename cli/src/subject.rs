@@ -140,15 +140,7 @@ mod tests {
 
     #[test]
     fn nobody_is_said_to_be_nobody() {
-        for text in [
-            "",
-            "alice",
-            "users:1",
-            "user:",
-            "user:no such user",
-            "group:-1",
-            "user:4294967296",
-        ] {
+        for text in ["", "alice", "users:1", "user:", "user:no such user", "group:-1", "user:4294967296"] {
             assert!(text.parse::<Name>().is_err(), "{text}");
         }
     }

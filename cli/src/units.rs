@@ -16,9 +16,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "t" => 40,
         _ => return Err(explain()),
     };
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| format!("{text:?} is too large: at most 16777215T"))
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large: at most 16777215T"))
 }
 
 /// `64 MiB`, `1.5 GiB`, `100 bytes`.
@@ -61,18 +59,7 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_named() {
-        for text in [
-            "",
-            "k",
-            "-1",
-            "1.5G",
-            "4kk",
-            "4x",
-            "4ib",
-            "99999999999999999999",
-            "16777216T",
-            "0x10",
-        ] {
+        for text in ["", "k", "-1", "1.5G", "4kk", "4x", "4ib", "99999999999999999999", "16777216T", "0x10"] {
             let error = parse_size(text).unwrap_err();
             assert!(error.contains(&format!("{text:?}")), "{error}");
         }

@@ -18,11 +18,7 @@ pub(crate) fn run(command: &VolumeCommand, place: &Where) -> Result<()> {
                 .create_volume(name, *size)
                 .with_context(|| format!("cannot create volume {}", output::name(name)))?;
             answer(place, &as_json(&volume), || {
-                format!(
-                    "created {} of {}\n",
-                    output::name(&volume.name),
-                    show_size(volume.bytes)
-                )
+                format!("created {} of {}\n", output::name(&volume.name), show_size(volume.bytes))
             })
         }
         VolumeCommand::List => list(&session, place),
@@ -33,11 +29,7 @@ pub(crate) fn run(command: &VolumeCommand, place: &Where) -> Result<()> {
         VolumeCommand::Resize { name, size, shrink } => resize(&session, place, name, *size, *shrink),
         VolumeCommand::Rename { from, to } => {
             session.rename_volume(from, to).with_context(|| {
-                format!(
-                    "cannot rename volume {} to {}",
-                    output::name(from),
-                    output::name(to)
-                )
+                format!("cannot rename volume {} to {}", output::name(from), output::name(to))
             })?;
             answer(place, &json!({ "from": from, "to": to }), || {
                 format!("renamed {} to {}\n", output::name(from), output::name(to))
@@ -56,18 +48,12 @@ pub(crate) fn run(command: &VolumeCommand, place: &Where) -> Result<()> {
 
 /// Prints one of the two.
 pub(crate) fn answer(place: &Where, json: &Value, text: impl FnOnce() -> String) -> Result<()> {
-    if place.json {
-        output::print_json(json)
-    } else {
-        output::print(&text())
-    }
+    if place.json { output::print_json(json) } else { output::print(&text()) }
 }
 
 /// A volume with its access list.
 pub(crate) fn find(session: &Session, name: &str) -> Result<VolumeInfo> {
-    session
-        .volume_info(name)
-        .with_context(|| format!("cannot show volume {}", output::name(name)))
+    session.volume_info(name).with_context(|| format!("cannot show volume {}", output::name(name)))
 }
 
 pub(crate) fn revoked_json(name: &str, revoked: Revoked) -> Value {
@@ -85,10 +71,7 @@ pub(crate) fn revoked_text(revoked: Revoked) -> String {
 }
 
 fn list(session: &Session, place: &Where) -> Result<()> {
-    let volumes = session
-        .volumes()
-        .collect::<Result<Vec<_>, _>>()
-        .context("cannot list the volumes")?;
+    let volumes = session.volumes().collect::<Result<Vec<_>, _>>().context("cannot list the volumes")?;
     if place.json {
         return output::print_json(&volumes.iter().map(summary_json).collect());
     }
@@ -107,10 +90,7 @@ fn list(session: &Session, place: &Where) -> Result<()> {
             ]
         })
         .collect();
-    output::print(&output::table(
-        &["NAME", "SIZE", "OWNER", "EXTENTS", "OPEN"],
-        &rows,
-    ))
+    output::print(&output::table(&["NAME", "SIZE", "OWNER", "EXTENTS", "OPEN"], &rows))
 }
 
 fn resize(session: &Session, place: &Where, name: &str, size: u64, shrink: bool) -> Result<()> {
@@ -220,33 +200,16 @@ mod tests {
         assert_eq!(json["owner"]["uid"], 0);
         assert_eq!(json["access"][0]["subject"], "user:4000000000");
         assert_eq!(json["access"][0]["rights"], "rw");
-        assert_eq!(
-            json["access"][1],
-            json!({ "subject": "everyone", "name": "everyone", "rights": "r" })
-        );
+        assert_eq!(json["access"][1], json!({ "subject": "everyone", "name": "everyone", "rights": "r" }));
     }
 
     #[test]
     fn text_shows_owner_and_rights() {
         let text = as_text(&volume());
-        for part in [
-            "1 MiB",
-            "user:root",
-            "owner",
-            "user:4000000000",
-            "rw-",
-            "everyone",
-            "r--",
-        ] {
+        for part in ["1 MiB", "user:root", "owner", "user:4000000000", "rw-", "everyone", "r--"] {
             assert!(text.contains(part), "{text}");
         }
-        assert!(
-            revoked_text(Revoked {
-                grants: 2,
-                draining: 1
-            })
-            .contains("2 open grants")
-        );
+        assert!(revoked_text(Revoked { grants: 2, draining: 1 }).contains("2 open grants"));
         assert_eq!(revoked_text(Revoked::default()), "");
     }
 }

@@ -31,11 +31,7 @@ impl Adapter {
         // Two lines, printed once it listens; an end of file if it does not.
         let first_lines: Vec<String> = lines.by_ref().take(2).map(Result::unwrap).collect();
         assert_eq!(first_lines.len(), 2, "serve did not start");
-        Self {
-            child,
-            directory,
-            first_lines,
-        }
+        Self { child, directory, first_lines }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -71,12 +67,7 @@ impl Adapter {
     /// Runs a command that must fail; gives its standard error.
     fn fail(&self, arguments: &[&str]) -> String {
         let output = self.run_with(arguments, b"");
-        assert_eq!(
-            output.status.code(),
-            Some(1),
-            "{arguments:?}: {}",
-            text(&output.stdout)
-        );
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text(&output.stdout));
         assert!(output.stdout.is_empty(), "errors go to standard error");
         text(&output.stderr)
     }
@@ -95,9 +86,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// Bytes that differ from place to place.
 fn data(length: usize) -> Vec<u8> {
-    (0..length)
-        .map(|i| u8::try_from((i * 7 + i / 251) % 256).unwrap())
-        .collect()
+    (0..length).map(|i| u8::try_from((i * 7 + i / 251) % 256).unwrap()).collect()
 }
 
 fn write(path: &Path, bytes: &[u8]) -> String {
@@ -108,59 +97,31 @@ fn write(path: &Path, bytes: &[u8]) -> String {
 #[test]
 fn volumes_are_made_listed_resized_renamed_and_deleted() {
     let adapter = Adapter::start("emu:64M");
-    assert!(
-        adapter.first_lines[0].starts_with("driving emu:"),
-        "{:?}",
-        adapter.first_lines
-    );
-    assert!(
-        adapter.first_lines[1].contains("p.sock"),
-        "{:?}",
-        adapter.first_lines
-    );
+    assert!(adapter.first_lines[0].starts_with("driving emu:"), "{:?}", adapter.first_lines);
+    assert!(adapter.first_lines[1].contains("p.sock"), "{:?}", adapter.first_lines);
     assert!(adapter.run(&["volume", "list"]).contains("no volumes"));
 
     adapter.run(&["volume", "create", "notes", "1M"]);
     let made = adapter.json(&["volume", "create", "logs", "2M"]);
     assert_eq!(made["bytes"], 2 << 20);
-    let names: Vec<Value> = adapter
-        .json(&["volume", "list"])
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|v| v["name"].clone())
-        .collect();
+    let names: Vec<Value> =
+        adapter.json(&["volume", "list"]).as_array().unwrap().iter().map(|v| v["name"].clone()).collect();
     assert_eq!(names, ["logs", "notes"]);
-    assert!(
-        adapter
-            .fail(&["volume", "create", "logs", "1M"])
-            .contains("E_EXISTS")
-    );
+    assert!(adapter.fail(&["volume", "create", "logs", "1M"]).contains("E_EXISTS"));
     assert!(adapter.fail(&["volume", "create", "a/b", "1M"]).contains("a/b"));
 
-    assert!(
-        adapter
-            .fail(&["volume", "resize", "logs", "1M"])
-            .contains("--shrink")
-    );
+    assert!(adapter.fail(&["volume", "resize", "logs", "1M"]).contains("--shrink"));
     adapter.run(&["volume", "resize", "logs", "1M", "--shrink"]);
     adapter.run(&["volume", "resize", "logs", "4M"]);
     adapter.run(&["volume", "rename", "logs", "old"]);
     assert_eq!(adapter.json(&["volume", "show", "old"])["bytes"], 4 << 20);
-    assert!(
-        adapter
-            .fail(&["volume", "show", "logs"])
-            .contains("E_NO_RESOURCE")
-    );
+    assert!(adapter.fail(&["volume", "show", "logs"]).contains("E_NO_RESOURCE"));
     adapter.run(&["volume", "delete", "old"]);
     assert!(!adapter.run(&["volume", "list"]).contains("old"));
 
     let device = adapter.json(&["device", "show"]);
     assert_eq!(device["volumes"][0]["name"], "notes");
-    assert!(
-        !device["metadata"].as_array().unwrap().is_empty(),
-        "the administrator is told: {device}"
-    );
+    assert!(!device["metadata"].as_array().unwrap().is_empty(), "the administrator is told: {device}");
 }
 
 #[test]
@@ -176,11 +137,7 @@ fn rights_are_granted_and_revoked() {
     assert_eq!(rights(&adapter)[0]["rights"], "rt");
     adapter.run(&["acl", "revoke", "v", "user:4000000"]);
     assert_eq!(rights(&adapter).as_array().unwrap().len(), 0);
-    assert!(
-        adapter
-            .fail(&["acl", "revoke", "v", "everyone"])
-            .contains("everyone")
-    );
+    assert!(adapter.fail(&["acl", "revoke", "v", "everyone"]).contains("everyone"));
 }
 
 #[test]
@@ -192,11 +149,7 @@ fn files_go_in_and_come_out_as_they_were() {
     let file = write(&adapter.path("in.bin"), &bytes);
     let output = adapter.run_with(&["cp", &file, "v:"], b"");
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(
-        text(&output.stderr).contains("cp --bytes 3000001 v: FILE"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("cp --bytes 3000001 v: FILE"), "{}", text(&output.stderr));
 
     adapter.run(&["cp", "--bytes", "3000001", "v:", "out.bin"]);
     assert!(fs::read(adapter.path("out.bin")).unwrap() == bytes);
@@ -207,10 +160,7 @@ fn files_go_in_and_come_out_as_they_were() {
 
     // From volume to volume, at an offset, and through a pipe.
     let copied = adapter.json(&["cp", "v:@4k", "w:@8k", "--bytes", "1M"]);
-    assert_eq!(
-        (copied["bytes"].as_u64(), copied["padding"].as_u64()),
-        (Some(1 << 20), Some(0))
-    );
+    assert_eq!((copied["bytes"].as_u64(), copied["padding"].as_u64()), (Some(1 << 20), Some(0)));
     let output = adapter.run_with(&["cp", "w:@8k", "-", "--bytes", "1M"], b"");
     assert!(output.status.success() && output.stdout == whole[4096..4096 + (1 << 20)]);
     let output = adapter.run_with(&["cp", "-", "w:"], b"hello");
@@ -224,42 +174,25 @@ fn copies_that_cannot_be_are_refused_with_the_reason() {
     let adapter = Adapter::start("emu:64M");
     adapter.run(&["volume", "create", "v", "1M"]);
     let large = write(&adapter.path("large.bin"), &data((1 << 20) + 1));
-    assert!(
-        adapter
-            .fail(&["cp", &large, "v:"])
-            .contains("portcullis volume resize v 1048577")
-    );
+    assert!(adapter.fail(&["cp", &large, "v:"]).contains("portcullis volume resize v 1048577"));
     assert!(adapter.fail(&["cp", &large, "v:@100"]).contains("block size"));
     assert!(adapter.fail(&["cp", "v:@2M", "x"]).contains("beyond"));
-    assert!(
-        adapter
-            .fail(&["cp", "v:", "x", "--bytes", "2M"])
-            .contains("1048576")
-    );
+    assert!(adapter.fail(&["cp", "v:", "x", "--bytes", "2M"]).contains("1048576"));
     assert!(adapter.fail(&["cp", "none:", "x"]).contains("E_NO_RESOURCE"));
     assert!(adapter.fail(&["cp", "a", "b"]).contains("VOLUME:"));
     assert!(adapter.fail(&["cp", "missing.bin", "v:"]).contains("missing.bin"));
     let output = adapter.run_with(&["cp", "-", "v:"], &data((1 << 20) + 1));
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("more bytes came"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("more bytes came"), "{}", text(&output.stderr));
 }
 
 #[test]
 fn nobody_at_the_socket_is_told_with_what_to_do() {
-    let output = Command::new(PORTCULLIS)
-        .args(["volume", "list", "--socket", "/nowhere/p.sock"])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(PORTCULLIS).args(["volume", "list", "--socket", "/nowhere/p.sock"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let error = text(&output.stderr);
-    assert!(
-        error.contains("/nowhere/p.sock") && error.contains("portcullis serve"),
-        "{error}"
-    );
+    assert!(error.contains("/nowhere/p.sock") && error.contains("portcullis serve"), "{error}");
     assert_eq!(error.matches("os error 2").count(), 1, "said once: {error}");
     assert_eq!(error.lines().count(), 1, "{error}");
 
@@ -269,70 +202,32 @@ fn nobody_at_the_socket_is_told_with_what_to_do() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let error = text(&output.stderr);
-    assert!(
-        error.contains("/nowhere/p.sock") && error.contains("--socket"),
-        "{error}"
-    );
+    assert!(error.contains("/nowhere/p.sock") && error.contains("--socket"), "{error}");
 
-    let output = Command::new(PORTCULLIS)
-        .args(["serve", "--device", "floppy:"])
-        .output()
-        .unwrap();
+    let output = Command::new(PORTCULLIS).args(["serve", "--device", "floppy:"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("emu:SIZE"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("emu:SIZE"), "{}", text(&output.stderr));
 }
 
 #[test]
 fn a_bench_measures_both_paths_and_leaves_nothing() {
     let adapter = Adapter::start("emu:64M");
-    let arguments = [
-        "bench",
-        "randwrite",
-        "--depth",
-        "4",
-        "--seconds",
-        "0.2",
-        "--size",
-        "4M",
-    ];
+    let arguments = ["bench", "randwrite", "--depth", "4", "--seconds", "0.2", "--size", "4M"];
     let result = adapter.json(&arguments);
     let rows = result["rows"].as_array().unwrap();
     let of = |path: &str| rows.iter().filter(|row| row["path"] == path).count();
     assert_eq!(of("portcullis"), 2);
-    assert!(
-        of("kernel") == 2 || result["kernel_left_out"].is_string(),
-        "{result}"
-    );
+    assert!(of("kernel") == 2 || result["kernel_left_out"].is_string(), "{result}");
     for row in rows {
-        assert!(
-            row["requests"].as_u64().unwrap() > 0 && row["iops"].as_f64().unwrap() > 0.0,
-            "{row}"
-        );
+        assert!(row["requests"].as_u64().unwrap() > 0 && row["iops"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{row}");
     }
     assert_eq!(adapter.json(&["volume", "list"]).as_array().unwrap().len(), 0);
 
     adapter.run(&["volume", "create", "v", "1M"]);
-    assert!(
-        adapter
-            .fail(&["bench", "write", "--volume", "v"])
-            .contains("--overwrite")
-    );
-    let table = adapter.run(&[
-        "bench",
-        "read",
-        "--volume",
-        "v",
-        "--size",
-        "1M",
-        "--seconds",
-        "0.1",
-        "--no-kernel",
-    ]);
+    assert!(adapter.fail(&["bench", "write", "--volume", "v"]).contains("--overwrite"));
+    let table =
+        adapter.run(&["bench", "read", "--volume", "v", "--size", "1M", "--seconds", "0.1", "--no-kernel"]);
     assert!(table.contains("IOPS") && table.contains("--no-kernel"), "{table}");
 }
 
@@ -356,35 +251,21 @@ fn an_image_file_is_formatted_once_and_keeps_its_volumes() {
     let socket = directory.path().join("p.sock");
     let serve = |format: Option<&str>| {
         let mut command = Command::new(PORTCULLIS);
-        command
-            .args(["serve", "--device", &device, "--socket"])
-            .arg(&socket)
-            .args(format);
-        command
-            .env("PORTCULLIS_LOG", "warn")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(["serve", "--device", &device, "--socket"]).arg(&socket).args(format);
+        command.env("PORTCULLIS_LOG", "warn").stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().unwrap()
     };
     let blank = serve(None).wait_with_output().unwrap();
     assert_eq!(blank.status.code(), Some(1));
-    assert!(
-        text(&blank.stderr).contains("--format"),
-        "{}",
-        text(&blank.stderr)
-    );
+    assert!(text(&blank.stderr).contains("--format"), "{}", text(&blank.stderr));
 
     for (format, already) in [(Some("--format"), 0), (None, 1), (Some("--format"), 2)] {
         let mut child = serve(format);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert_eq!(lines.take(2).count(), 2, "serve did not start");
         let run = |arguments: &[&str]| {
-            let output = Command::new(PORTCULLIS)
-                .args(arguments)
-                .arg("--socket")
-                .arg(&socket)
-                .output()
-                .unwrap();
+            let output =
+                Command::new(PORTCULLIS).args(arguments).arg("--socket").arg(&socket).output().unwrap();
             assert!(output.status.success(), "{}", text(&output.stderr));
             text(&output.stdout)
         };
@@ -402,10 +283,8 @@ fn an_image_file_is_formatted_once_and_keeps_its_volumes() {
 
 #[test]
 fn one_command_can_drive_the_device_itself() {
-    let output = Command::new(PORTCULLIS)
-        .args(["device", "show", "--device", "emu:16M", "--json"])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(PORTCULLIS).args(["device", "show", "--device", "emu:16M", "--json"]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     let device: Value = serde_json::from_slice(&output.stdout).unwrap();
     let bytes = device["blocks"].as_u64().unwrap() * device["block_size"].as_u64().unwrap();

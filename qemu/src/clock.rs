@@ -16,9 +16,7 @@ pub(crate) fn tsc_khz() -> Option<u64> {
     let (ended, last) = together()?;
     let elapsed = ended.duration_since(started).as_nanos();
     let counts = u128::from(last.checked_sub(first)?);
-    u64::try_from((counts * 1_000_000).checked_div(elapsed)?)
-        .ok()
-        .filter(|&khz| khz > 0)
+    u64::try_from((counts * 1_000_000).checked_div(elapsed)?).ok().filter(|&khz| khz > 0)
 }
 
 /// A time and the counter at it: of a few tries the one that took least.
@@ -29,10 +27,7 @@ fn together() -> Option<(Instant, u64)> {
         Some((before.elapsed(), (before, count)))
     };
     let tries: Option<Vec<_>> = (0..8).map(|_| attempt()).collect();
-    tries?
-        .into_iter()
-        .min_by_key(|(took, _)| *took)
-        .map(|(_, both)| both)
+    tries?.into_iter().min_by_key(|(took, _)| *took).map(|(_, both)| both)
 }
 
 #[cfg(target_arch = "x86_64")]

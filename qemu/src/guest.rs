@@ -38,9 +38,7 @@ pub fn scratch_disk(name: &str, bytes: u64) -> Result<PathBuf> {
     let directory = crate::cache().join("disks");
     fs::create_dir_all(&directory)?;
     let path = directory.join(format!("{name}.img"));
-    File::create(&path)?
-        .set_len(bytes)
-        .with_context(|| format!("making {}", path.display()))?;
+    File::create(&path)?.set_len(bytes).with_context(|| format!("making {}", path.display()))?;
     Ok(path)
 }
 
@@ -58,10 +56,7 @@ pub fn print_event(event: &Event) {
             println!("{step:>5} {mark} {line}");
         }
         Event::Ended { step, end, ms } => println!("guest: step {step}: {end:?} after {ms} ms"),
-        Event::Failed {
-            step: Some(step),
-            message,
-        } => println!("guest: step {step} failed: {message}"),
+        Event::Failed { step: Some(step), message } => println!("guest: step {step} failed: {message}"),
         Event::Failed { step: None, message } => println!("guest: failed: {message}"),
         Event::Done { passed } => println!("guest: {}", if *passed { "passed" } else { "failed" }),
     }
@@ -117,12 +112,7 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "the guest ended after {:.1} s: {:?}",
-            self.wall.as_secs_f32(),
-            self.exit
-        )?;
+        writeln!(f, "the guest ended after {:.1} s: {:?}", self.wall.as_secs_f32(), self.exit)?;
         for event in &self.events {
             if let Event::Failed { message, .. } = event {
                 writeln!(f, "  {message}")?;
@@ -158,13 +148,7 @@ pub struct Guest {
 impl Guest {
     /// A guest that starts and ends.
     pub fn new(machine: Machine) -> Self {
-        Self {
-            machine,
-            modules: vec![],
-            programs: vec![],
-            files: vec![],
-            steps: vec![],
-        }
+        Self { machine, modules: vec![], programs: vec![], files: vec![], steps: vec![] }
     }
 
     /// Adds a kernel module, with parameters or `""`. Named before VFIO's own, `vfio_iommu_type1` may be given some.
@@ -203,29 +187,19 @@ impl Guest {
         let kernel = Kernel::cached().context("no kernel for the guest yet; see qemu::install()")?;
         let init = build_static("qemu", Artifact::Bin("guest-init"))?;
         let directory = RunDirectory::new()?;
-        fs::write(
-            directory.path.join("initramfs.cpio"),
-            self.initramfs(&kernel, &init)?,
-        )?;
+        fs::write(directory.path.join("initramfs.cpio"), self.initramfs(&kernel, &init)?)?;
         let results = directory.path.join("results.jsonl");
         File::create_new(&results)?;
         let results = File::open(&results)?;
         let messages = File::create_new(directory.path.join("qemu.log"))?;
         let mut command = self.machine.command(&kernel.vmlinux(), &directory.path);
-        command
-            .stdin(Stdio::null())
-            .stdout(messages.try_clone()?)
-            .stderr(messages);
+        command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
 
         // Two guests at once on a small host make each other time out.
         let _turn = Lock::take("guest.lock")?;
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("running {command:?}"))?;
-        let mut results = Results {
-            file: results,
-            partial: Vec::new(),
-            events: Vec::new(),
-        };
+        let mut results = Results { file: results, partial: Vec::new(), events: Vec::new() };
         let code = results.follow(&mut child, started + self.machine.limit, watch);
         if code.is_err() {
             let _ = child.kill();
@@ -244,13 +218,7 @@ impl Guest {
             (Some(EXIT_FAILED), Some(false)) => Exit::Failed,
             (Some(code), _) => Exit::NoVerdict(code),
         };
-        Ok(Outcome {
-            exit,
-            events: results.events,
-            console,
-            qemu: directory.text("qemu.log"),
-            wall,
-        })
+        Ok(Outcome { exit, events: results.events, console, qemu: directory.text("qemu.log"), wall })
     }
 
     fn initramfs(&self, kernel: &Kernel, init: &Path) -> Result<Vec<u8>> {
@@ -265,14 +233,9 @@ impl Guest {
         for module in available.resolve(&wanted)? {
             let path = format!("/modules/{}.ko", module.name);
             archive.file(&path, 0o644, &module.object)?;
-            let parameters = self
-                .modules
-                .iter()
-                .find(|(name, _)| name.replace('-', "_") == module.name);
-            modules.push(LoadModule {
-                path,
-                parameters: parameters.map(|p| p.1.clone()).unwrap_or_default(),
-            });
+            let parameters = self.modules.iter().find(|(name, _)| name.replace('-', "_") == module.name);
+            modules
+                .push(LoadModule { path, parameters: parameters.map(|p| p.1.clone()).unwrap_or_default() });
         }
         for (from, name) in &self.programs {
             archive.copy(from, &format!("/bin/{name}"), 0o755)?;
@@ -281,11 +244,7 @@ impl Guest {
             archive.copy(from, to, 0o644)?;
         }
         let limit_s = self.machine.limit.as_secs().max(1);
-        let script = Script {
-            modules,
-            steps: self.steps.clone(),
-            limit_s,
-        };
+        let script = Script { modules, steps: self.steps.clone(), limit_s };
         archive.file(SCRIPT_PATH, 0o644, &serde_json::to_vec(&script)?)?;
         archive.finish()
     }
@@ -328,10 +287,7 @@ impl Results {
         while let Some(end) = self.partial.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.partial.drain(..=end).collect();
             let event: Event = serde_json::from_slice(&line).with_context(|| {
-                format!(
-                    "a line of the guest's: {}",
-                    String::from_utf8_lossy(&line).escape_debug()
-                )
+                format!("a line of the guest's: {}", String::from_utf8_lossy(&line).escape_debug())
             })?;
             watch(&event);
             self.events.push(event);
@@ -349,9 +305,7 @@ impl RunDirectory {
     fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = crate::cache()
-            .join("runs")
-            .join(format!("{}-{number}", std::process::id()));
+        let path = crate::cache().join("runs").join(format!("{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&path); // of an older process with this id
         fs::create_dir_all(&path)?;
         Ok(Self { path })

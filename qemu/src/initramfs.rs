@@ -20,11 +20,7 @@ pub struct Initramfs {
 impl Initramfs {
     /// With the directories that init mounts things on.
     pub fn new() -> Result<Self> {
-        let mut archive = Self {
-            bytes: Vec::new(),
-            directories: BTreeSet::new(),
-            entries: 0,
-        };
+        let mut archive = Self { bytes: Vec::new(), directories: BTreeSet::new(), entries: 0 };
         for directory in ["bin", "dev", "etc", "proc", "sys", "tmp", "run"] {
             archive.directory(directory)?;
         }

@@ -20,11 +20,8 @@ const TOOLS: [(&str, &str); 3] = [(QEMU, "qemu-system-x86"), ("xz", "xz-utils"),
 /// Says what to install where it cannot do so itself.
 pub fn install() -> Result<Kernel> {
     let _turn = Lock::take("install.lock")?;
-    let missing: Vec<&str> = TOOLS
-        .iter()
-        .filter(|(program, _)| !in_path(program))
-        .map(|&(_, package)| package)
-        .collect();
+    let missing: Vec<&str> =
+        TOOLS.iter().filter(|(program, _)| !in_path(program)).map(|&(_, package)| package).collect();
     if !missing.is_empty() {
         let command = format!("apt-get install --no-install-recommends {}", missing.join(" "));
         if !rustix::process::geteuid().is_root() || !in_path("apt-get") {
@@ -58,9 +55,7 @@ pub fn install() -> Result<Kernel> {
 fn apt_install(packages: &[&str]) -> Result<()> {
     let install = || {
         let mut command = Command::new("apt-get");
-        command
-            .args(["-q", "-y", "install", "--no-install-recommends"])
-            .args(packages);
+        command.args(["-q", "-y", "install", "--no-install-recommends"]).args(packages);
         run(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
     install().or_else(|_| {
@@ -84,11 +79,7 @@ fn choose(names: &str) -> Option<String> {
             let middle = name.strip_prefix(prefix).and_then(|name| name.strip_suffix(end));
             middle.is_some_and(|text| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit()))
         };
-        names
-            .lines()
-            .filter(plain)
-            .max_by_key(|name| version_key(name))
-            .map(str::to_owned)
+        names.lines().filter(plain).max_by_key(|name| version_key(name)).map(str::to_owned)
     };
     newest("linux-image-6.12.", "+deb12-amd64").or_else(|| newest("linux-image-6.1.0-", "-amd64"))
 }

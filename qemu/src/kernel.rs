@@ -19,9 +19,7 @@ const CHOICE: &str = "PORTCULLIS_GUEST_KERNEL";
 
 /// The package that [`CHOICE`] names.
 pub(crate) fn chosen() -> Option<String> {
-    std::env::var(CHOICE)
-        .ok()
-        .filter(|package| package.starts_with("linux-image-") && !package.contains('/'))
+    std::env::var(CHOICE).ok().filter(|package| package.starts_with("linux-image-") && !package.contains('/'))
 }
 
 /// An unpacked kernel, kept under `target/qemu`.
@@ -41,11 +39,7 @@ impl Kernel {
         let whole = |path: &PathBuf| {
             path.extension().is_none_or(|end| end != PARTIAL) && path.join("vmlinux").is_file()
         };
-        let mut found: Vec<PathBuf> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(whole)
-            .collect();
+        let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(whole).collect();
         found.sort_by_key(|path| version_key(&path.to_string_lossy()));
         found.pop().map(|directory| Self { directory })
     }
@@ -57,37 +51,23 @@ impl Kernel {
         let partial = cache.join(format!("{package}.{PARTIAL}"));
         let _ = fs::remove_dir_all(&partial);
         fs::create_dir_all(&partial)?;
-        run(Command::new("apt-get")
-            .args(["-q", "download", package])
-            .current_dir(&partial))?;
+        run(Command::new("apt-get").args(["-q", "download", package]).current_dir(&partial))?;
         let archive = fs::read_dir(&partial)?
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
             .with_context(|| {
-                format!(
-                    "apt-get download {package} left no package in {}",
-                    partial.display()
-                )
+                format!("apt-get download {package} left no package in {}", partial.display())
             })?;
-        run(Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(&archive)
-            .arg(partial.join("root")))?;
+        run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(partial.join("root")))?;
         fs::remove_file(&archive)?;
         let image = fs::read_dir(partial.join("root/boot"))?
             .flatten()
             .map(|entry| entry.path())
-            .find(|path| {
-                path.file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
-            })
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
             .with_context(|| format!("{package} has no boot/vmlinuz-*"))?;
         let image = fs::read(image)?;
-        fs::write(
-            partial.join("vmlinux"),
-            vmlinux(&image).with_context(|| format!("unpacking {package}"))?,
-        )?;
+        fs::write(partial.join("vmlinux"), vmlinux(&image).with_context(|| format!("unpacking {package}"))?)?;
         let directory = cache.join(package);
         let _ = fs::remove_dir_all(&directory);
         fs::rename(&partial, &directory)?;
@@ -106,26 +86,17 @@ impl Kernel {
 
     /// What the package is called, with its version.
     pub fn name(&self) -> String {
-        self.directory
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default()
+        self.directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 }
 
 /// The numbers in a package's name, by which versions sort.
 pub(crate) fn version_key(package: &str) -> Vec<u64> {
-    package
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|digits| digits.parse().ok())
-        .collect()
+    package.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| format!("running {command:?}"))?;
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("running {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
 }
@@ -134,10 +105,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 fn vmlinux(image: &[u8]) -> Result<Vec<u8>> {
     let (tool, payload) = payload(image)?;
     let elf = pipe(tool, payload)?;
-    ensure!(
-        elf.starts_with(b"\x7fELF"),
-        "the kernel's payload is not an ELF file"
-    );
+    ensure!(elf.starts_with(b"\x7fELF"), "the kernel's payload is not an ELF file");
     Ok(elf)
 }
 
@@ -165,11 +133,7 @@ fn payload(image: &[u8]) -> Result<(&'static str, &[u8])> {
         _ => bail!("the kernel is compressed in a way not known here"),
     };
     // All but gzip are followed by four bytes with the size.
-    let stream = payload
-        .len()
-        .checked_sub(4)
-        .and_then(|end| payload.get(..end))
-        .unwrap_or_default();
+    let stream = payload.len().checked_sub(4).and_then(|end| payload.get(..end)).unwrap_or_default();
     Ok((tool, stream))
 }
 
@@ -218,10 +182,7 @@ mod tests {
     #[test]
     fn payload_is_found_and_its_size_cut_off() {
         let zstd = image(b"\x28\xb5\x2f\xfdxyzSIZE");
-        assert_eq!(
-            payload(&zstd).unwrap(),
-            ("zstd", b"\x28\xb5\x2f\xfdxyz".as_slice())
-        );
+        assert_eq!(payload(&zstd).unwrap(), ("zstd", b"\x28\xb5\x2f\xfdxyz".as_slice()));
         let gzip = image(b"\x1f\x8bxyzSIZE");
         assert_eq!(payload(&gzip).unwrap(), ("gzip", b"\x1f\x8bxyzSIZE".as_slice()));
     }

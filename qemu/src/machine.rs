@@ -26,12 +26,7 @@ pub struct Nvme {
 impl Nvme {
     /// On a raw image file of the host.
     pub fn new(image: impl Into<PathBuf>) -> Self {
-        Self {
-            image: image.into(),
-            serial: "portcullis".into(),
-            options: vec![],
-            drive_options: vec![],
-        }
+        Self { image: image.into(), serial: "portcullis".into(), options: vec![], drive_options: vec![] }
     }
 
     /// Its serial number.
@@ -170,39 +165,24 @@ impl Machine {
             "-no-reboot",
         ]);
         // The IOMMU's interrupt remapping wants the interrupt controller, or half of it, in QEMU.
-        let machine = if kvm {
-            "q35,accel=kvm,kernel-irqchip=split"
-        } else {
-            "q35,accel=tcg,kernel-irqchip=off"
-        };
+        let machine =
+            if kvm { "q35,accel=kvm,kernel-irqchip=split" } else { "q35,accel=tcg,kernel-irqchip=off" };
         let cpu = self.cpu.as_deref().unwrap_or(if kvm { "host" } else { "qemu64" });
         command.args(["-M", machine, "-cpu", cpu, "-smp", &self.smp.to_string()]);
         command.args(["-m", &self.memory_mb.to_string()]);
         command.arg("-kernel").arg(vmlinux);
         command.arg("-initrd").arg(directory.join("initramfs.cpio"));
         command.args(["-append", &self.kernel_command_line(kvm)]);
-        command
-            .arg("-serial")
-            .arg(valued("file:", &directory.join("console.log"), ""));
+        command.arg("-serial").arg(valued("file:", &directory.join("console.log"), ""));
         if self.iommu {
             let remapping = if self.interrupt_remapping { "on" } else { "off" };
             command.args(["-device", &format!("intel-iommu,intremap={remapping}")]);
         }
-        command.args([
-            "-device",
-            &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=0x01"),
-        ]);
+        command.args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=0x01")]);
         // Without ioeventfd a write to the port has reached the file when the guest goes on, and so before it exits.
         command.args(["-device", "virtio-serial-pci,addr=1d.0,ioeventfd=off", "-chardev"]);
-        command.arg(valued(
-            "file,id=results,path=",
-            &directory.join("results.jsonl"),
-            "",
-        ));
-        command.args([
-            "-device",
-            &format!("virtserialport,chardev=results,name={RESULTS_PORT}"),
-        ]);
+        command.arg(valued("file,id=results,path=", &directory.join("results.jsonl"), ""));
+        command.args(["-device", &format!("virtserialport,chardev=results,name={RESULTS_PORT}")]);
         for (index, nvme) in self.nvme.iter().enumerate() {
             let mut drive = format!(",if=none,id=nvme{index},format=raw");
             for option in &nvme.drive_options {
@@ -210,10 +190,8 @@ impl Machine {
             }
             command.arg("-drive").arg(valued("file=", &nvme.image, &drive));
             let serial = nvme.serial.replace(',', ",,");
-            let mut device = format!(
-                "nvme,drive=nvme{index},serial={serial},addr={:02x}.0",
-                FIRST_NVME + index
-            );
+            let mut device =
+                format!("nvme,drive=nvme{index},serial={serial},addr={:02x}.0", FIRST_NVME + index);
             for option in &nvme.options {
                 device.push_str(&format!(",{option}"));
             }
@@ -258,12 +236,7 @@ fn kvm_usable() -> bool {
         .lines()
         .find(|line| line.starts_with("flags"))
         .is_some_and(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"));
-    virtualises
-        && std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_ok()
+    virtualises && std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
 #[cfg(test)]
@@ -272,23 +245,14 @@ mod tests {
 
     fn line(machine: &Machine) -> String {
         let command = machine.command(Path::new("/k/vmlinux"), Path::new("/r,un"));
-        command
-            .get_args()
-            .map(|arg| arg.to_string_lossy().into_owned())
-            .collect::<Vec<_>>()
-            .join(" ")
+        command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn command_line_says_what_the_machine_is() {
         let nvme = |image: &str| Nvme::new(image).option("mdts=5").drive_option("cache=none");
-        let text = line(
-            &Machine::new()
-                .smp(1)
-                .memory_mb(256)
-                .nvme(nvme("/a,b.img"))
-                .nvme(nvme("/c").serial("s,2")),
-        );
+        let text =
+            line(&Machine::new().smp(1).memory_mb(256).nvme(nvme("/a,b.img")).nvme(nvme("/c").serial("s,2")));
         for part in [
             "-smp 1 -m 256 -kernel /k/vmlinux",
             "intel-iommu,intremap=on",

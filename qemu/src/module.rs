@@ -72,10 +72,7 @@ impl Modules {
         for needed in depends(&object) {
             self.visit(&needed, seen, order)?;
         }
-        order.push(Module {
-            name: name.to_owned(),
-            object,
-        });
+        order.push(Module { name: name.to_owned(), object });
         Ok(())
     }
 }
@@ -142,9 +139,7 @@ mod tests {
         let modules = Modules::scan(directory.path()).unwrap();
         let names = |wanted: &[&str]| {
             let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-            modules
-                .resolve(&wanted)
-                .map(|list| list.into_iter().map(|m| m.name).collect::<Vec<_>>())
+            modules.resolve(&wanted).map(|list| list.into_iter().map(|m| m.name).collect::<Vec<_>>())
         };
         assert_eq!(names(&["a", "e", "b"]).unwrap(), ["c_d", "b", "a", "e"]);
         assert!(names(&["nothing"]).unwrap_err().to_string().contains("nothing"));

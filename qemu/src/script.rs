@@ -57,14 +57,7 @@ pub struct Command {
 impl Command {
     /// `program` as root, without arguments, for at most 60 s.
     pub fn new(program: impl Into<String>) -> Self {
-        Self {
-            program: program.into(),
-            args: vec![],
-            env: vec![],
-            user: None,
-            memlock: None,
-            limit_s: 60,
-        }
+        Self { program: program.into(), args: vec![], env: vec![], user: None, memlock: None, limit_s: 60 }
     }
 
     /// Adds an argument.
@@ -213,42 +206,27 @@ pub enum Step {
 impl Step {
     /// Runs `command`, which has to succeed.
     pub fn run(command: Command) -> Self {
-        Self::Run {
-            command,
-            expect: Expect::Success,
-        }
+        Self::Run { command, expect: Expect::Success }
     }
 
     /// Starts `command` in the background.
     pub fn spawn(name: impl Into<String>, command: Command) -> Self {
-        Self::Spawn {
-            name: name.into(),
-            command,
-        }
+        Self::Spawn { name: name.into(), command }
     }
 
     /// Waits for the file at `path`, 30 s at most.
     pub fn wait_for_path(path: impl Into<String>) -> Self {
-        Self::WaitForPath {
-            path: path.into(),
-            limit_s: 30,
-        }
+        Self::WaitForPath { path: path.into(), limit_s: 30 }
     }
 
     /// Hands the function at `address` to vfio-pci and its group to `owner`.
     pub fn bind_vfio(address: impl Into<String>, owner: Option<User>) -> Self {
-        Self::BindVfio {
-            address: address.into(),
-            owner,
-        }
+        Self::BindVfio { address: address.into(), owner }
     }
 
     /// Writes `text` to `path`.
     pub fn write(path: impl Into<String>, text: impl Into<String>) -> Self {
-        Self::Write {
-            path: path.into(),
-            text: text.into(),
-        }
+        Self::Write { path: path.into(), text: text.into() }
     }
 }
 
@@ -326,28 +304,16 @@ mod tests {
     #[test]
     fn script_survives_json() {
         let script = Script {
-            modules: vec![LoadModule {
-                path: "/modules/vfio.ko".into(),
-                parameters: "a=1 b=2".into(),
-            }],
+            modules: vec![LoadModule { path: "/modules/vfio.ko".into(), parameters: "a=1 b=2".into() }],
             steps: vec![
                 Step::bind_vfio("0000:00:03.0", Some(User { uid: 7, gid: 8 })),
-                Step::run(
-                    Command::new("x")
-                        .args(["a", "b c"])
-                        .env("K", "V\n")
-                        .memlock(1 << 23)
-                        .limit_s(3),
-                ),
+                Step::run(Command::new("x").args(["a", "b c"]).env("K", "V\n").memlock(1 << 23).limit_s(3)),
                 Step::KernelLog,
             ],
             limit_s: 40,
         };
         let text = serde_json::to_string(&script).unwrap();
         let back: Script = serde_json::from_str(&text).unwrap();
-        assert_eq!(
-            (back.modules, back.steps, back.limit_s),
-            (script.modules, script.steps, script.limit_s)
-        );
+        assert_eq!((back.modules, back.steps, back.limit_s), (script.modules, script.steps, script.limit_s));
     }
 }

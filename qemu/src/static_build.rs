@@ -42,12 +42,7 @@ pub fn build_static(package: &str, artifact: Artifact<'_>) -> Result<PathBuf> {
 impl<'a> StaticBuild<'a> {
     /// Of this workspace's package `package`.
     pub fn new(package: &'a str, artifact: Artifact<'a>) -> Self {
-        Self {
-            package,
-            artifact,
-            release: false,
-            features: vec![],
-        }
+        Self { package, artifact, release: false, features: vec![] }
     }
 
     /// Optimised, without debug assertions.
@@ -115,17 +110,16 @@ fn executable(messages: &str, artifact: Artifact<'_>) -> Option<PathBuf> {
         Artifact::UnitTests => ("lib", None),
         Artifact::Bench(name) => ("bench", Some(name)),
     };
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find_map(|message| {
+    messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(
+        |message| {
             let target = message.get("target")?;
             let kinds = target.get("kind")?.as_array()?;
             let fits =
                 kinds.iter().any(|value| value == kind) && name.is_none_or(|name| target["name"] == name);
             let path = message.get("executable")?.as_str()?;
             fits.then(|| PathBuf::from(path))
-        })
+        },
+    )
 }
 
 #[cfg(test)]

@@ -65,19 +65,13 @@ impl Catalog {
     pub(crate) fn open(shadow: SharedShadow) -> Result<Self, StoreError> {
         let opened = catch(|| open_database(&shadow));
         match opened {
-            Ok(database) => Ok(Self {
-                database: Some(database),
-                shadow,
-                poison: None,
-            }),
+            Ok(database) => Ok(Self { database: Some(database), shadow, poison: None }),
             Err(why) => {
                 let mut file = shadow.lock();
                 let fault = file.fault().cloned();
                 file.stop();
                 Err(fault.map_or(
-                    StoreError::Damaged {
-                        what: format!("the metadata database: {why}"),
-                    },
+                    StoreError::Damaged { what: format!("the metadata database: {why}") },
                     Into::into,
                 ))
             }
@@ -132,9 +126,7 @@ impl Catalog {
 
     /// Fails if an earlier call did.
     pub(crate) fn healthy(&self) -> Result<(), StoreError> {
-        self.poison
-            .as_ref()
-            .map_or(Ok(()), |why| Err(StoreError::Poisoned { why: why.clone() }))
+        self.poison.as_ref().map_or(Ok(()), |why| Err(StoreError::Poisoned { why: why.clone() }))
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
@@ -147,9 +139,7 @@ impl Catalog {
     }
 
     fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, String> {
-        self.database
-            .as_ref()
-            .map_or_else(|| Err(String::new()), |database| catch(|| work(database)))
+        self.database.as_ref().map_or_else(|| Err(String::new()), |database| catch(|| work(database)))
     }
 
     fn run<T>(&mut self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
@@ -166,9 +156,7 @@ impl Catalog {
             self.shadow.lock().stop();
             self.close();
         }
-        StoreError::Poisoned {
-            why: self.poison.clone().unwrap_or_default(),
-        }
+        StoreError::Poisoned { why: self.poison.clone().unwrap_or_default() }
     }
 
     /// Lets go of the database, which may write a last time.
@@ -265,37 +253,23 @@ mod tests {
     #[test]
     fn a_full_metadata_file_changes_nothing_and_goes_on() {
         let (_, mut catalog) = catalog();
-        catalog
-            .commit(&[
-                Change::Set(Counter::Instance, 5),
-                Change::Put(1, vec![7; 500_000]),
-            ])
-            .unwrap();
+        catalog.commit(&[Change::Set(Counter::Instance, 5), Change::Put(1, vec![7; 500_000])]).unwrap();
         let before = catalog.load().unwrap();
         let many: Vec<Change> = (2..20).map(|id| Change::Put(id, vec![8; 500_000])).collect();
         assert_eq!(catalog.commit(&many), Err(StoreError::MetadataFull));
         assert_eq!(catalog.load().unwrap(), before);
         catalog.healthy().unwrap();
-        catalog
-            .commit(&[Change::Remove(1), Change::Set(Counter::Instance, 6)])
-            .unwrap();
+        catalog.commit(&[Change::Remove(1), Change::Set(Counter::Instance, 6)]).unwrap();
         assert!(catalog.check_integrity().unwrap());
-        assert_eq!(
-            catalog.load().unwrap(),
-            Contents {
-                next_instance: 6,
-                ..Contents::default()
-            }
-        );
+        assert_eq!(catalog.load().unwrap(), Contents { next_instance: 6, ..Contents::default() });
     }
 
     #[test]
     fn a_panic_of_the_database_poisons_only_the_catalogue() {
         let (disk, mut catalog) = catalog();
         catalog.commit(&[Change::Put(1, vec![7])]).unwrap();
-        let error = catalog
-            .run(|_| -> Result<(), redb::Error> { panic!("as if redb had a bug") })
-            .unwrap_err();
+        let error =
+            catalog.run(|_| -> Result<(), redb::Error> { panic!("as if redb had a bug") }).unwrap_err();
         assert!(matches!(&error, StoreError::Poisoned { why } if why.contains("as if redb had a bug")));
         assert_eq!(catalog.load(), Err(error.clone()));
         assert_eq!(catalog.commit(&[Change::Remove(1)]), Err(error.clone()));

@@ -17,18 +17,10 @@ static IMAGES: LazyLock<[MemoryDisk; 2]> = LazyLock::new(|| [9, 12].map(healthy)
 
 fn healthy(block_shift: u8) -> MemoryDisk {
     let disk = MemoryDisk::new(block_shift, (16 << 20) >> block_shift);
-    let options = FormatOptions {
-        uuid: Some([0x5a; 16]),
-        ..FormatOptions::default()
-    };
+    let options = FormatOptions { uuid: Some([0x5a; 16]), ..FormatOptions::default() };
     let fill = || -> Result<(), StoreError> {
         let mut store = Store::format(Box::new(disk.clone()), options)?;
-        for (name, bytes) in [
-            ("one", 1 << 20),
-            ("two", 200_000),
-            ("three", 64 << 10),
-            ("four", 1),
-        ] {
+        for (name, bytes) in [("one", 1 << 20), ("two", 200_000), ("three", 64 << 10), ("four", 1)] {
             store.create(name, bytes, 1000)?;
         }
         store.delete("two")?;
@@ -86,22 +78,10 @@ fn assert_sound(store: &Store) {
         extents.extend(&volume.extents);
     }
     extents.sort_by_key(|extent| extent.first);
-    assert!(
-        extents.windows(2).all(|pair| pair[0].end() <= pair[1].first),
-        "extents overlap"
-    );
-    assert!(
-        extents
-            .last()
-            .is_none_or(|last| last.end().0 <= store.geometry().blocks),
-        "beyond the device"
-    );
+    assert!(extents.windows(2).all(|pair| pair[0].end() <= pair[1].first), "extents overlap");
+    assert!(extents.last().is_none_or(|last| last.end().0 <= store.geometry().blocks), "beyond the device");
     let used: u64 = extents.iter().map(|extent| extent.count.0).sum();
-    assert_eq!(
-        used + store.free_blocks(),
-        metadata + store.data_blocks(),
-        "every block is accounted for"
-    );
+    assert_eq!(used + store.free_blocks(), metadata + store.data_blocks(), "every block is accounted for");
 }
 
 /// Does one piece of damage.
@@ -109,12 +89,7 @@ fn damage(disk: &MemoryDisk, input: &mut Input<'_>) {
     let kind = input.byte();
     // A block that holds something: the rest of the image is zero and nobody looks at it.
     let written: Vec<u64> = disk.content().into_keys().collect();
-    let pick = |number: u16| {
-        written
-            .get(usize::from(number) % written.len().max(1))
-            .copied()
-            .unwrap_or(0)
-    };
+    let pick = |number: u16| written.get(usize::from(number) % written.len().max(1)).copied().unwrap_or(0);
     let (block, at) = (pick(input.word()), usize::from(input.word()));
     match kind % 8 {
         // A flipped bit.
@@ -177,9 +152,7 @@ fn forge_metadata(disk: &MemoryDisk, page: u64, at: usize, new: &[u8]) {
         return;
     };
     let fits = layout.blocks <= disk.geometry().blocks && layout.block_shift == disk.geometry().block_shift;
-    let Some(mut shadow) = fits
-        .then(|| Shadow::open(Box::new(disk.clone()), layout, uuid).ok())
-        .flatten()
+    let Some(mut shadow) = fits.then(|| Shadow::open(Box::new(disk.clone()), layout, uuid).ok()).flatten()
     else {
         return;
     };

@@ -12,10 +12,7 @@ pub(crate) fn read_ends(disk: &mut dyn Disk) -> Result<Ends, StoreError> {
     let geometry = *disk.geometry();
     if ![9, 12].contains(&geometry.block_shift) {
         let found = 1u64.checked_shl(geometry.block_shift.into()).unwrap_or(0);
-        return Err(StoreError::BlockSize {
-            found,
-            wanted: "a store needs 512 or 4096".to_owned(),
-        });
+        return Err(StoreError::BlockSize { found, wanted: "a store needs 512 or 4096".to_owned() });
     }
     let window = geometry.blocks.min(WINDOW >> geometry.block_shift);
     let bytes = geometry.blocks.saturating_mul(geometry.block_size().into());
@@ -23,20 +20,14 @@ pub(crate) fn read_ends(disk: &mut dyn Disk) -> Result<Ends, StoreError> {
         let mut data = vec![0; usize::try_from(window << geometry.block_shift).unwrap_or(0)];
         disk.read(lba, &mut data).map(|()| data)
     };
-    Ok(Ends {
-        head: read(0)?,
-        tail: read(geometry.blocks - window)?,
-        bytes,
-    })
+    Ok(Ends { head: read(0)?, tail: read(geometry.blocks - window)?, bytes })
 }
 
 /// Where the second copy of the superblock is, if the device did not change its size.
 fn second_copy(ends: &Ends) -> Found {
     let rest = usize::try_from(ends.bytes % PAGE as u64).unwrap_or(0);
     let start = ends.tail.len().checked_sub(rest + PAGE);
-    start
-        .and_then(|start| ends.tail.get(start..))
-        .map_or(Found::Nothing, Superblock::decode)
+    start.and_then(|start| ends.tail.get(start..)).map_or(Found::Nothing, Superblock::decode)
 }
 
 /// The superblock that counts.
@@ -50,9 +41,7 @@ pub(crate) fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
     }
     // Somebody else's disk by now, even if our second copy is still there.
     if let (Found::Nothing, Some(what)) = (&first, ends.foreign()) {
-        return Err(StoreError::Foreign {
-            what: what.to_owned(),
-        });
+        return Err(StoreError::Foreign { what: what.to_owned() });
     }
     match (second_copy(ends), first) {
         (Found::Superblock(superblock), _) => Ok(superblock),
@@ -62,13 +51,10 @@ pub(crate) fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
                 .to_owned(),
         }),
         _ if ends.blank() && ends.bytes > 0 => Err(StoreError::Blank),
-        _ if ends.bytes < WINDOW => Err(StoreError::TooSmall {
-            bytes: ends.bytes,
-            needed: Layout::smallest(),
-        }),
-        _ => Err(StoreError::Foreign {
-            what: "data of an unknown kind".to_owned(),
-        }),
+        _ if ends.bytes < WINDOW => {
+            Err(StoreError::TooSmall { bytes: ends.bytes, needed: Layout::smallest() })
+        }
+        _ => Err(StoreError::Foreign { what: "data of an unknown kind".to_owned() }),
     }
 }
 

@@ -35,11 +35,7 @@ pub(crate) fn encode(volume: &Volume) -> Vec<u8> {
         name: volume.name.clone(),
         owner: volume.owner,
         blocks: volume.blocks,
-        extents: volume
-            .extents
-            .iter()
-            .map(|extent| (extent.first.0, extent.count.0))
-            .collect(),
+        extents: volume.extents.iter().map(|extent| (extent.first.0, extent.count.0)).collect(),
         access: volume.access.iter().map(access).collect(),
     };
     postcard::to_allocvec(&record).expect("a record of plain values always serializes")
@@ -65,30 +61,15 @@ fn decode(id: u64, bytes: &[u8], layout: &Layout) -> Result<Volume, String> {
         .iter()
         .map(|&(first, count)| extent(first, count, layout))
         .collect::<Result<Vec<_>, _>>()?;
-    let sum = extents
-        .iter()
-        .try_fold(0u64, |sum, extent| sum.checked_add(extent.count.0));
+    let sum = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.count.0));
     if sum != Some(record.blocks) {
-        return Err(format!(
-            "it has {} blocks, but its extents have another number",
-            record.blocks
-        ));
+        return Err(format!("it has {} blocks, but its extents have another number", record.blocks));
     }
     if record.access.len() > MAX_ENTRIES {
         return Err(format!("it has {} access entries", record.access.len()));
     }
-    let access = record
-        .access
-        .iter()
-        .map(|entry| access(*entry))
-        .collect::<Result<Vec<_>, _>>()?;
-    if access
-        .iter()
-        .map(|(subject, _)| *subject)
-        .collect::<BTreeSet<_>>()
-        .len()
-        != access.len()
-    {
+    let access = record.access.iter().map(|entry| access(*entry)).collect::<Result<Vec<_>, _>>()?;
+    if access.iter().map(|(subject, _)| *subject).collect::<BTreeSet<_>>().len() != access.len() {
         return Err("it has two access entries for one subject".to_owned());
     }
     Ok(Volume {
@@ -125,10 +106,7 @@ fn access((kind, number, bits): (u8, u32, u8)) -> Result<(Subject, Access), Stri
 /// Units of an extent that lies in the data area.
 pub(crate) fn run_of(extent: LbaRange, layout: &Layout) -> Run {
     let unit = layout.unit_blocks();
-    Run {
-        first: (extent.first.0 - layout.data) / unit,
-        count: extent.count.0 / unit,
-    }
+    Run { first: (extent.first.0 - layout.data) / unit, count: extent.count.0 / unit }
 }
 
 /// Something that [`Store::check`](crate::Store::check) does not like.
@@ -181,16 +159,10 @@ pub(crate) struct Inspection {
 
 /// Checks the records by themselves and against each other.
 pub(crate) fn inspect(contents: &Contents, layout: &Layout) -> Inspection {
-    let mut found = Inspection {
-        volumes: BTreeMap::new(),
-        space: Space::new(layout.units),
-        findings: Vec::new(),
-    };
+    let mut found =
+        Inspection { volumes: BTreeMap::new(), space: Space::new(layout.units), findings: Vec::new() };
     if contents.volumes.len() > MAX_VOLUMES {
-        let what = format!(
-            "there are {} volumes, the most is {MAX_VOLUMES}",
-            contents.volumes.len()
-        );
+        let what = format!("there are {} volumes, the most is {MAX_VOLUMES}", contents.volumes.len());
         found.findings.push(Finding::Accounting { what });
     }
     if contents.next_volume >= 1 << 63 {
@@ -203,10 +175,7 @@ pub(crate) fn inspect(contents: &Contents, layout: &Layout) -> Inspection {
     }
     for (id, record) in &contents.volumes {
         let mut complain = |what| {
-            found.findings.push(Finding::Volume {
-                id: VolumeId(*id),
-                what,
-            });
+            found.findings.push(Finding::Volume { id: VolumeId(*id), what });
         };
         if *id >= contents.next_volume {
             complain("its number was not given out yet".to_owned());
@@ -220,10 +189,7 @@ pub(crate) fn inspect(contents: &Contents, layout: &Layout) -> Inspection {
         };
         for extent in &volume.extents {
             if !found.space.take(run_of(*extent, layout)) {
-                complain(format!(
-                    "its blocks from {} belong to another extent too",
-                    extent.first
-                ));
+                complain(format!("its blocks from {} belong to another extent too", extent.first));
             }
         }
         if found.volumes.contains_key(&volume.name) {
@@ -251,40 +217,23 @@ mod tests {
             .collect();
         let blocks = extents.iter().map(|extent| extent.count.0).sum();
         let access = vec![(Subject::Everyone, Access::READ), (Subject::User(0), Access::ALL)];
-        Volume {
-            id: VolumeId(id),
-            name: name.into(),
-            owner: 5,
-            blocks,
-            extents,
-            access,
-        }
+        Volume { id: VolumeId(id), name: name.into(), owner: 5, blocks, extents, access }
     }
 
     fn findings(volumes: &[Volume]) -> Vec<String> {
         let contents = Contents {
-            volumes: volumes
-                .iter()
-                .map(|volume| (volume.id.0, encode(volume)))
-                .collect(),
+            volumes: volumes.iter().map(|volume| (volume.id.0, encode(volume))).collect(),
             next_volume: 10,
             next_instance: 1,
         };
-        inspect(&contents, &layout())
-            .findings
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        inspect(&contents, &layout()).findings.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn good_records_come_back() {
         let volumes = [volume(1, "a", &[(0, 5), (9, 1)]), volume(3, "b", &[(5, 4)])];
         let contents = Contents {
-            volumes: volumes
-                .iter()
-                .map(|volume| (volume.id.0, encode(volume)))
-                .collect(),
+            volumes: volumes.iter().map(|volume| (volume.id.0, encode(volume))).collect(),
             next_volume: 4,
             next_instance: 0,
         };
@@ -313,34 +262,19 @@ mod tests {
             (&|v| v.extents = vec![range(layout.data - 16, 80)], "data area"),
             (&|v| v.extents = vec![range(layout.data + 1, 80)], "data area"),
             (&|v| v.extents = vec![range(layout.data, 81)], "data area"),
-            (
-                &|v| v.extents = vec![range(layout.data_end() - 64, 80)],
-                "data area",
-            ),
+            (&|v| v.extents = vec![range(layout.data_end() - 64, 80)], "data area"),
             (&|v| v.extents = vec![range(u64::MAX - 80, 80)], "data area"),
-            (
-                &|v| v.extents = vec![range(layout.data, 48), range(layout.data + 32, 32)],
-                "another extent",
-            ),
-            (
-                &|v| v.extents = vec![range(layout.data, 16); MAX_EXTENTS + 1],
-                "4097 extents",
-            ),
+            (&|v| v.extents = vec![range(layout.data, 48), range(layout.data + 32, 32)], "another extent"),
+            (&|v| v.extents = vec![range(layout.data, 16); MAX_EXTENTS + 1], "4097 extents"),
             (&|v| v.name = "../x".into(), "cannot name a volume"),
             (&|v| v.id = VolumeId(10), "not given out"),
-            (
-                &|v| v.access.push((Subject::User(0), Access::READ)),
-                "one subject",
-            ),
+            (&|v| v.access.push((Subject::User(0), Access::READ)), "one subject"),
             (&|v| v.access.push((Subject::User(1), Access::NONE)), "bits 0x0"),
         ];
         assert_eq!(altered(&|_| {}), [""; 0]);
         for (change, what) in cases {
             let found = altered(change);
-            assert!(
-                found.first().is_some_and(|first| first.contains(what)),
-                "{what}: {found:?}"
-            );
+            assert!(found.first().is_some_and(|first| first.contains(what)), "{what}: {found:?}");
         }
         assert!(findings(&[good(), volume(2, "b", &[(4, 2)])])[0].contains("volume 2"));
         assert!(findings(&[good(), volume(2, "a", &[(5, 2)])])[0].contains("name"));

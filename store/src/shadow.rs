@@ -84,9 +84,7 @@ impl From<Fault> for StoreError {
             Fault::Disk(error) => Self::Disk(error),
             Fault::Damaged(what) => Self::Damaged { what },
             Fault::Full => Self::MetadataFull,
-            Fault::Misuse => Self::Poisoned {
-                why: "the metadata was used after a failure".to_owned(),
-            },
+            Fault::Misuse => Self::Poisoned { why: "the metadata was used after a failure".to_owned() },
         }
     }
 }
@@ -115,18 +113,11 @@ struct Entry {
 impl Entry {
     fn decode(raw: &RawEntry) -> Option<Self> {
         let slot = u8::try_from(raw.slot.get()).ok().filter(|slot| *slot <= 2)?;
-        Some(Self {
-            sum: raw.sum.get(),
-            slot,
-            durable: slot,
-        })
+        Some(Self { sum: raw.sum.get(), slot, durable: slot })
     }
 
     fn encode(self) -> RawEntry {
-        RawEntry {
-            sum: self.sum.into(),
-            slot: u32::from(self.slot).into(),
-        }
+        RawEntry { sum: self.sum.into(), slot: u32::from(self.slot).into() }
     }
 
     /// The slot to write to.
@@ -231,16 +222,12 @@ impl Shadow {
         let roots = [self.read_root(0), self.read_root(1)];
         let newest = roots.iter().flatten().max_by_key(|root| root.epoch.get());
         let Some(root) = newest.cloned() else {
-            return Err(Fault::Damaged(
-                "both copies of the metadata root are damaged".to_owned(),
-            ));
+            return Err(Fault::Damaged("both copies of the metadata root are damaged".to_owned()));
         };
         self.epoch = root.epoch.get();
         self.length = root.length.get();
         if self.length > u64::from(self.layout.pages) * PAGE as u64 {
-            return Err(Fault::Damaged(
-                "the metadata root has an impossible length".to_owned(),
-            ));
+            return Err(Fault::Damaged("the metadata root has an impossible length".to_owned()));
         }
         for index in 0..self.layout.tables() {
             let entry = root.tables.get(index as usize).and_then(Entry::decode);
@@ -251,10 +238,7 @@ impl Shadow {
         }
         for (copy, found) in (0..).zip(&roots) {
             if found.as_ref().is_none_or(|found| found.epoch != root.epoch) {
-                tracing::warn!(
-                    copy,
-                    "a copy of the metadata root was old or damaged; it is written anew"
-                );
+                tracing::warn!(copy, "a copy of the metadata root was old or damaged; it is written anew");
                 self.write_roots(&[copy])?;
             }
         }
@@ -329,9 +313,7 @@ impl Shadow {
             Ok(page)
         } else {
             let lba = self.place(what, entry.slot);
-            Err(Fault::Damaged(format!(
-                "{what} (device block {lba}) is not what was written"
-            )))
+            Err(Fault::Damaged(format!("{what} (device block {lba}) is not what was written")))
         }
     }
 
@@ -339,11 +321,7 @@ impl Shadow {
     fn put(&mut self, what: What, entry: Entry, page: &[u8]) -> Result<Entry, Fault> {
         let slot = entry.spare();
         self.disk.write(self.place(what, slot), page)?;
-        Ok(Entry {
-            sum: self.sum(what, page),
-            slot,
-            ..entry
-        })
+        Ok(Entry { sum: self.sum(what, page), slot, ..entry })
     }
 
     /// Does `work` unless there was a fault, and keeps its fault.
@@ -361,10 +339,7 @@ impl Shadow {
 
     /// The pages that `length` bytes at `offset` touch, with the part of each and of the bytes.
     fn parts(&self, offset: u64, length: usize) -> Result<impl Iterator<Item = Part> + use<>, Fault> {
-        let end = offset
-            .checked_add(length as u64)
-            .filter(|end| *end <= self.length)
-            .ok_or(Fault::Misuse)?;
+        let end = offset.checked_add(length as u64).filter(|end| *end <= self.length).ok_or(Fault::Misuse)?;
         let mut at = offset;
         Ok(std::iter::from_fn(move || {
             if at >= end {
@@ -401,11 +376,7 @@ impl Shadow {
             for part in shadow.parts(offset, data.len())? {
                 let entry = shadow.pages[part.page as usize];
                 let whole = part.within.len() == PAGE;
-                let old = if whole {
-                    vec![0; PAGE]
-                } else {
-                    shadow.fetch(What::Page(part.page), entry)?
-                };
+                let old = if whole { vec![0; PAGE] } else { shadow.fetch(What::Page(part.page), entry)? };
                 let mut page = old;
                 page[part.within].copy_from_slice(&data[part.bytes]);
                 shadow.pages[part.page as usize] = shadow.put(What::Page(part.page), entry, &page)?;
@@ -430,10 +401,7 @@ impl Shadow {
                 for page in first..shadow.layout.pages {
                     let entry = &mut shadow.pages[page as usize];
                     if entry.slot != 0 {
-                        *entry = Entry {
-                            durable: entry.durable,
-                            ..Entry::default()
-                        };
+                        *entry = Entry { durable: entry.durable, ..Entry::default() };
                         shadow.changed.insert(page);
                     }
                 }
@@ -454,9 +422,8 @@ impl Shadow {
             for index in &tables {
                 let first = (index * TABLE_ENTRIES) as usize;
                 let entries = shadow.pages[first..].iter().take(TABLE_ENTRIES as usize);
-                let mut page = entries
-                    .flat_map(|entry| entry.encode().as_bytes().to_vec())
-                    .collect::<Vec<u8>>();
+                let mut page =
+                    entries.flat_map(|entry| entry.encode().as_bytes().to_vec()).collect::<Vec<u8>>();
                 page.resize(PAGE, 0);
                 let entry = shadow.tables[*index as usize];
                 shadow.tables[*index as usize] = shadow.put(What::Table(*index), entry, &page)?;
@@ -478,13 +445,8 @@ impl Shadow {
     pub(crate) fn verify(&mut self) -> Vec<Fault> {
         let mut faults = Vec::new();
         for copy in 0..2 {
-            if self
-                .read_root(copy)
-                .is_none_or(|root| root.epoch.get() != self.epoch)
-            {
-                faults.push(Fault::Damaged(format!(
-                    "copy {copy} of the metadata root is damaged"
-                )));
+            if self.read_root(copy).is_none_or(|root| root.epoch.get() != self.epoch) {
+                faults.push(Fault::Damaged(format!("copy {copy} of the metadata root is damaged")));
             }
         }
         for index in 0..self.layout.tables() {

@@ -34,11 +34,8 @@ impl Ends {
     /// The name of what is there.
     pub(crate) fn foreign(&self) -> Option<&'static str> {
         let at = |offset, mark: &[u8]| self.head_has(offset, mark);
-        let end = |back: u64, mark: &[u8]| {
-            self.bytes
-                .checked_sub(back)
-                .is_some_and(|at| self.tail_has(at, mark))
-        };
+        let end =
+            |back: u64, mark: &[u8]| self.bytes.checked_sub(back).is_some_and(|at| self.tail_has(at, mark));
         // Linux md, superblock magic a92b4efc, little-endian (Documentation/admin-guide/md).
         const MD: &[u8] = &0xa92b_4efc_u32.to_le_bytes();
         let md_1_0 = (self.bytes & !0xfff).checked_sub(8 << 10);
@@ -49,10 +46,7 @@ impl Ends {
             "an LVM physical volume"
         } else if at(0, MD)
             || at(4096, MD)
-            || [md_1_0, md_0_90]
-                .into_iter()
-                .flatten()
-                .any(|o| self.tail_has(o, MD))
+            || [md_1_0, md_0_90].into_iter().flatten().any(|o| self.tail_has(o, MD))
         {
             "a member of a Linux md array"
         } else if at(1080, &[0x53, 0xef]) {
@@ -120,23 +114,12 @@ mod tests {
                 bytes: BYTES,
             };
             assert!(!ends.blank());
-            assert!(
-                ends.foreign().is_some_and(|what| what.contains(name)),
-                "{name} at {offset}"
-            );
+            assert!(ends.foreign().is_some_and(|what| what.contains(name)), "{name} at {offset}");
         }
-        let nothing = Ends {
-            head: vec![0; 512],
-            tail: vec![0; 512],
-            bytes: 512,
-        };
+        let nothing = Ends { head: vec![0; 512], tail: vec![0; 512], bytes: 512 };
         assert!(nothing.blank());
         assert_eq!(nothing.foreign(), None);
-        let noise = Ends {
-            head: vec![0x5a; 512],
-            tail: vec![0x5a; 512],
-            bytes: 512,
-        };
+        let noise = Ends { head: vec![0x5a; 512], tail: vec![0x5a; 512], bytes: 512 };
         assert_eq!(noise.foreign(), None);
     }
 }

@@ -19,10 +19,7 @@ impl Space {
     /// `units` units, all free.
     pub(crate) fn new(units: u64) -> Self {
         let mut space = Self::default();
-        space.give(Run {
-            first: 0,
-            count: units,
-        });
+        space.give(Run { first: 0, count: units });
         space
     }
 
@@ -43,14 +40,8 @@ impl Space {
             return false;
         }
         self.runs.remove(&first);
-        self.give(Run {
-            first,
-            count: run.first - first,
-        });
-        self.give(Run {
-            first: run_end,
-            count: end - run_end,
-        });
+        self.give(Run { first, count: run.first - first });
+        self.give(Run { first: run_end, count: end - run_end });
         true
     }
 
@@ -133,38 +124,18 @@ mod tests {
         // Free: 0+10, 20+30, 60+40.
         assert_eq!(space.clone().allocate(5, None), Some(vec![run(0, 5)]));
         assert_eq!(space.clone().allocate(30, None), Some(vec![run(20, 30)]));
-        assert_eq!(
-            space.clone().allocate(60, None),
-            Some(vec![run(60, 40), run(20, 20)])
-        );
+        assert_eq!(space.clone().allocate(60, None), Some(vec![run(60, 40), run(20, 20)]));
         assert_eq!(space.clone().allocate(80, None).map(|runs| runs.len()), Some(3));
         assert_eq!(space.clone().allocate(81, None), None);
-        assert_eq!(
-            space.clone().allocate(5, Some(20)),
-            Some(vec![run(20, 5)]),
-            "in place"
-        );
-        assert_eq!(
-            space.clone().allocate(35, Some(20)),
-            Some(vec![run(20, 30), run(0, 5)])
-        );
-        assert_eq!(
-            space.clone().allocate(5, Some(10)),
-            Some(vec![run(0, 5)]),
-            "what follows is not free"
-        );
+        assert_eq!(space.clone().allocate(5, Some(20)), Some(vec![run(20, 5)]), "in place");
+        assert_eq!(space.clone().allocate(35, Some(20)), Some(vec![run(20, 30), run(0, 5)]));
+        assert_eq!(space.clone().allocate(5, Some(10)), Some(vec![run(0, 5)]), "what follows is not free");
     }
 
     #[test]
     fn only_what_is_free_can_be_taken() {
         let mut space = Space::new(10);
-        for bad in [
-            run(0, 11),
-            run(10, 1),
-            run(5, u64::MAX),
-            run(u64::MAX, 1),
-            run(3, 0),
-        ] {
+        for bad in [run(0, 11), run(10, 1), run(5, u64::MAX), run(u64::MAX, 1), run(3, 0)] {
             assert!(!space.take(bad), "{bad:?}");
         }
         assert!(space.take(run(3, 2)));

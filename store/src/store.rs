@@ -35,12 +35,7 @@ pub struct FormatOptions {
 
 impl Default for FormatOptions {
     fn default() -> Self {
-        Self {
-            force: false,
-            allocation_unit: 64 << 10,
-            metadata: None,
-            uuid: None,
-        }
+        Self { force: false, allocation_unit: 64 << 10, metadata: None, uuid: None }
     }
 }
 
@@ -69,10 +64,7 @@ impl Store {
         if let Some(what) = occupant(&ends).filter(|_| !options.force) {
             return Err(StoreError::Occupied { what });
         }
-        let superblock = Superblock {
-            uuid: options.uuid.map_or_else(random_uuid, Ok)?,
-            layout,
-        };
+        let superblock = Superblock { uuid: options.uuid.map_or_else(random_uuid, Ok)?, layout };
         // A crash from here on leaves neither what was there nor a store, until the superblocks are written.
         let window = WINDOW >> layout.block_shift;
         let blocks = layout.blocks;
@@ -85,8 +77,7 @@ impl Store {
             .commit(&[Change::Set(Counter::Volume, 1), Change::Set(Counter::Instance, 1)])?;
         let mut file = shadow.lock();
         for copy in [1, 0] {
-            file.disk()
-                .write(layout.superblocks()[copy], &superblock.encode())?;
+            file.disk().write(layout.superblocks()[copy], &superblock.encode())?;
             file.disk().flush()?;
         }
         file.reload()?;
@@ -110,17 +101,11 @@ impl Store {
         let geometry = *disk.geometry();
         if geometry.block_shift != layout.block_shift {
             let wanted = format!("the store was formatted with {}", 1u32 << layout.block_shift);
-            return Err(StoreError::BlockSize {
-                found: geometry.block_size().into(),
-                wanted,
-            });
+            return Err(StoreError::BlockSize { found: geometry.block_size().into(), wanted });
         }
         if geometry.blocks < layout.blocks {
             let needed = layout.blocks << layout.block_shift;
-            return Err(StoreError::TooSmall {
-                bytes: ends.bytes,
-                needed,
-            });
+            return Err(StoreError::TooSmall { bytes: ends.bytes, needed });
         }
         repair_superblocks(&mut *disk, &superblock)?;
         let shadow = SharedShadow::new(Shadow::open(disk, layout, superblock.uuid)?);
@@ -132,15 +117,11 @@ impl Store {
         let mut catalog = Catalog::open(shadow.clone())?;
         let contents = catalog.load().map_err(|error| match shadow.lock().fault() {
             Some(Fault::Disk(error)) => StoreError::Disk(*error),
-            _ => StoreError::Damaged {
-                what: error.to_string(),
-            },
+            _ => StoreError::Damaged { what: error.to_string() },
         })?;
         let found = inspect(&contents, &superblock.layout);
         if let Some(finding) = found.findings.first() {
-            return Err(StoreError::Damaged {
-                what: finding.to_string(),
-            });
+            return Err(StoreError::Damaged { what: finding.to_string() });
         }
         let record_bytes = found.volumes.values().map(record::weight).sum();
         let next_instance = u32::try_from(contents.next_instance).unwrap_or(u32::MAX);
@@ -163,14 +144,10 @@ impl Store {
         self.catalog.healthy()?;
         let first = self.next_instance;
         let Some(next) = first.checked_add(count) else {
-            return Err(StoreError::InstancesExhausted {
-                asked: count,
-                left: u32::MAX - first,
-            });
+            return Err(StoreError::InstancesExhausted { asked: count, left: u32::MAX - first });
         };
         if count > 0 {
-            self.catalog
-                .commit(&[Change::Set(Counter::Instance, next.into())])?;
+            self.catalog.commit(&[Change::Set(Counter::Instance, next.into())])?;
             self.next_instance = next;
         }
         Ok(first..next)
@@ -192,10 +169,7 @@ impl Store {
     /// The volume of this name.
     pub fn volume(&self, name: &str) -> Result<Volume, StoreError> {
         self.catalog.healthy()?;
-        self.volumes
-            .get(name)
-            .cloned()
-            .ok_or_else(|| no_such_volume(name))
+        self.volumes.get(name).cloned().ok_or_else(|| no_such_volume(name))
     }
 
     /// Makes a volume of at least `bytes` bytes, rounded up to whole allocation units. All of it reads as zero.
@@ -248,10 +222,7 @@ impl Store {
         let have = volume.blocks / self.superblock.layout.unit_blocks();
         let units = self.units_for(bytes)?;
         match units.checked_sub(have) {
-            None => Err(StoreError::Size {
-                bytes,
-                why: "the volume is larger than that already",
-            }),
+            None => Err(StoreError::Size { bytes, why: "the volume is larger than that already" }),
             Some(0) => Ok(volume),
             Some(more) => self.extend(volume, more, progress, &[]),
         }
@@ -263,17 +234,10 @@ impl Store {
         let old = self.volume(name)?;
         let blocks = self.units_for(bytes)? * self.superblock.layout.unit_blocks();
         if blocks > old.blocks {
-            return Err(StoreError::Size {
-                bytes,
-                why: "the volume is smaller than that already",
-            });
+            return Err(StoreError::Size { bytes, why: "the volume is smaller than that already" });
         }
         let extents = old.extents_for(blocks).unwrap_or_default();
-        let new = Volume {
-            blocks,
-            extents,
-            ..old.clone()
-        };
+        let new = Volume { blocks, extents, ..old.clone() };
         if new.blocks == old.blocks {
             return Ok(new);
         }
@@ -296,10 +260,7 @@ impl Store {
             return Ok(old);
         }
         self.check_new_name(new)?;
-        let renamed = Volume {
-            name: new.to_owned(),
-            ..old.clone()
-        };
+        let renamed = Volume { name: new.to_owned(), ..old.clone() };
         self.save(&renamed, Some(&old), &[])?;
         self.volumes.remove(name);
         self.volumes.insert(new.to_owned(), renamed.clone());
@@ -394,54 +355,37 @@ impl Store {
                 findings.push(Finding::Superblock { copy, what });
             }
             let faults = shadow.verify().into_iter().map(StoreError::from);
-            findings.extend(faults.map(|fault| Finding::Metadata {
-                what: fault.to_string(),
-            }));
+            findings.extend(faults.map(|fault| Finding::Metadata { what: fault.to_string() }));
         }
         if !findings.is_empty() {
             return Ok(findings); // the database would stumble over them
         }
         if !self.catalog.check_integrity()? {
-            findings.push(Finding::Metadata {
-                what: "the metadata database had to be repaired".to_owned(),
-            });
+            findings.push(Finding::Metadata { what: "the metadata database had to be repaired".to_owned() });
         }
         let contents = self.catalog.load()?;
         let mut found = inspect(&contents, &layout);
         findings.append(&mut found.findings);
         let mut accounting = |wrong: bool, what: &str| {
             if wrong {
-                findings.push(Finding::Accounting {
-                    what: what.to_owned(),
-                });
+                findings.push(Finding::Accounting { what: what.to_owned() });
             }
         };
-        accounting(
-            found.volumes != self.volumes,
-            "the volumes on the device are not those in memory",
-        );
-        accounting(
-            found.space != self.space,
-            "the free space by the device is not that in memory",
-        );
+        accounting(found.volumes != self.volumes, "the volumes on the device are not those in memory");
+        accounting(found.space != self.space, "the free space by the device is not that in memory");
         accounting(
             contents.next_volume != self.next_volume,
             "the next volume's number is not that in memory",
         );
         let instance = u64::from(self.next_instance);
-        accounting(
-            contents.next_instance != instance,
-            "the next key instance is not that in memory",
-        );
+        accounting(contents.next_instance != instance, "the next key instance is not that in memory");
         Ok(findings)
     }
 
     fn check_new_name(&self, name: &str) -> Result<(), StoreError> {
         check_name(name)?;
         if self.volumes.contains_key(name) {
-            return Err(StoreError::Exists {
-                name: name.to_owned(),
-            });
+            return Err(StoreError::Exists { name: name.to_owned() });
         }
         Ok(())
     }
@@ -449,10 +393,7 @@ impl Store {
     /// Allocation units of a volume of `bytes` bytes.
     fn units_for(&self, bytes: u64) -> Result<u64, StoreError> {
         if bytes == 0 {
-            return Err(StoreError::Size {
-                bytes,
-                why: "a volume has at least one byte",
-            });
+            return Err(StoreError::Size { bytes, why: "a volume has at least one byte" });
         }
         Ok(bytes.div_ceil(self.allocation_unit()))
     }
@@ -468,15 +409,9 @@ impl Store {
     ) -> Result<Volume, StoreError> {
         let layout = self.superblock.layout;
         let unit = layout.unit_blocks();
-        let after = volume
-            .extents
-            .last()
-            .map(|last| (last.end().0 - layout.data) / unit);
+        let after = volume.extents.last().map(|last| (last.end().0 - layout.data) / unit);
         let free = self.free_blocks();
-        let no_space = StoreError::NoSpace {
-            needed: units.saturating_mul(unit),
-            free,
-        };
+        let no_space = StoreError::NoSpace { needed: units.saturating_mul(unit), free };
         let runs = self.space.allocate(units, after).ok_or(no_space)?;
         volume.blocks += units * unit;
         for run in &runs {
@@ -559,9 +494,7 @@ impl Store {
 }
 
 fn no_such_volume(name: &str) -> StoreError {
-    StoreError::NoSuchVolume {
-        name: name.chars().take(crate::MAX_NAME).collect(),
-    }
+    StoreError::NoSuchVolume { name: name.chars().take(crate::MAX_NAME).collect() }
 }
 
 fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, StoreError> {
@@ -571,9 +504,7 @@ fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, St
         return Err(StoreError::Options { what });
     }
     let bytes = geometry.blocks.saturating_mul(geometry.block_size().into());
-    let pages = options
-        .metadata
-        .map_or_else(|| Layout::suitable_pages(bytes), Layout::pages_for);
+    let pages = options.metadata.map_or_else(|| Layout::suitable_pages(bytes), Layout::pages_for);
     let unit_shift = u8::try_from(unit.ilog2()).unwrap_or(u8::MAX);
     Layout::new(geometry.blocks, geometry.block_shift, unit_shift, pages).map_err(|needed| {
         if needed > 0 {
@@ -591,11 +522,9 @@ fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, St
 /// A random UUID, version 4 (RFC 9562, section 5.4).
 fn random_uuid() -> Result<[u8; 16], StoreError> {
     let mut uuid = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut uuid))
-        .map_err(|error| StoreError::Options {
-            what: format!("no random UUID from /dev/urandom ({error}): give one"),
-        })?;
+    std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut uuid)).map_err(
+        |error| StoreError::Options { what: format!("no random UUID from /dev/urandom ({error}): give one") },
+    )?;
     uuid[6] = uuid[6] & 0x0f | 0x40;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     Ok(uuid)

@@ -66,10 +66,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// The layout for a device; the error is how many bytes it would have to have, 0 if no size would do.
     pub(crate) fn new(blocks: u64, block_shift: u8, unit_shift: u8, pages: u32) -> Result<Self, u64> {
-        let bytes = blocks
-            .checked_mul(1 << block_shift)
-            .filter(|bytes| *bytes < 1 << 63)
-            .ok_or(0u64)?;
+        let bytes = blocks.checked_mul(1 << block_shift).filter(|bytes| *bytes < 1 << 63).ok_or(0u64)?;
         if !(LEAST_PAGES..=MOST_PAGES).contains(&pages) || !UNIT_SHIFTS.contains(&unit_shift) {
             return Err(0);
         }
@@ -80,14 +77,7 @@ impl Layout {
         if units == 0 {
             return Err(data + (1 << unit_shift) + PAGE as u64);
         }
-        Ok(Self {
-            blocks,
-            block_shift,
-            unit_shift,
-            pages,
-            data: data >> block_shift,
-            units,
-        })
+        Ok(Self { blocks, block_shift, unit_shift, pages, data: data >> block_shift, units })
     }
 
     /// Pages of metadata that suit a device: 1/64 of it, from 4 MiB to 32 MiB, a power of two, for that is how the
@@ -99,9 +89,7 @@ impl Layout {
 
     /// Bytes of the smallest device that can be formatted without special options.
     pub(crate) fn smallest() -> u64 {
-        Self::new(0, PAGE_SHIFT, 16, Self::suitable_pages(0))
-            .err()
-            .unwrap_or(0)
+        Self::new(0, PAGE_SHIFT, 16, Self::suitable_pages(0)).err().unwrap_or(0)
     }
 
     /// As asked for in bytes of the metadata file.
@@ -154,10 +142,7 @@ impl Layout {
     /// Everything that is not data.
     pub(crate) fn metadata(&self) -> Vec<LbaRange> {
         let end = self.data_end();
-        [LbaRange::new(0, self.data), LbaRange::new(end, self.blocks - end)]
-            .into_iter()
-            .flatten()
-            .collect()
+        [LbaRange::new(0, self.data), LbaRange::new(end, self.blocks - end)].into_iter().flatten().collect()
     }
 }
 
@@ -248,26 +233,18 @@ impl Superblock {
 
     fn check(raw: &Raw) -> Result<Self, StoreError> {
         if raw.version != VERSION {
-            return Err(StoreError::Version {
-                found: raw.version.get(),
-                known: VERSION,
-            });
+            return Err(StoreError::Version { found: raw.version.get(), known: VERSION });
         }
         for (kind, bits, known) in [
             ("incompatible", raw.incompatible, INCOMPATIBLE),
             ("read-only compatible", raw.read_only, READ_ONLY),
         ] {
             if bits.get() & !known != 0 {
-                return Err(StoreError::Features {
-                    kind,
-                    bits: bits.get() & !known,
-                });
+                return Err(StoreError::Features { kind, bits: bits.get() & !known });
             }
         }
         let nonsense = || damaged("the superblock contradicts itself");
-        let block_shift = u8::try_from(raw.block_shift.get())
-            .ok()
-            .filter(|shift| [9, 12].contains(shift));
+        let block_shift = u8::try_from(raw.block_shift.get()).ok().filter(|shift| [9, 12].contains(shift));
         let unit_shift = u8::try_from(raw.unit_shift.get()).map_err(|_| nonsense())?;
         let layout = Layout::new(
             raw.blocks.get(),
@@ -276,34 +253,16 @@ impl Superblock {
             raw.metadata_pages.get(),
         )
         .map_err(|_| nonsense())?;
-        let stored = [
-            raw.metadata_first,
-            raw.metadata_blocks,
-            raw.data_first,
-            raw.data_units,
-        ]
-        .map(U64::get);
-        if stored
-            != [
-                layout.root(0),
-                layout.data - layout.root(0),
-                layout.data,
-                layout.units,
-            ]
-        {
+        let stored = [raw.metadata_first, raw.metadata_blocks, raw.data_first, raw.data_units].map(U64::get);
+        if stored != [layout.root(0), layout.data - layout.root(0), layout.data, layout.units] {
             return Err(nonsense());
         }
-        Ok(Self {
-            uuid: raw.uuid,
-            layout,
-        })
+        Ok(Self { uuid: raw.uuid, layout })
     }
 }
 
 fn damaged(what: &str) -> StoreError {
-    StoreError::Damaged {
-        what: what.to_owned(),
-    }
+    StoreError::Damaged { what: what.to_owned() }
 }
 
 #[cfg(test)]
@@ -313,12 +272,9 @@ mod tests {
     #[test]
     fn areas_do_not_overlap() {
         for shift in [9, 12] {
-            for (bytes, unit) in [
-                (16u64 << 20, 16),
-                (64 << 20, 20),
-                (1 << 40, 16),
-                ((100 << 20) + 512 * 13, 12),
-            ] {
+            for (bytes, unit) in
+                [(16u64 << 20, 16), (64 << 20, 20), (1 << 40, 16), ((100 << 20) + 512 * 13, 12)]
+            {
                 let blocks = bytes >> shift;
                 let layout = Layout::new(blocks, shift, unit, Layout::suitable_pages(bytes)).unwrap();
                 let last = layout.pages - 1;
@@ -349,10 +305,7 @@ mod tests {
     #[test]
     fn a_superblock_survives_the_way_to_the_disk_and_back() {
         let layout = Layout::new(1 << 20, 12, 16, 1040).unwrap();
-        let superblock = Superblock {
-            uuid: [7; 16],
-            layout,
-        };
+        let superblock = Superblock { uuid: [7; 16], layout };
         let page = superblock.encode();
         assert_eq!(page.len(), PAGE);
         assert!(matches!(Superblock::decode(&page), Found::Superblock(found) if found == superblock));
@@ -370,11 +323,7 @@ mod tests {
     #[test]
     fn unknown_versions_features_and_nonsense_are_refused() {
         let layout = Layout::new(1 << 20, 12, 16, 1040).unwrap();
-        let page = Superblock {
-            uuid: [7; 16],
-            layout,
-        }
-        .encode();
+        let page = Superblock { uuid: [7; 16], layout }.encode();
         let with = |at: usize, value: u32| {
             let mut page = page.clone();
             page[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -382,29 +331,14 @@ mod tests {
             page[SUM_AT..].copy_from_slice(&sum);
             Superblock::decode(&page)
         };
-        assert!(matches!(
-            with(8, 2),
-            Found::Refused(StoreError::Version { found: 2, known: 1 })
-        ));
-        assert!(
-            matches!(with(12, 5), Found::Superblock(_)),
-            "compatible features are ignored"
-        );
-        assert!(matches!(
-            with(16, 4),
-            Found::Refused(StoreError::Features { bits: 4, .. })
-        ));
-        assert!(matches!(
-            with(20, 1),
-            Found::Refused(StoreError::Features { bits: 1, .. })
-        ));
+        assert!(matches!(with(8, 2), Found::Refused(StoreError::Version { found: 2, known: 1 })));
+        assert!(matches!(with(12, 5), Found::Superblock(_)), "compatible features are ignored");
+        assert!(matches!(with(16, 4), Found::Refused(StoreError::Features { bits: 4, .. })));
+        assert!(matches!(with(20, 1), Found::Refused(StoreError::Features { bits: 1, .. })));
         for at in (40..96).step_by(4).filter(|at| *at != 60) {
             for value in [0x1234, u32::MAX] {
                 let found = with(at, value);
-                assert!(
-                    matches!(found, Found::Refused(StoreError::Damaged { .. })),
-                    "{at}: {found:?}"
-                );
+                assert!(matches!(found, Found::Refused(StoreError::Damaged { .. })), "{at}: {found:?}");
             }
         }
     }

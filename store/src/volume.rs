@@ -103,10 +103,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
         return Ok(());
     };
     // Not all of it: it may be megabytes.
-    Err(StoreError::Name {
-        name: name.chars().take(MAX_NAME).collect(),
-        why,
-    })
+    Err(StoreError::Name { name: name.chars().take(MAX_NAME).collect(), why })
 }
 
 #[cfg(test)]
@@ -132,11 +129,7 @@ mod tests {
     fn access_is_the_union_of_matching_entries() {
         let volume = volume();
         assert_eq!(volume.access_for(1000, 0, &[]), Access::ALL);
-        assert_eq!(
-            volume.access_for(0, 0, &[]),
-            Access::TRIM,
-            "root is nobody special"
-        );
+        assert_eq!(volume.access_for(0, 0, &[]), Access::TRIM, "root is nobody special");
         assert_eq!(volume.access_for(1, 0, &[]), Access::READ | Access::TRIM);
         assert_eq!(volume.access_for(2, 7, &[]), Access::WRITE | Access::TRIM);
         assert_eq!(volume.access_for(2, 0, &[3, 7]), Access::WRITE | Access::TRIM);
@@ -166,18 +159,8 @@ mod tests {
         for good in ["a", "db-1.wal", "ü", "...", "with space", &"x".repeat(128)] {
             check_name(good).unwrap();
         }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "a:b",
-            "a\n",
-            "\u{7f}",
-            "\u{85}",
-            &"x".repeat(129),
-            &"ü".repeat(65),
-        ] {
+        for bad in ["", ".", "..", "a/b", "a:b", "a\n", "\u{7f}", "\u{85}", &"x".repeat(129), &"ü".repeat(65)]
+        {
             assert!(matches!(check_name(bad), Err(StoreError::Name { .. })), "{bad:?}");
         }
     }

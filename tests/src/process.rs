@@ -23,7 +23,11 @@ impl Role {
     pub fn spawn(self, first: &str, second: &str) -> Child {
         let program = std::env::current_exe().expect("the program knows itself");
         let mut command = Command::new(program);
-        command.args([first, second]).env(ROLE, format!("{self:?}")).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .args([first, second])
+            .env(ROLE, format!("{self:?}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         if self == Self::FilteredCall {
             command.stdout(Stdio::null());
         }

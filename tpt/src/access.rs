@@ -24,11 +24,7 @@ impl Access {
     /// The set whose bits are `bits`; `None` if a bit is set that means nothing.
     #[inline]
     pub const fn from_bits(bits: u8) -> Option<Self> {
-        if bits > Self::ALL.0 {
-            None
-        } else {
-            Some(Self(bits))
-        }
+        if bits > Self::ALL.0 { None } else { Some(Self(bits)) }
     }
 
     /// The bits: 1 READ, 2 WRITE, 4 TRIM.
@@ -67,13 +63,7 @@ impl fmt::Display for Access {
     /// `rwt`, with a dash for what is not allowed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let letter = |set: Access, c: char| if self.allows(set) { c } else { '-' };
-        write!(
-            f,
-            "{}{}{}",
-            letter(Self::READ, 'r'),
-            letter(Self::WRITE, 'w'),
-            letter(Self::TRIM, 't')
-        )
+        write!(f, "{}{}{}", letter(Self::READ, 'r'), letter(Self::WRITE, 'w'), letter(Self::TRIM, 't'))
     }
 }
 

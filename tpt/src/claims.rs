@@ -32,11 +32,7 @@ impl Claims {
     pub(crate) fn conflicts(&self, range: LbaRange, claim: Claim) -> bool {
         let before = self.spans.range(..range.first.0).next_back();
         let reaches_in = before.is_some_and(|(_, span)| span.end > range.first.0 && span.claim != claim);
-        reaches_in
-            || self
-                .spans
-                .range(range.first.0..range.end().0)
-                .any(|(_, span)| span.claim != claim)
+        reaches_in || self.spans.range(range.first.0..range.end().0).any(|(_, span)| span.claim != claim)
     }
 
     /// Adds one grant's range; the caller has asked for conflicts.
@@ -53,14 +49,7 @@ impl Claims {
                 }
                 next => {
                     let gap_end = next.map_or(end, |(&start, _)| start);
-                    self.spans.insert(
-                        at,
-                        Span {
-                            end: gap_end,
-                            claim,
-                            grants: 1,
-                        },
-                    );
+                    self.spans.insert(at, Span { end: gap_end, claim, grants: 1 });
                     at = gap_end;
                 }
             }
@@ -135,9 +124,7 @@ mod tests {
         let mut held = alloc::vec::Vec::new();
         let mut seed = 1u64;
         for _ in 0..2_000 {
-            seed = seed
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let draw = seed >> 33;
             if draw.is_multiple_of(2) && !held.is_empty() {
                 let range: LbaRange = held.swap_remove(draw as usize / 2 % held.len());
@@ -174,16 +161,8 @@ mod tests {
             (0, 99, true),
             (12, 2, true),
         ] {
-            assert_eq!(
-                claims.conflicts(range(first, count), other),
-                conflict,
-                "{first}+{count}"
-            );
-            assert_eq!(
-                claims.conflicts(range(first, count), Claim::Shared),
-                conflict,
-                "{first}+{count}"
-            );
+            assert_eq!(claims.conflicts(range(first, count), other), conflict, "{first}+{count}");
+            assert_eq!(claims.conflicts(range(first, count), Claim::Shared), conflict, "{first}+{count}");
             assert!(!claims.conflicts(range(first, count), Claim::Exclusive(Domain(1))));
         }
     }

@@ -67,11 +67,7 @@ impl<S: SegmentSource> Directory<S> {
     /// As [`Directory::new`], with segments from somewhere else: for tests of E_SEGMENT.
     pub fn with_source(published: Arc<Published>, source: Arc<S>, resident_segments: usize) -> Self {
         let limits = published.limits();
-        let empty = |_| Resident {
-            segment: NONE,
-            used: false,
-            entries: None,
-        };
+        let empty = |_| Resident { segment: NONE, used: false, entries: None };
         let residents = resident_segments.clamp(1, published.segment_count().max(1));
         Self {
             number: published.enrol(),
@@ -189,11 +185,7 @@ impl<S: SegmentSource> Directory<S> {
     fn fetch(&mut self, segment: u32) -> Result<u32, Denied> {
         let entries = self.source.fetch(segment).ok_or(Denied::Segment)?;
         let place = self.make_room();
-        self.residents[place] = Resident {
-            segment,
-            used: false,
-            entries: Some(entries),
-        };
+        self.residents[place] = Resident { segment, used: false, entries: Some(entries) };
         self.counters.fetches += 1;
         let place = u32::try_from(place).map_err(|_| Denied::Segment)?;
         self.places[segment as usize] = place;
@@ -204,11 +196,7 @@ impl<S: SegmentSource> Directory<S> {
     fn make_room(&mut self) -> usize {
         loop {
             let place = self.hand;
-            self.hand = if place + 1 == self.residents.len() {
-                0
-            } else {
-                place + 1
-            };
+            self.hand = if place + 1 == self.residents.len() { 0 } else { place + 1 };
             let resident = &mut self.residents[place];
             if core::mem::take(&mut resident.used) {
                 continue;
@@ -234,11 +222,7 @@ impl<S: SegmentSource> Directory<S> {
             root: grant.root,
             at: grant.start + done,
             left: grant.blocks - done,
-            iova: if grant.region == NONE {
-                None
-            } else {
-                Some(grant.iova + (done << grant.shift))
-            },
+            iova: if grant.region == NONE { None } else { Some(grant.iova + (done << grant.shift)) },
             shift: grant.shift,
         }
     }
@@ -249,10 +233,7 @@ impl<S: SegmentSource> Directory<S> {
     /// If the grant is not of this directory, which is a fault in the caller.
     #[inline]
     pub fn release(&mut self, grant: Grant) {
-        assert_eq!(
-            grant.directory, self.number,
-            "a grant is released where it was granted"
-        );
+        assert_eq!(grant.directory, self.number, "a grant is released where it was granted");
         self.entries_active[grant.key.index().0 as usize] -= 1;
         if grant.region != NONE {
             self.regions_active[grant.region as usize] -= 1;
@@ -263,17 +244,13 @@ impl<S: SegmentSource> Directory<S> {
     /// Whether this poller has no I/O active on the entry.
     #[inline]
     pub fn entry_is_idle(&self, entry: EntryIndex) -> bool {
-        self.entries_active
-            .get(entry.0 as usize)
-            .is_none_or(|count| *count == 0)
+        self.entries_active.get(entry.0 as usize).is_none_or(|count| *count == 0)
     }
 
     /// Whether this poller has no I/O active on the memory region.
     #[inline]
     pub fn region_is_idle(&self, region: RegionIndex) -> bool {
-        self.regions_active
-            .get(region.0 as usize)
-            .is_none_or(|count| *count == 0)
+        self.regions_active.get(region.0 as usize).is_none_or(|count| *count == 0)
     }
 
     /// What it did so far.
@@ -288,11 +265,7 @@ impl<S: SegmentSource> Directory<S> {
             return;
         };
         if *place != NONE {
-            self.residents[*place as usize] = Resident {
-                segment: NONE,
-                used: false,
-                entries: None,
-            };
+            self.residents[*place as usize] = Resident { segment: NONE, used: false, entries: None };
             *place = NONE;
             self.counters.evictions += 1;
         }
@@ -304,11 +277,7 @@ impl<S: SegmentSource> Directory<S> {
 fn check_range(request: &Request, bytes: u64, shift: u8) -> Result<(), Denied> {
     let (offset, length) = (request.offset, request.length);
     if request.operation == Operation::Flush {
-        return if offset == 0 && length == 0 {
-            Ok(())
-        } else {
-            Err(Denied::Bounds)
-        };
+        return if offset == 0 && length == 0 { Ok(()) } else { Err(Denied::Bounds) };
     }
     if length == 0 || offset.checked_add(length).is_none_or(|end| end > bytes) {
         return Err(Denied::Bounds);
@@ -342,11 +311,7 @@ impl Iterator for Pieces<'_> {
         let Extent { start, first, count } = self.published.extent(self.owner, self.root, self.at)?;
         let skip = self.at - start;
         let blocks = self.left.min(count - skip);
-        let piece = Piece {
-            lba: Lba(first + skip),
-            blocks,
-            iova: Iova(self.iova.unwrap_or(0)),
-        };
+        let piece = Piece { lba: Lba(first + skip), blocks, iova: Iova(self.iova.unwrap_or(0)) };
         self.at += blocks;
         self.left -= blocks;
         self.iova = self.iova.map(|iova| iova + (blocks << self.shift));
@@ -363,37 +328,16 @@ mod tests {
     /// with the instance that it guessed: the entry's own domain stops it.
     #[test]
     fn s4_r6_the_entry_has_the_last_word_on_its_domain() {
-        let limits = Limits {
-            entries: 16,
-            lba_entries: 4,
-            regions: 1,
-        };
+        let limits = Limits { entries: 16, lba_entries: 4, regions: 1 };
         let mut tables = Tables::<32>::new(limits, KeyInstance(1));
         let (former, new) = (Domain(1), Domain(2));
-        let ranges = [LbaRange {
-            first: Lba(0),
-            count: crate::Blocks(8),
-        }];
-        let spec = GrantSpec {
-            domain: new,
-            access: Access::ALL,
-            block_shift: 9,
-            ranges: &ranges,
-            shared: false,
-        };
+        let ranges = [LbaRange { first: Lba(0), count: crate::Blocks(8) }];
+        let spec =
+            GrantSpec { domain: new, access: Access::ALL, block_shift: 9, ranges: &ranges, shared: false };
         let key = tables.create(&spec).unwrap();
         let mut directory = Directory::new(tables.published(), 1);
-        let memory = Memory {
-            region: crate::RegionKey::default(),
-            offset: 0,
-        };
-        let request = Request {
-            operation: Operation::Deallocate,
-            key,
-            offset: 0,
-            length: 512,
-            memory,
-        };
+        let memory = Memory { region: crate::RegionKey::default(), offset: 0 };
+        let request = Request { operation: Operation::Deallocate, key, offset: 0, length: 512, memory };
         tables.published().set_owner(0, former);
         assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
         tables.published().set_owner(0, new);

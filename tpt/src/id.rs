@@ -111,10 +111,7 @@ impl LbaRange {
         if count == 0 || first.checked_add(count).is_none() {
             return None;
         }
-        Some(Self {
-            first: Lba(first),
-            count: Blocks(count),
-        })
+        Some(Self { first: Lba(first), count: Blocks(count) })
     }
 
     /// The block after the last one.

@@ -18,11 +18,7 @@ pub(crate) struct LbaPool {
 
 impl LbaPool {
     pub(crate) fn new(limit: u32) -> Self {
-        Self {
-            limit,
-            fresh: 0,
-            returned: Vec::new(),
-        }
+        Self { limit, fresh: 0, returned: Vec::new() }
     }
 
     pub(crate) fn free(&self) -> usize {
@@ -83,10 +79,7 @@ pub(crate) fn write_list(
         start += range.count.0;
     }
     let length = u32::try_from(nodes.len()).unwrap_or(NONE);
-    ListPointer {
-        root: link(published, nodes),
-        length,
-    }
+    ListPointer { root: link(published, nodes), length }
 }
 
 /// Makes a balanced tree of nodes that are in order and returns its root.

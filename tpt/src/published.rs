@@ -125,15 +125,11 @@ impl Entry {
     #[allow(clippy::cast_possible_truncation)] // two halves
     pub(crate) fn list(&self) -> ListPointer {
         let word = self.list.load(Relaxed);
-        ListPointer {
-            root: (word >> 32) as u32,
-            length: word as u32,
-        }
+        ListPointer { root: (word >> 32) as u32, length: word as u32 }
     }
 
     pub(crate) fn set_list(&self, pointer: ListPointer) {
-        self.list
-            .store(u64::from(pointer.root) << 32 | u64::from(pointer.length), Relaxed);
+        self.list.store(u64::from(pointer.root) << 32 | u64::from(pointer.length), Relaxed);
     }
 }
 
@@ -207,9 +203,7 @@ pub struct Published {
 
 impl fmt::Debug for Published {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Published")
-            .field("limits", &self.limits)
-            .finish_non_exhaustive()
+        f.debug_struct("Published").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
@@ -228,11 +222,7 @@ impl SegmentSource for Published {
 impl Published {
     pub(crate) fn new(limits: Limits) -> Self {
         let segments = limits.entries.div_ceil(SEGMENT_ENTRIES);
-        let segment = || {
-            Arc::new(Segment {
-                entries: core::array::from_fn(|_| Entry::new()),
-            })
-        };
+        let segment = || Arc::new(Segment { entries: core::array::from_fn(|_| Entry::new()) });
         let lba = || LbaEntry {
             owner: AtomicU32::new(NONE),
             left: AtomicU32::new(NONE),
@@ -313,11 +303,7 @@ impl Published {
             } else if block - start >= count {
                 at = node.right.load(Relaxed);
             } else {
-                return Some(Extent {
-                    start,
-                    first: node.first.load(Relaxed),
-                    count,
-                });
+                return Some(Extent { start, first: node.first.load(Relaxed), count });
             }
         }
         None
@@ -334,11 +320,7 @@ impl Published {
         let key = request.memory.region;
         let region = self.region(key.index().0).ok_or(Denied::Memory)?;
         let state = region.state();
-        let end = request
-            .memory
-            .offset
-            .checked_add(request.length)
-            .ok_or(Denied::Memory)?;
+        let end = request.memory.offset.checked_add(request.length).ok_or(Denied::Memory)?;
         let allowed = state.stage() == Stage::Valid
             && state.instance() == key.instance()
             && region.domain.load(Relaxed) == domain.0
@@ -358,11 +340,7 @@ impl Published {
         let mut words = Vec::new();
         words.extend(self.owners.iter().map(|w| w.load(Acquire)));
         for entry in self.segments.iter().flat_map(|s| &s.entries) {
-            words.extend([
-                entry.state.load(Acquire),
-                entry.blocks.load(Relaxed),
-                entry.list.load(Relaxed),
-            ]);
+            words.extend([entry.state.load(Acquire), entry.blocks.load(Relaxed), entry.list.load(Relaxed)]);
             words.extend([&entry.domain, &entry.shift].map(|w| u64::from(w.load(Relaxed))));
         }
         for node in &self.lba {
@@ -370,11 +348,7 @@ impl Published {
             words.extend([&node.owner, &node.left, &node.right].map(|w| u64::from(w.load(Relaxed))));
         }
         for region in &self.regions {
-            words.extend([
-                region.state.load(Acquire),
-                region.iova.load(Relaxed),
-                region.bytes.load(Relaxed),
-            ]);
+            words.extend([region.state.load(Acquire), region.iova.load(Relaxed), region.bytes.load(Relaxed)]);
             words.push(u64::from(region.domain.load(Relaxed)));
         }
         words

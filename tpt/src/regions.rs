@@ -81,9 +81,7 @@ impl RegionTable {
         }
         let listed: usize = self.by_domain.values().map(BTreeSet::len).sum();
         let knows = |index: &u32, region: &HeldRegion| {
-            self.by_domain
-                .get(&region.spec.domain)
-                .is_some_and(|its| its.contains(index))
+            self.by_domain.get(&region.spec.domain).is_some_and(|its| its.contains(index))
         };
         if listed != self.held.len() || !self.held.iter().all(|(index, region)| knows(index, region)) {
             return Err("a region is not in its domain's list");
@@ -105,12 +103,7 @@ impl<const B: u32> Tables<B> {
     /// # Errors
     /// `Parameter`, `NoResources` or `Ceiling`; nothing is left allocated then.
     pub fn create_region(&mut self, spec: &RegionSpec) -> Result<RegionKey, TableError> {
-        let RegionSpec {
-            domain,
-            access,
-            iova,
-            bytes,
-        } = *spec;
+        let RegionSpec { domain, access, iova, bytes } = *spec;
         let nothing = access.intersection(Access::READ_WRITE) == Access::NONE;
         if nothing || bytes == 0 || !iova.0.is_multiple_of(4) || iova.0.checked_add(bytes).is_none() {
             return Err(TableError::Parameter);
@@ -126,11 +119,8 @@ impl<const B: u32> Tables<B> {
         if self.regions.returned.remove(&index).is_none() {
             self.regions.fresh += 1;
         }
-        let held = HeldRegion {
-            key: RegionKey::new(RegionIndex(index), instance),
-            spec: *spec,
-            closing: false,
-        };
+        let held =
+            HeldRegion { key: RegionKey::new(RegionIndex(index), instance), spec: *spec, closing: false };
         entry.domain.store(domain.0, Relaxed);
         entry.iova.store(iova.0, Relaxed);
         entry.bytes.store(bytes, Relaxed);
@@ -152,11 +142,7 @@ impl<const B: u32> Tables<B> {
     ) -> Result<RegionQuiesce, TableError> {
         let index = key.index().0;
         let entry = self.published.region(index).ok_or(TableError::KeyRange)?;
-        let held = self
-            .regions
-            .held
-            .get_mut(&index)
-            .ok_or(TableError::EntryInvalid)?;
+        let held = self.regions.held.get_mut(&index).ok_or(TableError::EntryInvalid)?;
         if domain.is_some_and(|domain| domain != held.spec.domain) {
             return Err(TableError::Domain);
         }
@@ -197,9 +183,6 @@ impl<const B: u32> Tables<B> {
     /// The keys of all regions of a domain, also of those being deleted, in the order of their indexes.
     pub fn regions_of(&self, domain: Domain) -> Vec<RegionKey> {
         let of_domain = self.regions.by_domain.get(&domain).into_iter().flatten();
-        of_domain
-            .filter_map(|index| self.regions.held.get(index))
-            .map(|region| region.key)
-            .collect()
+        of_domain.filter_map(|index| self.regions.held.get(index)).map(|region| region.key).collect()
     }
 }

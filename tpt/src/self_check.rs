@@ -21,8 +21,7 @@ impl<const B: u32> Tables<B> {
         self.regions.self_check()?;
         self.check_lba_table()?;
         for (&index, holding) in &self.holdings {
-            self.check_entry(index, holding)
-                .map_err(|what| format!("entry {}: {what}", holding.key))?;
+            self.check_entry(index, holding).map_err(|what| format!("entry {}: {what}", holding.key))?;
         }
         self.check_free_entries()?;
         self.check_claims()?;
@@ -33,25 +32,15 @@ impl<const B: u32> Tables<B> {
     fn check_lba_table(&self) -> Result<(), String> {
         let limit = self.published.limits.lba_entries;
         let mut seen = BTreeSet::new();
-        let held = self
-            .holdings
-            .values()
-            .flat_map(|holding| holding.nodes.iter().copied());
+        let held = self.holdings.values().flat_map(|holding| holding.nodes.iter().copied());
         for node in held.chain(self.pool.free_nodes()) {
             if node >= limit || !seen.insert(node) {
                 return Err(format!("LBA entry {node} is outside the table or used twice"));
             }
         }
-        let freed = |node: u32| {
-            self.published
-                .lba_entry(node)
-                .is_some_and(|n| n.owner.load(Relaxed) == NONE)
-        };
+        let freed = |node: u32| self.published.lba_entry(node).is_some_and(|n| n.owner.load(Relaxed) == NONE);
         if seen.len() != limit as usize {
-            return Err(format!(
-                "{} of {limit} LBA entries are lost",
-                limit as usize - seen.len()
-            ));
+            return Err(format!("{} of {limit} LBA entries are lost", limit as usize - seen.len()));
         }
         if !self.pool.free_nodes().all(freed) {
             return Err("a free LBA entry has an owner".into());
@@ -111,10 +100,7 @@ impl<const B: u32> Tables<B> {
     /// S8-R2: ranges of two domains that share a block are both shared. By a sweep over all ranges, and against the
     /// claims, whose counts must be the number of ranges over each block.
     fn check_claims(&self) -> Result<(), String> {
-        let all = self
-            .holdings
-            .values()
-            .flat_map(|h| h.ranges.iter().map(move |r| (*r, h)));
+        let all = self.holdings.values().flat_map(|h| h.ranges.iter().map(move |r| (*r, h)));
         let mut ranges: Vec<(LbaRange, &Holding)> = all.collect();
         ranges.sort_unstable_by_key(|(range, _)| range.first);
         let mut open: Vec<(LbaRange, &Holding)> = Vec::new();
@@ -124,18 +110,11 @@ impl<const B: u32> Tables<B> {
                 let both_shared = other.shared && holding.shared;
                 let one_owner = other.domain == holding.domain && !other.shared && !holding.shared;
                 if !both_shared && !one_owner {
-                    return Err(format!(
-                        "{} and {} share block {}",
-                        other.key, holding.key, range.first
-                    ));
+                    return Err(format!("{} and {} share block {}", other.key, holding.key, range.first));
                 }
             }
             open.push((range, holding));
-            let claim = if holding.shared {
-                Claim::Shared
-            } else {
-                Claim::Exclusive(holding.domain)
-            };
+            let claim = if holding.shared { Claim::Shared } else { Claim::Exclusive(holding.domain) };
             let claimed = self.claims.of(range.first.0);
             let at_least = u32::try_from(open.len()).unwrap_or(u32::MAX);
             if claimed.is_none_or(|(of, grants)| of != claim || grants < at_least) {
@@ -158,11 +137,7 @@ impl<const B: u32> Tables<B> {
                 return Err(format!("region {index} is published in another state"));
             }
             let Some(region) = held else { continue };
-            let published = (
-                entry.domain.load(Relaxed),
-                entry.iova.load(Relaxed),
-                entry.bytes.load(Relaxed),
-            );
+            let published = (entry.domain.load(Relaxed), entry.iova.load(Relaxed), entry.bytes.load(Relaxed));
             if published != (region.spec.domain.0, region.spec.iova.0, region.spec.bytes) {
                 return Err(format!("region {} is published otherwise than made", region.key));
             }

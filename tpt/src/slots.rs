@@ -73,15 +73,8 @@ impl Slots {
 
     /// How many entries segment `segment` has: the last one may be short.
     fn mask_of(&self, segment: u32) -> Mask {
-        let entries = self
-            .limit
-            .saturating_sub(segment.saturating_mul(SEGMENT_ENTRIES))
-            .min(SEGMENT_ENTRIES);
-        if entries == SEGMENT_ENTRIES {
-            Mask::MAX
-        } else {
-            (1 << entries) - 1
-        }
+        let entries = self.limit.saturating_sub(segment.saturating_mul(SEGMENT_ENTRIES)).min(SEGMENT_ENTRIES);
+        if entries == SEGMENT_ENTRIES { Mask::MAX } else { (1 << entries) - 1 }
     }
 
     fn next_segment(&self) -> u32 {
@@ -95,19 +88,13 @@ impl Slots {
         let segment = match open {
             Some(&segment) => segment,
             None if self.mask_of(fresh) != 0 => {
-                return Some(Candidate {
-                    index: fresh * SEGMENT_ENTRIES,
-                    instance: self.first_instance,
-                });
+                return Some(Candidate { index: fresh * SEGMENT_ENTRIES, instance: self.first_instance });
             }
             None => self.idle.first()?.1,
         };
         let its = &self.segments[segment as usize];
         let bit = its.free.trailing_zeros();
-        Some(Candidate {
-            index: segment * SEGMENT_ENTRIES + bit,
-            instance: its.instances[bit as usize],
-        })
+        Some(Candidate { index: segment * SEGMENT_ENTRIES + bit, instance: its.instances[bit as usize] })
     }
 
     /// Takes a candidate of `domain`.
@@ -168,10 +155,7 @@ impl Slots {
 
     /// The segments of a domain.
     pub(crate) fn segments_of(&self, domain: Domain) -> impl Iterator<Item = u32> + '_ {
-        self.domains
-            .get(&domain)
-            .into_iter()
-            .flat_map(|its| its.segments.iter().copied())
+        self.domains.get(&domain).into_iter().flat_map(|its| its.segments.iter().copied())
     }
 
     /// Whether the index is free and may be handed out again.
@@ -194,10 +178,7 @@ impl Slots {
                 return Err("a retired index is free");
             }
             used += (its.usable & !its.free).count_ones();
-            let domain = self
-                .domains
-                .get(&its.domain)
-                .ok_or("a segment's domain has no segments")?;
+            let domain = self.domains.get(&its.domain).ok_or("a segment's domain has no segments")?;
             if !domain.segments.contains(&number) || domain.open.contains(&number) != (its.free != 0) {
                 return Err("a domain does not know its segment");
             }
@@ -211,10 +192,6 @@ impl Slots {
         if listed != self.segments.len() || !open_is_owned {
             return Err("a segment is in no domain or in two");
         }
-        if used != self.used {
-            Err("entries in use are miscounted")
-        } else {
-            Ok(())
-        }
+        if used != self.used { Err("entries in use are miscounted") } else { Ok(()) }
     }
 }

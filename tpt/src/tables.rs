@@ -82,11 +82,7 @@ pub(crate) struct Quiescing {
 
 impl Holding {
     fn claim(&self) -> Claim {
-        if self.shared {
-            Claim::Shared
-        } else {
-            Claim::Exclusive(self.domain)
-        }
+        if self.shared { Claim::Shared } else { Claim::Exclusive(self.domain) }
     }
 
     pub(crate) fn blocks(&self) -> u64 {
@@ -104,11 +100,7 @@ impl Holding {
 
     fn is_quiesced_by(&self, quiesce: &Quiesce) -> bool {
         self.key == quiesce.key
-            && self.quiescing
-                == Some(Quiescing {
-                    purpose: quiesce.purpose,
-                    ticket: Some(quiesce.ticket),
-                })
+            && self.quiescing == Some(Quiescing { purpose: quiesce.purpose, ticket: Some(quiesce.ticket) })
     }
 }
 
@@ -153,10 +145,7 @@ impl<const B: u32> Tables<B> {
             pool: LbaPool::new(limits.lba_entries),
             claims: Claims::default(),
             regions: RegionTable::new(limits.regions, first_instance),
-            instances: Instances {
-                ceiling: None,
-                highest: first_instance.0,
-            },
+            instances: Instances { ceiling: None, highest: first_instance.0 },
             tickets: 0,
         }
     }
@@ -188,16 +177,8 @@ impl<const B: u32> Tables<B> {
     /// `Parameter`, `Overlap`, `NoResources` or `Ceiling`; nothing is left allocated then.
     pub fn create(&mut self, spec: &GrantSpec<'_>) -> Result<Key, TableError> {
         check_ranges(spec.ranges, spec.block_shift)?;
-        let claim = if spec.shared {
-            Claim::Shared
-        } else {
-            Claim::Exclusive(spec.domain)
-        };
-        if spec
-            .ranges
-            .iter()
-            .any(|range| self.claims.conflicts(*range, claim))
-        {
+        let claim = if spec.shared { Claim::Shared } else { Claim::Exclusive(spec.domain) };
+        if spec.ranges.iter().any(|range| self.claims.conflicts(*range, claim)) {
             return Err(TableError::Overlap);
         }
         let candidate = self.slots.candidate(spec.domain).ok_or(TableError::NoResources)?;
@@ -213,9 +194,7 @@ impl<const B: u32> Tables<B> {
         // Nothing fails from here on. LBA entries first, then the entry's fields, its state word last.
         self.slots.take(spec.domain, candidate);
         self.instances.handed_out(candidate.instance);
-        spec.ranges
-            .iter()
-            .for_each(|range| self.claims.add(*range, claim));
+        spec.ranges.iter().for_each(|range| self.claims.add(*range, claim));
         let holding = Holding {
             key: Key::new(EntryIndex(candidate.index), candidate.instance),
             domain: spec.domain,
@@ -226,8 +205,7 @@ impl<const B: u32> Tables<B> {
             nodes,
             quiescing: None,
         };
-        self.published
-            .set_owner(candidate.index / SEGMENT_ENTRIES, spec.domain);
+        self.published.set_owner(candidate.index / SEGMENT_ENTRIES, spec.domain);
         let entry = self.published.entry(candidate.index);
         entry.domain.store(spec.domain.0, Relaxed);
         entry.shift.store(u32::from(spec.block_shift), Relaxed);
@@ -262,11 +240,7 @@ impl<const B: u32> Tables<B> {
             return Err(TableError::Domain);
         }
         let holding = self.holdings.get(&index).ok_or(TableError::EntryInvalid)?;
-        if holding.key != key {
-            Err(TableError::KeyInstance)
-        } else {
-            Ok(holding)
-        }
+        if holding.key != key { Err(TableError::KeyInstance) } else { Ok(holding) }
     }
 
     /// What the entry says about itself. Allowed while I/O is active, delays nothing.
@@ -304,40 +278,16 @@ impl<const B: u32> Tables<B> {
     ) -> Result<Quiesce, TableError> {
         match (self.holding(domain, key)?.quiescing, purpose) {
             (None, _) => {}
-            (
-                Some(Quiescing {
-                    purpose: Purpose::Revoke,
-                    ticket: None,
-                }),
-                Purpose::Revoke,
-            ) => {}
-            (
-                Some(Quiescing {
-                    purpose: Purpose::Revoke,
-                    ..
-                }),
-                Purpose::Modify | Purpose::Delete,
-            ) => {
+            (Some(Quiescing { purpose: Purpose::Revoke, ticket: None }), Purpose::Revoke) => {}
+            (Some(Quiescing { purpose: Purpose::Revoke, .. }), Purpose::Modify | Purpose::Delete) => {
                 return Err(TableError::EntryInvalid);
             }
-            (
-                Some(Quiescing {
-                    purpose: Purpose::Modify | Purpose::Delete,
-                    ..
-                }),
-                Purpose::Revoke,
-            ) => {}
+            (Some(Quiescing { purpose: Purpose::Modify | Purpose::Delete, .. }), Purpose::Revoke) => {}
             (Some(_), _) => return Err(TableError::Busy),
         }
         self.tickets += 1;
         let ticket = self.tickets;
-        self.set_quiescing(
-            key,
-            Some(Quiescing {
-                purpose,
-                ticket: Some(ticket),
-            }),
-        );
+        self.set_quiescing(key, Some(Quiescing { purpose, ticket: Some(ticket) }));
         Ok(Quiesce { key, purpose, ticket })
     }
 
@@ -404,11 +354,7 @@ impl<const B: u32> Tables<B> {
     #[allow(clippy::needless_pass_by_value)] // the token ends here
     pub fn finish_delete(&mut self, quiesce: Quiesce) {
         let index = quiesce.key.index().0;
-        if !self
-            .holdings
-            .get(&index)
-            .is_some_and(|holding| holding.is_quiesced_by(&quiesce))
-        {
+        if !self.holdings.get(&index).is_some_and(|holding| holding.is_quiesced_by(&quiesce)) {
             return;
         }
         let Some(holding) = self.holdings.remove(&index) else {
@@ -416,15 +362,11 @@ impl<const B: u32> Tables<B> {
         };
         let entry = self.published.entry(index);
         entry.set_state(StateWord::FREE);
-        entry.set_list(ListPointer {
-            root: NONE,
-            length: 0,
-        });
+        entry.set_list(ListPointer { root: NONE, length: 0 });
         entry.blocks.store(0, Relaxed);
         self.pool.give_back(&self.published, &holding.nodes);
         holding.ranges.iter().for_each(|range| self.claims.remove(*range));
-        self.slots
-            .give_back(index, Self::next_instance(holding.key.instance()));
+        self.slots.give_back(index, Self::next_instance(holding.key.instance()));
     }
 
     /// The timer ended before the quiescent point. A modify or delete is undone: the entry is open as before. A
@@ -435,10 +377,7 @@ impl<const B: u32> Tables<B> {
         if !holding.is_some_and(|holding| holding.is_quiesced_by(&quiesce)) {
             return; // a revocation has overtaken it
         }
-        let stays = Quiescing {
-            purpose: Purpose::Revoke,
-            ticket: None,
-        };
+        let stays = Quiescing { purpose: Purpose::Revoke, ticket: None };
         self.set_quiescing(quiesce.key, (quiesce.purpose == Purpose::Revoke).then_some(stays));
     }
 
@@ -446,28 +385,20 @@ impl<const B: u32> Tables<B> {
     pub fn keys_of(&self, domain: Domain) -> Vec<Key> {
         let in_segment = |segment: u32| {
             let first = segment * SEGMENT_ENTRIES;
-            self.holdings
-                .range(first..=first + (SEGMENT_ENTRIES - 1))
-                .map(|(_, holding)| holding.key)
+            self.holdings.range(first..=first + (SEGMENT_ENTRIES - 1)).map(|(_, holding)| holding.key)
         };
         self.slots.segments_of(domain).flat_map(in_segment).collect()
     }
 
     /// What is in use.
     pub fn usage(&self) -> Usage {
-        Usage {
-            entries: self.slots.used(),
-            lba_entries: self.pool.used(),
-            regions: self.regions.used(),
-        }
+        Usage { entries: self.slots.used(), lba_entries: self.pool.used(), regions: self.regions.used() }
     }
 
     /// Points an entry's LBA pointer somewhere else behind the tables' back (S8-R11).
     #[cfg(any(test, feature = "oracle"))]
     pub fn corrupt_pointer_for_test(&self, entry: EntryIndex, root: u32, length: u32) {
-        self.published
-            .entry(entry.0)
-            .set_list(ListPointer { root, length });
+        self.published.entry(entry.0).set_list(ListPointer { root, length });
     }
 }
 

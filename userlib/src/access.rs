@@ -42,11 +42,7 @@ impl Access {
     /// assert_eq!(Access::from_bits(8), None);
     /// ```
     pub const fn from_bits(bits: AccessBits) -> Option<Self> {
-        if bits > Self::ALL.0 {
-            None
-        } else {
-            Some(Self(bits))
-        }
+        if bits > Self::ALL.0 { None } else { Some(Self(bits)) }
     }
 
     /// The bits: 1 READ, 2 WRITE, 4 TRIM.
@@ -87,13 +83,7 @@ impl fmt::Display for Access {
     /// `rwt`, with a dash for what is not allowed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let letter = |set: Self, letter: char| if self.allows(set) { letter } else { '-' };
-        write!(
-            f,
-            "{}{}{}",
-            letter(Self::READ, 'r'),
-            letter(Self::WRITE, 'w'),
-            letter(Self::TRIM, 't')
-        )
+        write!(f, "{}{}{}", letter(Self::READ, 'r'), letter(Self::WRITE, 'w'), letter(Self::TRIM, 't'))
     }
 }
 
@@ -121,10 +111,7 @@ impl FromStr for Access {
             'w' => Ok(set | Self::WRITE),
             't' => Ok(set | Self::TRIM),
             '-' => Ok(set),
-            wrong => Err(ParseAccessError {
-                text: text.to_owned(),
-                wrong,
-            }),
+            wrong => Err(ParseAccessError { text: text.to_owned(), wrong }),
         })
     }
 }

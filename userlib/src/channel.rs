@@ -42,27 +42,17 @@ impl Channel {
         let view = QueueView::create(Arc::new(memory), entries)
             .map_err(|error| Error::os("laying out a queue", io::Error::other(error)))?;
         let end = ApplicationEnd::new(view, entries);
-        let request = Request::CreateQueue {
-            entries: entries.get(),
-        };
+        let request = Request::CreateQueue { entries: entries.get() };
         let (queue, bell) = match link.call_with(&request, &[descriptor.as_fd()])? {
             (Reply::Queue { queue }, mut descriptors) if descriptors.len() == 1 => (queue, descriptors.pop()),
             (Reply::Queue { .. }, descriptors) => {
-                return Err(Error::Protocol(format!(
-                    "a queue came with {} eventfds",
-                    descriptors.len()
-                )));
+                return Err(Error::Protocol(format!("a queue came with {} eventfds", descriptors.len())));
             }
             (other, _) => return Err(unexpected(&other)),
         };
         let bell = bell.ok_or_else(|| Error::Protocol("a queue came without eventfd".to_owned()))?;
         let bell = Bell::adopt(bell).map_err(|source| Error::os("taking the eventfd of a queue", source))?;
-        Ok(Self {
-            end,
-            link,
-            queue,
-            bell,
-        })
+        Ok(Self { end, link, queue, bell })
     }
 
     /// Which queue of the session it is.
@@ -119,11 +109,7 @@ impl Channel {
                 return Ok(None);
             }
             if now.duration_since(start) >= SPIN {
-                return if self.link.is_embedded() {
-                    self.nap(deadline)
-                } else {
-                    self.sleep(deadline)
-                };
+                return if self.link.is_embedded() { self.nap(deadline) } else { self.sleep(deadline) };
             }
         }
     }

@@ -98,10 +98,7 @@ impl Error {
     }
 
     pub(crate) fn os(what: &'static str, source: impl Into<io::Error>) -> Self {
-        Self::Os {
-            what,
-            source: source.into(),
-        }
+        Self::Os { what, source: source.into() }
     }
 }
 
@@ -162,13 +159,7 @@ impl std::error::Error for IoError {}
 
 impl fmt::Display for IoError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            status,
-            device_status,
-            opcode,
-            offset,
-            length,
-        } = *self;
+        let Self { status, device_status, opcode, offset, length } = *self;
         let name = operation_name(opcode);
         match opcode {
             opcode::FLUSH | opcode::CANCEL => write!(f, "{status}: {name}")?,
@@ -176,12 +167,7 @@ impl fmt::Display for IoError {
         }
         write!(f, ": {}", explain(status))?;
         if status == Status::E_DEVICE {
-            write!(
-                f,
-                " (its status: sct {:x}h sc {:02x}h)",
-                device_status >> 8 & 7,
-                device_status & 0xff
-            )?;
+            write!(f, " (its status: sct {:x}h sc {:02x}h)", device_status >> 8 & 7, device_status & 0xff)?;
         }
         Ok(())
     }
@@ -277,11 +263,7 @@ mod tests {
         for part in ["E_BOUNDS", "read", "4096 bytes", "offset 8192", "Volume::size()"] {
             assert!(text.contains(part), "{text}");
         }
-        let error = IoError {
-            status: Status::E_DEVICE,
-            device_status: 0x281,
-            ..error
-        };
+        let error = IoError { status: Status::E_DEVICE, device_status: 0x281, ..error };
         assert!(error.to_string().ends_with("sct 2h sc 81h)"), "{error}");
         assert_eq!(Error::from(error).device_status(), Some(0x281));
     }
@@ -289,15 +271,8 @@ mod tests {
     #[test]
     fn a_missing_socket_names_the_command_that_mends_it() {
         let source = io::Error::from(io::ErrorKind::NotFound);
-        let text = Error::Connect {
-            path: "/run/x.sock".into(),
-            source,
-        }
-        .to_string();
-        assert!(
-            text.contains("/run/x.sock") && text.contains("portcullis serve"),
-            "{text}"
-        );
+        let text = Error::Connect { path: "/run/x.sock".into(), source }.to_string();
+        assert!(text.contains("/run/x.sock") && text.contains("portcullis serve"), "{text}");
     }
 
     #[test]

@@ -63,18 +63,10 @@ impl Region {
         })?;
         let (memory, descriptor) = SharedMemory::create("portcullis-memory", bytes)
             .map_err(|source| Error::os("making a memfd for registered memory", source))?;
-        let request = Request::RegisterMemory {
-            length: bytes as u64,
-            access: access.bits(),
-        };
+        let request = Request::RegisterMemory { length: bytes as u64, access: access.bits() };
         use std::os::fd::AsFd;
         match link.call_with(&request, &[descriptor.as_fd()])?.0 {
-            Reply::Region { region } => Ok(Self {
-                key: region,
-                access,
-                memory,
-                link: link.clone(),
-            }),
+            Reply::Region { region } => Ok(Self { key: region, access, memory, link: link.clone() }),
             other => Err(unexpected(&other)),
         }
     }
@@ -116,9 +108,7 @@ pub struct Memory {
 
 impl Memory {
     pub(crate) fn register(link: &Arc<Link>, bytes: usize, access: MemoryAccess) -> Result<Self, Error> {
-        Ok(Self {
-            region: Arc::new(Region::register(link, bytes, access)?),
-        })
+        Ok(Self { region: Arc::new(Region::register(link, bytes, access)?) })
     }
 
     /// Bytes: what was asked for, rounded up to whole pages of 4096.
@@ -178,11 +168,7 @@ impl Memory {
     /// ```
     pub fn into_buffer(self) -> Buffer {
         let length = self.len();
-        Buffer {
-            region: self.region,
-            offset: 0,
-            length,
-        }
+        Buffer { region: self.region, offset: 0, length }
     }
 
     /// Cuts the region into as many buffers of `size` bytes as fit, each beginning at a multiple of `alignment`, a
@@ -203,11 +189,7 @@ impl Memory {
     /// ```
     pub fn buffers(self, size: usize, alignment: usize) -> Result<Vec<Buffer>, Error> {
         Ok(cuts(self.len(), size, alignment)?
-            .map(|offset| Buffer {
-                region: self.region.clone(),
-                offset,
-                length: size,
-            })
+            .map(|offset| Buffer { region: self.region.clone(), offset, length: size })
             .collect())
     }
 }
@@ -290,16 +272,8 @@ impl Buffer {
     /// # Ok(()) }
     /// ```
     pub fn split_at(self, at: usize) -> (Self, Self) {
-        assert!(
-            at <= self.length,
-            "cannot split a buffer of {} bytes at {at}",
-            self.length
-        );
-        let second = Self {
-            region: self.region.clone(),
-            offset: self.offset + at,
-            length: self.length - at,
-        };
+        assert!(at <= self.length, "cannot split a buffer of {} bytes at {at}", self.length);
+        let second = Self { region: self.region.clone(), offset: self.offset + at, length: self.length - at };
         (Self { length: at, ..self }, second)
     }
 
@@ -396,11 +370,7 @@ mod tests {
         assert_eq!(starts(16, 6, 4), [0, 8]);
         for (total, size, alignment) in [(4096, 1, 4), (4096, 4095, 4), (12288, 5000, 512)] {
             let starts = starts(total, size, alignment);
-            assert!(
-                starts
-                    .iter()
-                    .all(|start| start % alignment == 0 && start + size <= total)
-            );
+            assert!(starts.iter().all(|start| start % alignment == 0 && start + size <= total));
             assert!(starts.windows(2).all(|pair| pair[0] + size <= pair[1]));
         }
     }
@@ -415,10 +385,7 @@ mod tests {
             (8, usize::MAX, 8, ""),
         ] {
             let error = cuts(total, size, alignment).err().expect("it cannot be cut");
-            assert!(
-                matches!(error, Error::Argument(_)) && error.to_string().contains(value),
-                "{error}"
-            );
+            assert!(matches!(error, Error::Argument(_)) && error.to_string().contains(value), "{error}");
         }
     }
 }

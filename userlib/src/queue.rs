@@ -169,16 +169,10 @@ impl Queue {
             Err(error) => return Err(Refused { error, request }),
         };
         let Some(ticket) = self.slots.next() else {
-            return Err(Refused {
-                error: Error::QueueFull,
-                request,
-            });
+            return Err(Refused { error: Error::QueueFull, request });
         };
         if self.channel.is_down() {
-            return Err(Refused {
-                error: Error::QueueDown,
-                request,
-            });
+            return Err(Refused { error: Error::QueueDown, request });
         }
         let (region, region_offset) = match &request.buffer {
             Some(buffer) => (buffer.region(), buffer.region_offset()),
@@ -197,10 +191,7 @@ impl Queue {
             ..SubmissionEntry::default()
         };
         if self.channel.end.push(&entry).is_err() {
-            return Err(Refused {
-                error: Error::QueueFull,
-                request,
-            });
+            return Err(Refused { error: Error::QueueFull, request });
         }
         self.slots.insert(Flight {
             buffer: request.buffer.take(),
@@ -472,11 +463,8 @@ impl Queue {
 
     fn transfer(&mut self, volume: &Volume, offset: u64, mut pieces: Pieces<'_>) -> Result<(), Error> {
         if self.bounce.is_empty() {
-            let memory = Memory::register(
-                &self.channel.link,
-                BOUNCE_BUFFERS * BOUNCE_BYTES,
-                MemoryAccess::Both,
-            )?;
+            let memory =
+                Memory::register(&self.channel.link, BOUNCE_BUFFERS * BOUNCE_BYTES, MemoryAccess::Both)?;
             self.bounce = memory.buffers(BOUNCE_BYTES, 4096)?;
         }
         self.transfers += 1;
@@ -562,48 +550,25 @@ impl Pieces<'_> {
 
 #[inline]
 fn completion(ticket: Ticket, flight: Flight, result: Result<u32, Error>) -> Completion {
-    Completion {
-        ticket,
-        tag: flight.tag,
-        result,
-        buffer: flight.buffer,
-    }
+    Completion { ticket, tag: flight.tag, result, buffer: flight.buffer }
 }
 
 #[inline]
 fn outcome(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
     let status = Status(entry.status);
     if !status.is_ok() {
-        let Flight {
-            opcode,
-            offset,
-            length,
-            ..
-        } = *flight;
-        return Err(IoError {
-            status,
-            device_status: entry.device_status,
-            opcode,
-            offset,
-            length,
-        }
-        .into());
+        let Flight { opcode, offset, length, .. } = *flight;
+        return Err(IoError { status, device_status: entry.device_status, opcode, offset, length }.into());
     }
     if entry.bytes > flight.length {
-        return Err(Error::Protocol(format!(
-            "{} bytes moved of {} asked for",
-            entry.bytes, flight.length
-        )));
+        return Err(Error::Protocol(format!("{} bytes moved of {} asked for", entry.bytes, flight.length)));
     }
     Ok(entry.bytes)
 }
 
 #[inline]
 fn checked_length(request: &Request) -> Result<u32, Error> {
-    let most = request
-        .buffer
-        .as_ref()
-        .map_or(u64::MAX, |buffer| buffer.len() as u64);
+    let most = request.buffer.as_ref().map_or(u64::MAX, |buffer| buffer.len() as u64);
     match u32::try_from(request.length) {
         Ok(length) if request.length <= most => Ok(length),
         Ok(_) => Err(Error::Argument(format!(

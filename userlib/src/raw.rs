@@ -50,9 +50,7 @@ impl RawQueue {
     /// # Ok(()) }
     /// ```
     pub fn create(session: &Session, entries: u32) -> Result<Self, Error> {
-        Ok(Self {
-            channel: Channel::create(session.link().clone(), entries)?,
-        })
+        Ok(Self { channel: Channel::create(session.link().clone(), entries)? })
     }
 
     /// Which queue of its session it is, as control messages name it.
@@ -130,11 +128,7 @@ impl RawQueue {
     /// # Ok(()) }
     /// ```
     pub fn store_tail(&mut self, tail: u32) -> Result<(), Error> {
-        if self.channel.end.raw_tail_store(tail) {
-            self.channel.wake()
-        } else {
-            Ok(())
-        }
+        if self.channel.end.raw_tail_store(tail) { self.channel.wake() } else { Ok(()) }
     }
 
     /// Overwrites any slot at any time, also one that the adapter is just reading. `slot` counts from 0; beyond the end it
@@ -173,9 +167,7 @@ impl RawQueue {
     /// # Ok(()) }
     /// ```
     pub fn scribbler(&self) -> Scribbler {
-        Scribbler {
-            memory: self.channel.end.memory().clone(),
-        }
+        Scribbler { memory: self.channel.end.memory().clone() }
     }
 
     /// The next completion, if there is one; an embedded adapter gets a turn.
@@ -276,8 +268,6 @@ impl Drop for RawQueue {
 
 impl fmt::Debug for RawQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RawQueue")
-            .field("number", &self.number())
-            .finish_non_exhaustive()
+        f.debug_struct("RawQueue").field("number", &self.number()).finish_non_exhaustive()
     }
 }

@@ -44,16 +44,7 @@ pub struct Request {
 
 impl Request {
     fn new(opcode: u8, volume: &Volume, offset: u64, length: u64, buffer: Option<Buffer>) -> Self {
-        Self {
-            opcode,
-            flags: 0,
-            deadline_us: 0,
-            key: volume.key(),
-            offset,
-            length,
-            tag: 0,
-            buffer,
-        }
+        Self { opcode, flags: 0, deadline_us: 0, key: volume.key(), offset, length, tag: 0, buffer }
     }
 
     fn with_buffer(opcode: u8, volume: &Volume, offset: u64, buffer: Buffer) -> Self {
@@ -368,10 +359,7 @@ impl Ticket {
 
     #[allow(clippy::cast_possible_truncation)] // the two halves are meant
     pub(crate) const fn from_user_data(user_data: u64) -> Self {
-        Self {
-            generation: (user_data >> 32) as u32,
-            slot: user_data as u32,
-        }
+        Self { generation: (user_data >> 32) as u32, slot: user_data as u32 }
     }
 }
 
@@ -409,21 +397,13 @@ mod tests {
 
     #[test]
     fn a_ticket_survives_the_wire() {
-        let ticket = Ticket {
-            generation: u32::MAX,
-            slot: 4095,
-        };
+        let ticket = Ticket { generation: u32::MAX, slot: 4095 };
         assert_eq!(Ticket::from_user_data(ticket.user_data()), ticket);
     }
 
     #[test]
     fn a_deadline_is_never_rounded_to_none() {
-        let request = || {
-            Request::cancel(Ticket {
-                generation: 0,
-                slot: 0,
-            })
-        };
+        let request = || Request::cancel(Ticket { generation: 0, slot: 0 });
         assert_eq!(request().deadline(Duration::ZERO).deadline_us, 1);
         assert_eq!(request().deadline(Duration::from_nanos(1001)).deadline_us, 2);
         assert_eq!(request().deadline(Duration::MAX).deadline_us, u32::MAX);

@@ -158,10 +158,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn with_transport(mut transport: Box<dyn Transport>) -> Result<Self, Error> {
-        let hello = Request::Hello {
-            min_version: wire::VERSION,
-            max_version: wire::VERSION,
-        };
+        let hello = Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION };
         let welcome = match transport.call(&hello, &[])?.0 {
             Reply::Welcome(welcome) if welcome.version == wire::VERSION => welcome,
             Reply::Welcome(welcome) => {
@@ -171,10 +168,7 @@ impl Session {
                     wire::VERSION
                 )));
             }
-            Reply::Error {
-                status: Status::E_VERSION,
-                detail,
-            } => {
+            Reply::Error { status: Status::E_VERSION, detail } => {
                 return Err(Error::Refused {
                     status: Status::E_VERSION,
                     detail: format!(
@@ -187,13 +181,7 @@ impl Session {
             other => return Err(unexpected(&other)),
         };
         let embedded = transport.is_embedded();
-        Ok(Self {
-            link: Arc::new(Link {
-                transport: Mutex::new(transport),
-                embedded,
-                welcome,
-            }),
-        })
+        Ok(Self { link: Arc::new(Link { transport: Mutex::new(transport), embedded, welcome }) })
     }
 
     /// The session's number, as the adapter's log and statistics show it.
@@ -250,10 +238,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn open(&self, name: &str, access: Access) -> Result<Volume, Error> {
-        let request = Request::OpenVolume {
-            name: name.to_owned(),
-            access: access.bits(),
-        };
+        let request = Request::OpenVolume { name: name.to_owned(), access: access.bits() };
         match self.link.call(&request)? {
             Reply::Grant(grant) => Volume::new(self.link.clone(), &grant),
             other => Err(unexpected(&other)),
@@ -317,11 +302,7 @@ impl Session {
                 "a buffer of 0 bytes is of no use: ask for one block at least".to_owned(),
             ));
         }
-        Ok(self
-            .register(bytes, MemoryAccess::Both)?
-            .into_buffer()
-            .split_at(bytes)
-            .0)
+        Ok(self.register(bytes, MemoryAccess::Both)?.into_buffer().split_at(bytes).0)
     }
 
     /// Makes a volume of `bytes`, rounded up to whole allocation units, zeroed and owned by this user.
@@ -338,10 +319,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn create_volume(&self, name: &str, bytes: u64) -> Result<VolumeInfo, Error> {
-        self.volume_reply(&Request::CreateVolume {
-            name: name.to_owned(),
-            bytes,
-        })
+        self.volume_reply(&Request::CreateVolume { name: name.to_owned(), bytes })
     }
 
     /// Deletes a volume. Open grants over it are revoked first.
@@ -359,9 +337,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn delete_volume(&self, name: &str) -> Result<Revoked, Error> {
-        self.revoked_reply(&Request::DeleteVolume {
-            name: name.to_owned(),
-        })
+        self.revoked_reply(&Request::DeleteVolume { name: name.to_owned() })
     }
 
     /// Grows or shrinks a volume. Open grants follow; what is cut off is unreachable when this returns.
@@ -378,10 +354,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn resize_volume(&self, name: &str, bytes: u64) -> Result<VolumeInfo, Error> {
-        self.volume_reply(&Request::ResizeVolume {
-            name: name.to_owned(),
-            bytes,
-        })
+        self.volume_reply(&Request::ResizeVolume { name: name.to_owned(), bytes })
     }
 
     /// Renames a volume. Open grants stay.
@@ -399,10 +372,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn rename_volume(&self, from: &str, to: &str) -> Result<(), Error> {
-        match self.link.call(&Request::RenameVolume {
-            from: from.to_owned(),
-            to: to.to_owned(),
-        })? {
+        match self.link.call(&Request::RenameVolume { from: from.to_owned(), to: to.to_owned() })? {
             Reply::Done | Reply::Volume(_) => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -422,12 +392,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn volumes(&self) -> Volumes<'_> {
-        Volumes {
-            session: self,
-            page: VecDeque::new(),
-            after: None,
-            more: true,
-        }
+        Volumes { session: self, page: VecDeque::new(), after: None, more: true }
     }
 
     /// One volume with its access list.
@@ -444,9 +409,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo, Error> {
-        self.volume_reply(&Request::ShowVolume {
-            name: name.to_owned(),
-        })
+        self.volume_reply(&Request::ShowVolume { name: name.to_owned() })
     }
 
     /// Sets what `subject` may do with a volume; [`Access::NONE`] removes the entry. Open grants that lose rights by it
@@ -466,11 +429,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn set_access(&self, name: &str, subject: Subject, access: Access) -> Result<Revoked, Error> {
-        self.revoked_reply(&Request::SetAccess {
-            name: name.to_owned(),
-            subject,
-            access: access.bits(),
-        })
+        self.revoked_reply(&Request::SetAccess { name: name.to_owned(), subject, access: access.bits() })
     }
 
     /// The device behind the adapter.
@@ -584,9 +543,7 @@ pub struct Volumes<'a> {
 
 impl Volumes<'_> {
     fn fetch(&mut self) -> Result<(), Error> {
-        let request = Request::ListVolumes {
-            after: self.after.clone(),
-        };
+        let request = Request::ListVolumes { after: self.after.clone() };
         let (volumes, more) = match self.session.link.call(&request)? {
             Reply::Volumes { volumes, more } => (volumes, more),
             other => return Err(unexpected(&other)),
@@ -594,9 +551,7 @@ impl Volumes<'_> {
         // Each page must lead on, or a broken adapter would keep us here for ever.
         let last = volumes.last().map(|volume| volume.name.clone());
         if more && last <= self.after {
-            return Err(Error::Protocol(
-                "a page of volumes does not go on after the last one".to_owned(),
-            ));
+            return Err(Error::Protocol("a page of volumes does not go on after the last one".to_owned()));
         }
         self.after = last.or(self.after.take());
         self.more = more;

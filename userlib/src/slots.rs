@@ -31,12 +31,7 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(entries: u32) -> Self {
         Self {
-            slots: (0..entries)
-                .map(|_| Slot {
-                    generation: 0,
-                    flight: None,
-                })
-                .collect(),
+            slots: (0..entries).map(|_| Slot { generation: 0, flight: None }).collect(),
             free: (0..entries).rev().collect(),
         }
     }
@@ -88,14 +83,7 @@ mod tests {
     use super::*;
 
     fn flight(tag: u64) -> Flight {
-        Flight {
-            buffer: None,
-            tag,
-            offset: 0,
-            length: 0,
-            opcode: 0,
-            transfer: None,
-        }
+        Flight { buffer: None, tag, offset: 0, length: 0, opcode: 0, transfer: None }
     }
 
     #[test]
@@ -109,10 +97,7 @@ mod tests {
         assert!(slots.is_full() && slots.next().is_none());
 
         assert_eq!(slots.take(first.user_data()).unwrap().1.tag, 1);
-        assert!(
-            slots.take(first.user_data()).is_none(),
-            "the same completion twice"
-        );
+        assert!(slots.take(first.user_data()).is_none(), "the same completion twice");
         assert_eq!(slots.in_flight(), 1);
 
         let third = slots.next().unwrap();

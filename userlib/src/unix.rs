@@ -24,19 +24,13 @@ use crate::transport::{Transport, TransportError};
 /// # assert!(!path.as_os_str().is_empty());
 /// ```
 pub fn default_socket_path() -> PathBuf {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     choose(set("PORTCULLIS_SOCKET"), set("XDG_RUNTIME_DIR"))
 }
 
 fn choose(socket: Option<PathBuf>, runtime: Option<PathBuf>) -> PathBuf {
     let own = || runtime.map(|directory| directory.join("portcullis.sock"));
-    socket
-        .or_else(own)
-        .unwrap_or_else(|| PathBuf::from("/run/portcullis.sock"))
+    socket.or_else(own).unwrap_or_else(|| PathBuf::from("/run/portcullis.sock"))
 }
 
 /// Control messages over a `SOCK_SEQPACKET` Unix socket, one at a time.
@@ -50,29 +44,16 @@ pub(crate) struct UnixTransport {
 
 impl UnixTransport {
     pub(crate) fn connect(path: &Path) -> Result<Self, Error> {
-        let failed = |source: io::Error| Error::Connect {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source: io::Error| Error::Connect { path: path.to_owned(), source };
         let address = SocketAddrUnix::new(path).map_err(|error| failed(error.into()))?;
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|error| Error::os("making a Unix socket", error))?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|error| Error::os("making a Unix socket", error))?;
         rustix::io::retry_on_intr(|| connect(&socket, &address)).map_err(|error| failed(error.into()))?;
         Ok(Self::over(socket))
     }
 
     fn over(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            next_id: 1,
-            packet: vec![0; MAX_MESSAGE].into_boxed_slice(),
-            broken: false,
-        }
+        Self { socket, next_id: 1, packet: vec![0; MAX_MESSAGE].into_boxed_slice(), broken: false }
     }
 
     fn exchange(
@@ -88,28 +69,22 @@ impl UnixTransport {
         if let Err(source) = send(&self.socket, &packet, descriptors, Blocking::Wait) {
             return Err(match source.kind() {
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => gone(),
-                _ => TransportError::Os {
-                    what: "sending to the adapter".to_owned(),
-                    source,
-                },
+                _ => TransportError::Os { what: "sending to the adapter".to_owned(), source },
             });
         }
         let (length, received) =
             receive(&self.socket, &mut self.packet, Blocking::Wait).map_err(|error| match error {
                 ReceiveError::Closed => gone(),
-                ReceiveError::Os(source) => TransportError::Os {
-                    what: "receiving from the adapter".to_owned(),
-                    source,
-                },
+                ReceiveError::Os(source) => {
+                    TransportError::Os { what: "receiving from the adapter".to_owned(), source }
+                }
                 other => TransportError::Protocol(other.to_string()),
             })?;
         let packet = self.packet.get(..length).unwrap_or(&[]);
         let (answered, reply) =
             decode_reply(packet).map_err(|error| TransportError::Protocol(error.to_string()))?;
         if answered != id {
-            return Err(TransportError::Protocol(format!(
-                "message {id} was answered as {answered}"
-            )));
+            return Err(TransportError::Protocol(format!("message {id} was answered as {answered}")));
         }
         self.broken = false;
         Ok((reply, received))
@@ -129,9 +104,7 @@ impl Transport for UnixTransport {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), TransportError> {
         if self.broken {
-            return Err(TransportError::Gone(
-                "an earlier exchange with it failed: connect again".to_owned(),
-            ));
+            return Err(TransportError::Gone("an earlier exchange with it failed: connect again".to_owned()));
         }
         self.exchange(request, descriptors)
     }
@@ -156,13 +129,8 @@ mod tests {
     use wire::frame::decode_request;
 
     fn pair() -> (UnixTransport, OwnedFd) {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         (UnixTransport::over(ours), theirs)
     }
 
@@ -188,10 +156,7 @@ mod tests {
         assert!(transport.check_alive().is_ok());
         drop(peer.join().unwrap());
         assert!(matches!(transport.check_alive(), Err(TransportError::Gone(_))));
-        assert!(matches!(
-            transport.call(&Request::Statistics, &[]),
-            Err(TransportError::Gone(_))
-        ));
+        assert!(matches!(transport.call(&Request::Statistics, &[]), Err(TransportError::Gone(_))));
     }
 
     #[test]
@@ -203,15 +168,9 @@ mod tests {
         ] {
             let (mut transport, theirs) = pair();
             let peer = answer(theirs, bad);
-            assert!(matches!(
-                transport.call(&Request::Statistics, &[]),
-                Err(TransportError::Protocol(_))
-            ));
+            assert!(matches!(transport.call(&Request::Statistics, &[]), Err(TransportError::Protocol(_))));
             let _open = peer.join().unwrap();
-            assert!(matches!(
-                transport.call(&Request::Statistics, &[]),
-                Err(TransportError::Gone(_))
-            ));
+            assert!(matches!(transport.call(&Request::Statistics, &[]), Err(TransportError::Gone(_))));
         }
     }
 
@@ -227,20 +186,14 @@ mod tests {
         let listener = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
         drop(listener);
         assert_eq!(kind(&path), io::ErrorKind::ConnectionRefused);
-        assert!(matches!(
-            UnixTransport::connect(Path::new(&"x".repeat(200))),
-            Err(Error::Connect { .. })
-        ));
+        assert!(matches!(UnixTransport::connect(Path::new(&"x".repeat(200))), Err(Error::Connect { .. })));
     }
 
     #[test]
     fn the_socket_is_where_it_was_said() {
         let path = |text: &str| Some(PathBuf::from(text));
         assert_eq!(choose(path("/a.sock"), path("/run/user/1")), Path::new("/a.sock"));
-        assert_eq!(
-            choose(None, path("/run/user/1")),
-            Path::new("/run/user/1/portcullis.sock")
-        );
+        assert_eq!(choose(None, path("/run/user/1")), Path::new("/run/user/1/portcullis.sock"));
         assert_eq!(choose(None, None), Path::new("/run/portcullis.sock"));
     }
 }

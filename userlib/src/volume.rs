@@ -43,20 +43,10 @@ impl Volume {
             Error::Protocol(format!("a grant came with unknown rights {:#x}", grant.access))
         })?;
         if !grant.block_size.is_power_of_two() {
-            return Err(Error::Protocol(format!(
-                "a grant came with a block size of {}",
-                grant.block_size
-            )));
+            return Err(Error::Protocol(format!("a grant came with a block size of {}", grant.block_size)));
         }
         let bytes = AtomicU64::new(grant.bytes);
-        Ok(Self {
-            link,
-            key: grant.key,
-            bytes,
-            block_size: grant.block_size,
-            access,
-            open: true,
-        })
+        Ok(Self { link, key: grant.key, bytes, block_size: grant.block_size, access, open: true })
     }
 
     /// What the grant is named by on the wire: an index and a key instance. A name, not a secret.

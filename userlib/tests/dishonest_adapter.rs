@@ -40,12 +40,7 @@ impl Line {
             end: None,
             pending: VecDeque::new(),
             policy: Box::new(policy),
-            grant: GrantInfo {
-                key: 1,
-                access: 7,
-                bytes: 1 << 20,
-                block_size: 4096,
-            },
+            grant: GrantInfo { key: 1, access: 7, bytes: 1 << 20, block_size: 4096 },
             answers_destroy: true,
             log: Vec::new(),
         })))
@@ -53,11 +48,7 @@ impl Line {
 
     fn open(&self) -> (Volume, Queue, Session) {
         let session = Session::with_transport(Box::new(self.clone())).unwrap();
-        (
-            session.open("v", Access::ALL).unwrap(),
-            session.queue(4).unwrap(),
-            session,
-        )
+        (session.open("v", Access::ALL).unwrap(), session.queue(4).unwrap(), session)
     }
 
     fn with<T>(&self, with: impl FnOnce(&mut Adapter) -> T) -> T {
@@ -75,21 +66,9 @@ impl Transport for Line {
         let mut adapter = self.0.lock().unwrap();
         let (name, reply) = match request {
             Asked::Hello { .. } => {
-                let limits = Limits {
-                    pinned_bytes: 1 << 30,
-                    regions: 64,
-                    queues: 4,
-                    grants: 4,
-                    outstanding: 4,
-                };
-                (
-                    "hello",
-                    Reply::Welcome(Welcome {
-                        version: wire::VERSION,
-                        session: 1,
-                        limits,
-                    }),
-                )
+                let limits =
+                    Limits { pinned_bytes: 1 << 30, regions: 64, queues: 4, grants: 4, outstanding: 4 };
+                ("hello", Reply::Welcome(Welcome { version: wire::VERSION, session: 1, limits }))
             }
             Asked::CreateQueue { entries } => {
                 let entries = Entries::new(*entries).unwrap();
@@ -117,13 +96,7 @@ impl Transport for Line {
                     extents: 0,
                     grants: 0,
                 };
-                (
-                    "list",
-                    Reply::Volumes {
-                        volumes: vec![volume],
-                        more: true,
-                    },
-                )
+                ("list", Reply::Volumes { volumes: vec![volume], more: true })
             }
             _ => ("other", Reply::Statistics(control::Statistics::default())),
         };
@@ -150,10 +123,7 @@ impl Transport for Line {
 
 /// Ends everything honestly.
 fn honest(pending: &mut VecDeque<SubmissionEntry>) -> Vec<Completion> {
-    pending
-        .drain(..)
-        .map(|entry| Completion::ok(entry.user_data, entry.length))
-        .collect()
+    pending.drain(..).map(|entry| Completion::ok(entry.user_data, entry.length)).collect()
 }
 
 #[test]
@@ -179,36 +149,23 @@ fn a_completion_of_nothing_is_an_error_and_the_queue_goes_on() {
 #[test]
 fn more_bytes_than_were_asked_for_are_not_believed() {
     let line = Line::new(|pending| {
-        pending
-            .drain(..)
-            .map(|entry| Completion::ok(entry.user_data, entry.length + 1))
-            .collect()
+        pending.drain(..).map(|entry| Completion::ok(entry.user_data, entry.length + 1)).collect()
     });
     let (volume, mut queue, session) = line.open();
-    let done = queue
-        .execute(Request::read(&volume, 0, session.buffer(4096).unwrap()))
-        .unwrap();
+    let done = queue.execute(Request::read(&volume, 0, session.buffer(4096).unwrap())).unwrap();
     assert!(matches!(done.result, Err(Error::Protocol(_))));
     assert_eq!(done.buffer.unwrap().len(), 4096);
-    assert!(matches!(
-        queue.read_at(&volume, 0, &mut [0; 4096]),
-        Err(Error::Protocol(_))
-    ));
+    assert!(matches!(queue.read_at(&volume, 0, &mut [0; 4096]), Err(Error::Protocol(_))));
 }
 
 #[test]
 fn buffers_in_flight_are_freed_after_the_queue_is_destroyed() {
     let line = Line::new(|_| Vec::new());
     let (volume, mut queue, session) = line.open();
-    queue
-        .prepare(Request::read(&volume, 0, session.buffer(4096).unwrap()))
-        .unwrap();
+    queue.prepare(Request::read(&volume, 0, session.buffer(4096).unwrap())).unwrap();
     queue.ring().unwrap();
     drop(queue);
-    assert_eq!(
-        line.with(|adapter| adapter.log.clone()),
-        ["hello", "open", "register", "destroy", "release"]
-    );
+    assert_eq!(line.with(|adapter| adapter.log.clone()), ["hello", "open", "register", "destroy", "release"]);
 }
 
 #[test]
@@ -222,10 +179,7 @@ fn buffers_in_flight_are_leaked_if_the_adapter_does_not_answer() {
     queue.ring().unwrap();
     drop(queue);
     drop(second);
-    assert_eq!(
-        line.with(|adapter| adapter.log.clone()),
-        ["hello", "open", "register", "destroy"]
-    );
+    assert_eq!(line.with(|adapter| adapter.log.clone()), ["hello", "open", "register", "destroy"]);
 }
 
 #[test]
@@ -237,9 +191,7 @@ fn a_blocking_call_keeps_the_completions_of_others() {
     });
     let (volume, mut queue, session) = line.open();
     for tag in 0..4 {
-        queue
-            .prepare(Request::read(&volume, 0, session.buffer(4096).unwrap()).tag(tag))
-            .unwrap();
+        queue.prepare(Request::read(&volume, 0, session.buffer(4096).unwrap()).tag(tag)).unwrap();
     }
     let refused = queue.prepare(Request::flush(&volume)).unwrap_err();
     assert!(matches!(refused.error, Error::QueueFull));
@@ -265,18 +217,12 @@ fn a_transfer_that_was_given_up_does_not_touch_the_next_one() {
         taken += 1;
         match taken {
             1 => Vec::new(),
-            2 => vec![Completion::ok(
-                pending.pop_back().map_or(0, |entry| entry.user_data ^ 1 << 40),
-                0,
-            )],
+            2 => vec![Completion::ok(pending.pop_back().map_or(0, |entry| entry.user_data ^ 1 << 40), 0)],
             _ => honest(pending),
         }
     });
     let (volume, mut queue, _session) = line.open();
-    assert!(matches!(
-        queue.write_at(&volume, 0, &[9; 300_000]),
-        Err(Error::Protocol(_))
-    ));
+    assert!(matches!(queue.write_at(&volume, 0, &[9; 300_000]), Err(Error::Protocol(_))));
     let mut back = vec![0; 250_000];
     queue.read_at(&volume, 0, &mut back).unwrap();
     // Nothing is lost but the piece that was lied about.
@@ -290,9 +236,7 @@ fn a_queue_in_the_error_state_gives_requests_back() {
     let (volume, mut queue, session) = line.open();
     line.with(|adapter| adapter.end.as_mut().unwrap().fail());
     assert!(queue.is_down());
-    let refused = queue
-        .prepare(Request::read(&volume, 0, session.buffer(4096).unwrap()))
-        .unwrap_err();
+    let refused = queue.prepare(Request::read(&volume, 0, session.buffer(4096).unwrap())).unwrap_err();
     assert_eq!(refused.error.status(), Some(Status::E_QUEUE_STATE));
     assert!(refused.request.into_buffer().is_some());
     assert!(matches!(queue.flush(&volume), Err(Error::QueueDown)));
@@ -305,10 +249,7 @@ fn what_control_messages_say_is_looked_at() {
     let pages: Vec<_> = session.volumes().take(10).collect();
     assert_eq!(pages.len(), 2, "one volume, then the page that leads nowhere");
     assert!(matches!(pages[1], Err(Error::Protocol(_))));
-    assert!(
-        matches!(session.device_info(), Err(Error::Protocol(_))),
-        "statistics came instead"
-    );
+    assert!(matches!(session.device_info(), Err(Error::Protocol(_))), "statistics came instead");
     line.with(|adapter| adapter.grant.access = 8);
     assert!(matches!(session.open("v", Access::READ), Err(Error::Protocol(_))));
     line.with(|adapter| (adapter.grant.access, adapter.grant.block_size) = (1, 0));

@@ -34,11 +34,7 @@ fn allocations(session: &Session) -> u64 {
     session.create_volume("v", 1 << 20).unwrap();
     let volume = session.open("v", Access::READ_WRITE).unwrap();
     let mut queue = session.queue(16).unwrap();
-    let mut free = session
-        .register(16 * 4096, MemoryAccess::Both)
-        .unwrap()
-        .buffers(4096, 4096)
-        .unwrap();
+    let mut free = session.register(16 * 4096, MemoryAccess::Both).unwrap().buffers(4096, 4096).unwrap();
     let mut at_start = 0;
     let (mut ended, mut refused, mut next) = (0u32, 0, 0);
     while ended < 21_000 {

@@ -51,16 +51,11 @@ fn exactly_what_is_rung_is_processed() {
     let completed = || session.statistics().unwrap().completed;
     let before = completed();
     for tag in 0..3 {
-        silent
-            .prepare(Request::write_zeroes(&volume, 0, 4096).tag(tag))
-            .unwrap();
+        silent.prepare(Request::write_zeroes(&volume, 0, 4096).tag(tag)).unwrap();
     }
     // The adapter has turned over both queues many times when these are done.
     for _ in 0..100 {
-        busy.execute(Request::write_zeroes(&volume, 0, 4096))
-            .unwrap()
-            .result
-            .unwrap();
+        busy.execute(Request::write_zeroes(&volume, 0, 4096)).unwrap().result.unwrap();
         busy.ring().unwrap();
     }
     assert!(silent.poll().unwrap().is_none());
@@ -147,21 +142,12 @@ fn another_version_is_refused_with_the_versions() {
     let (_directory, adapter) = start();
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
     connect(&socket, &SocketAddrUnix::new(adapter.socket()).unwrap()).unwrap();
-    let hello = encode(
-        7,
-        &Control::Hello {
-            min_version: 900,
-            max_version: 901,
-        },
-    )
-    .unwrap();
+    let hello = encode(7, &Control::Hello { min_version: 900, max_version: 901 }).unwrap();
     send(&socket, &hello, &[], Blocking::Wait).unwrap();
     let mut packet = vec![0; wire::control::MAX_MESSAGE];
     let (length, _) = receive(&socket, &mut packet, Blocking::Wait).unwrap();
     let (id, reply) = decode_reply(&packet[..length]).unwrap();
-    let Reply::Error { status, detail } = reply else {
-        panic!("{reply:?}")
-    };
+    let Reply::Error { status, detail } = reply else { panic!("{reply:?}") };
     assert_eq!((id, status), (7, Status::E_VERSION), "{detail}");
     assert!(detail.contains("900") && detail.contains("901"), "{detail}");
 }

@@ -14,10 +14,7 @@ struct Closing {
     closers: usize,
 }
 
-static CLOSING: Mutex<Closing> = Mutex::new(Closing {
-    waiting: Vec::new(),
-    closers: 0,
-});
+static CLOSING: Mutex<Closing> = Mutex::new(Closing { waiting: Vec::new(), closers: 0 });
 
 /// Closes the descriptor elsewhere, and returns at once.
 ///
@@ -26,9 +23,7 @@ pub fn discard(fd: OwnedFd) {
     let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
     closing.waiting.push(fd);
     if closing.closers < MAX_CLOSERS {
-        let closer = std::thread::Builder::new()
-            .name("discard".into())
-            .stack_size(64 * 1024);
+        let closer = std::thread::Builder::new().name("discard".into()).stack_size(64 * 1024);
         if closer.spawn(close_all).is_ok() {
             closing.closers += 1;
         }

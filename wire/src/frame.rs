@@ -111,13 +111,7 @@ pub fn encode<T: Message>(id: u32, message: &T) -> Result<Vec<u8>, EncodeError> 
         Ok(length) if packet.len() <= MAX_MESSAGE => length,
         _ => return Err(EncodeError::TooLong(packet.len())),
     };
-    let header = FrameHeader {
-        magic: FRAME_MAGIC,
-        version: crate::VERSION,
-        reserved: 0,
-        length,
-        id,
-    };
+    let header = FrameHeader { magic: FRAME_MAGIC, version: crate::VERSION, reserved: 0, length, id };
     packet[..HEADER].copy_from_slice(header.as_bytes());
     Ok(packet)
 }
@@ -145,13 +139,7 @@ fn decode<T: Message>(packet: &[u8]) -> Result<(u32, T), FrameError> {
     let Ok((header, body)) = FrameHeader::read_from_prefix(packet) else {
         return Err(FrameError::TooShort(packet.len()));
     };
-    let FrameHeader {
-        magic,
-        version,
-        reserved,
-        length,
-        id,
-    } = header;
+    let FrameHeader { magic, version, reserved, length, id } = header;
     if magic != FRAME_MAGIC {
         return Err(FrameError::Magic(magic));
     }
@@ -162,18 +150,11 @@ fn decode<T: Message>(packet: &[u8]) -> Result<(u32, T), FrameError> {
         return Err(FrameError::Reserved { reserved, id });
     }
     if usize::try_from(length) != Ok(body.len()) {
-        return Err(FrameError::Length {
-            said: length,
-            actual: body.len(),
-            id,
-        });
+        return Err(FrameError::Length { said: length, actual: body.len(), id });
     }
     let (message, rest) = postcard::take_from_bytes(body).map_err(|error| FrameError::Body { error, id })?;
     if !rest.is_empty() {
-        return Err(FrameError::Trailing {
-            bytes: rest.len(),
-            id,
-        });
+        return Err(FrameError::Trailing { bytes: rest.len(), id });
     }
     Ok((id, message))
 }

@@ -66,25 +66,17 @@ fn scribble(model: &Model<'_>, what: u8, value: u8) {
         (8..=10, _) if head != model.count(model.completed) => {
             memory.cq_head().store(head.wrapping_add(1), Ordering::Relaxed);
         }
-        (11, _) => memory
+        (11, _) => memory.cq_head().store(model.count(model.completed), Ordering::Relaxed),
+        (12, 0..=1) => {
+            memory.tail().store(tail.wrapping_add(u32::from(value >> 4)).wrapping_sub(2), Ordering::Relaxed)
+        }
+        (12, 2..=7) => memory
             .cq_head()
-            .store(model.count(model.completed), Ordering::Relaxed),
-        (12, 0..=1) => memory.tail().store(
-            tail.wrapping_add(u32::from(value >> 4)).wrapping_sub(2),
-            Ordering::Relaxed,
-        ),
-        (12, 2..=7) => memory.cq_head().store(
-            head.wrapping_add(u32::from(value >> 4)).wrapping_sub(2),
-            Ordering::Relaxed,
-        ),
+            .store(head.wrapping_add(u32::from(value >> 4)).wrapping_sub(2), Ordering::Relaxed),
         (12, 8) => memory.tail().store(far, Ordering::Relaxed),
         (12, 9..=10) => memory.cq_head().store(far, Ordering::Relaxed),
-        (13, i) => memory
-            .sq_word(usize::from(value >> 4), i.into())
-            .store(far.into(), Ordering::Relaxed),
-        (14, i) => memory
-            .cq_word(usize::from(value >> 4), i.into())
-            .store(u64::MAX, Ordering::Relaxed),
+        (13, i) => memory.sq_word(usize::from(value >> 4), i.into()).store(far.into(), Ordering::Relaxed),
+        (14, i) => memory.cq_word(usize::from(value >> 4), i.into()).store(u64::MAX, Ordering::Relaxed),
         (15, 0..=4) => memory.cq_wait().store(far, Ordering::Relaxed),
         (15, 5..=9) => memory.need_wake().store(far, Ordering::Relaxed),
         (15, _) => memory.state().store(far, Ordering::Relaxed),
@@ -106,15 +98,7 @@ struct Model<'a> {
 
 impl<'a> Model<'a> {
     fn new(end: AdapterEnd<&'a LocalQueue>, start: u32) -> Self {
-        Self {
-            end,
-            start,
-            rung: 0,
-            taken: 0,
-            completed: 0,
-            given_back: 0,
-            pending: Vec::new(),
-        }
+        Self { end, start, rung: 0, taken: 0, completed: 0, given_back: 0, pending: Vec::new() }
     }
 
     fn step(&mut self, what: u8, value: u8) {
@@ -188,10 +172,7 @@ impl<'a> Model<'a> {
         assert_eq!(u64::from(end.in_flight()), self.taken - self.completed);
         assert_eq!(usize::try_from(end.in_flight()), Ok(self.pending.len()));
         assert!(end.waiting() <= entries && end.in_flight() <= entries && end.room() <= entries);
-        assert!(
-            end.in_flight() + end.room() <= entries,
-            "a reservation never exceeds the entries"
-        );
+        assert!(end.in_flight() + end.room() <= entries, "a reservation never exceeds the entries");
     }
 
     /// Whatever happened: every request taken can be completed.

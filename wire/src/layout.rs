@@ -52,11 +52,7 @@ pub struct Entries(u32);
 impl Entries {
     /// `n` entries; `None` if `n` is not a power of two from [`MIN_ENTRIES`] to [`MAX_ENTRIES`].
     pub const fn new(n: u32) -> Option<Self> {
-        if n.is_power_of_two() && n >= MIN_ENTRIES && n <= MAX_ENTRIES {
-            Some(Self(n))
-        } else {
-            None
-        }
+        if n.is_power_of_two() && n >= MIN_ENTRIES && n <= MAX_ENTRIES { Some(Self(n)) } else { None }
     }
 
     /// How many.

@@ -35,13 +35,7 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     if let Some(bad) = name.chars().find(|&c| c == '/' || c == ':' || !printable(c)) {
         return Err(NameError::Character(bad));
     }
-    match name
-        .chars()
-        .next()
-        .into_iter()
-        .chain(name.chars().next_back())
-        .find(|&c| c == ' ')
-    {
+    match name.chars().next().into_iter().chain(name.chars().next_back()).find(|&c| c == ' ') {
         Some(blank) => Err(NameError::Character(blank)),
         None => Ok(()),
     }

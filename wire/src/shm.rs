@@ -197,10 +197,8 @@ pub enum Lock {
 }
 
 /// The seals that adopted memory has: memfd_create(2), fcntl(2).
-const SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::FUTURE_WRITE)
-    .union(SealFlags::SEAL);
+const SEALS: SealFlags =
+    SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE).union(SealFlags::SEAL);
 
 /// HUGETLBFS_MAGIC of linux/magic.h.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -232,27 +230,15 @@ impl SealedMemory {
         rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(|e| AdoptError::Seal(e.into()))?;
         let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|e| AdoptError::Seal(e.into()))?;
         if seals.intersection(SEALS | SealFlags::WRITE) != SEALS {
-            return Err(AdoptError::SealsMissing {
-                actual: seals.bits(),
-                wanted: SEALS.bits(),
-            });
+            return Err(AdoptError::SealsMissing { actual: seals.bits(), wanted: SEALS.bits() });
         }
         // Only now is the size what it stays.
         check_size(&fd, bytes)?;
-        memory
-            .map
-            .advise(Advice::PopulateWrite)
-            .map_err(|source| AdoptError::Populate { bytes, source })?;
+        memory.map.advise(Advice::PopulateWrite).map_err(|source| AdoptError::Populate { bytes, source })?;
         if lock == Lock::Mlock {
-            memory.map.lock().map_err(|source| AdoptError::Lock {
-                bytes,
-                limit: memlock_limit(),
-                source,
-            })?;
+            memory.map.lock().map_err(|source| AdoptError::Lock { bytes, limit: memlock_limit(), source })?;
         }
-        Ok(Self {
-            memory: Arc::new(memory),
-        })
+        Ok(Self { memory: Arc::new(memory) })
     }
 
     /// The memory; whoever holds it keeps it mapped and locked.
@@ -310,14 +296,7 @@ fn check_request(fd: &OwnedFd, bytes: u64, max: u64) -> Result<usize, AdoptError
 fn check_size(fd: &OwnedFd, bytes: u64) -> Result<(), AdoptError> {
     let stat = rustix::fs::fstat(fd).map_err(|e| AdoptError::Stat(e.into()))?;
     let actual = u64::try_from(stat.st_size).unwrap_or(0);
-    if actual == bytes {
-        Ok(())
-    } else {
-        Err(AdoptError::WrongSize {
-            actual,
-            expected: bytes,
-        })
-    }
+    if actual == bytes { Ok(()) } else { Err(AdoptError::WrongSize { actual, expected: bytes }) }
 }
 
 fn memlock_limit() -> String {

@@ -159,12 +159,7 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<Credentials> {
     let count = socket_option(socket, libc::SO_PEERGROUPS, &mut groups)?;
     groups.truncate(count);
     groups.shrink_to_fit();
-    Ok(Credentials {
-        uid,
-        gid,
-        pid,
-        groups,
-    })
+    Ok(Credentials { uid, gid, pid, groups })
 }
 
 /// getsockopt(2) of SOL_SOCKET into 32-bit words; gives how many were written.

@@ -84,9 +84,7 @@ impl LocalQueue {
     /// An empty queue, all zero as a fresh mapping is.
     pub fn new(entries: Entries) -> Self {
         fn zeroed<const N: usize>(entries: Entries) -> Vec<[AtomicU64; N]> {
-            (0..entries.get())
-                .map(|_| core::array::from_fn(|_| AtomicU64::new(0)))
-                .collect()
+            (0..entries.get()).map(|_| core::array::from_fn(|_| AtomicU64::new(0))).collect()
         }
         Self {
             tail: AtomicU32::new(0),
@@ -185,16 +183,8 @@ impl QueueView {
     pub fn new(memory: Arc<SharedMemory>, entries: Entries) -> Result<Self, ViewError> {
         let (have, want) = (memory.len(), entries.bytes());
         match NonNull::new(memory.start()) {
-            Some(start) if have >= want => Ok(Self {
-                start,
-                entries,
-                memory,
-            }),
-            _ => Err(ViewError::TooSmall {
-                have,
-                want,
-                entries: entries.get(),
-            }),
+            Some(start) if have >= want => Ok(Self { start, entries, memory }),
+            _ => Err(ViewError::TooSmall { have, want, entries: entries.get() }),
         }
     }
 
@@ -205,12 +195,8 @@ impl QueueView {
     pub fn create(memory: Arc<SharedMemory>, entries: Entries) -> Result<Self, ViewError> {
         use core::sync::atomic::Ordering::Relaxed;
         let view = Self::new(memory, entries)?;
-        let header = QueueHeader {
-            magic: QUEUE_MAGIC,
-            version: crate::VERSION,
-            reserved: 0,
-            entries: entries.get(),
-        };
+        let header =
+            QueueHeader { magic: QUEUE_MAGIC, version: crate::VERSION, reserved: 0, entries: entries.get() };
         let words: [u64; 2] = zerocopy::transmute!(header);
         // Relaxed: the control message that offers the memory comes after these stores.
         view.word64(0).store(words[0], Relaxed);
@@ -237,10 +223,7 @@ impl QueueView {
             return Err(ViewError::Reserved(header.reserved));
         }
         if header.entries != entries.get() {
-            return Err(ViewError::Entries {
-                header: header.entries,
-                request: entries.get(),
-            });
+            return Err(ViewError::Entries { header: header.entries, request: entries.get() });
         }
         Ok(view)
     }

@@ -14,10 +14,8 @@ use rustix::io::Errno;
 use wire::shm::{AdoptError, Lock, SealedMemory, SharedMemory};
 
 const MAX: u64 = 1 << 20;
-const ALL: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::FUTURE_WRITE)
-    .union(SealFlags::SEAL);
+const ALL: SealFlags =
+    SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE).union(SealFlags::SEAL);
 
 fn refuse(fd: impl Into<OwnedFd>, bytes: u64) -> AdoptError {
     let error = SealedMemory::adopt(fd.into(), bytes, MAX).expect_err("it must be refused");
@@ -37,21 +35,12 @@ fn both_sides_see_each_others_stores() {
     let theirs = SealedMemory::adopt(fd.try_clone().unwrap(), 8192, MAX).unwrap();
     assert_eq!(rustix::fs::fcntl_get_seals(&fd).unwrap(), ALL);
     ours.atomic_u64(8184).unwrap().store(7, Ordering::Relaxed);
-    assert_eq!(
-        theirs.memory().atomic_u64(8184).unwrap().load(Ordering::Relaxed),
-        7
-    );
+    assert_eq!(theirs.memory().atomic_u64(8184).unwrap().load(Ordering::Relaxed), 7);
     theirs.memory().atomic_u32(4).unwrap().store(9, Ordering::Relaxed);
     assert_eq!(ours.atomic_u32(4).unwrap().load(Ordering::Relaxed), 9);
     assert_eq!(theirs.start() as usize % 4096, 0);
-    for (offset, fits) in [
-        (0, true),
-        (8180, true),
-        (8184, true),
-        (8188, true),
-        (8190, false),
-        (8192, false),
-    ] {
+    for (offset, fits) in [(0, true), (8180, true), (8184, true), (8188, true), (8190, false), (8192, false)]
+    {
         assert_eq!(ours.atomic_u32(offset).is_some(), fits, "{offset}");
     }
     for offset in [4, 8185, 8188, 8192, usize::MAX - 7, usize::MAX] {
@@ -65,13 +54,7 @@ fn what_is_not_a_memfd_is_refused() {
     let (socket, _other) = UnixStream::pair().unwrap();
     let bell: OwnedFd = wire::doorbell::Bell::new().unwrap().into();
     let file = File::open("/proc/self/exe").unwrap();
-    for fd in [
-        reader.into(),
-        writer.into(),
-        socket.into(),
-        bell,
-        OwnedFd::from(file),
-    ] {
+    for fd in [reader.into(), writer.into(), socket.into(), bell, OwnedFd::from(file)] {
         assert!(matches!(refuse(fd, 4096), AdoptError::NotMemfd(_)));
     }
     let path = rustix::fs::open("/proc/self/exe", OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
@@ -80,10 +63,7 @@ fn what_is_not_a_memfd_is_refused() {
 
 #[test]
 fn a_memfd_that_takes_no_seals_is_refused() {
-    assert!(matches!(
-        refuse(memfd(4096, MemfdFlags::CLOEXEC), 4096),
-        AdoptError::NotSealable(1)
-    ));
+    assert!(matches!(refuse(memfd(4096, MemfdFlags::CLOEXEC), 4096), AdoptError::NotSealable(1)));
     let sealed = memfd(4096, MemfdFlags::ALLOW_SEALING);
     rustix::fs::fcntl_add_seals(&sealed, SealFlags::SEAL | SealFlags::SHRINK).unwrap();
     assert!(matches!(refuse(sealed, 4096), AdoptError::NotSealable(3)));
@@ -103,10 +83,7 @@ fn a_tmpfs_file_is_refused() {
 fn a_memfd_that_cannot_be_written_is_refused() {
     let fd = memfd(4096, MemfdFlags::ALLOW_SEALING);
     let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
-    assert!(matches!(
-        refuse(File::open(again).unwrap(), 4096),
-        AdoptError::ReadOnly
-    ));
+    assert!(matches!(refuse(File::open(again).unwrap(), 4096), AdoptError::ReadOnly));
     for seal in [SealFlags::WRITE, SealFlags::FUTURE_WRITE, ALL] {
         let fd = memfd(4096, MemfdFlags::ALLOW_SEALING);
         rustix::fs::fcntl_add_seals(&fd, seal).unwrap();
@@ -119,35 +96,11 @@ fn a_wrong_size_is_refused() {
     let make = |bytes| memfd(bytes, MemfdFlags::ALLOW_SEALING);
     assert!(matches!(refuse(make(0), 0), AdoptError::Size(0)));
     assert!(matches!(refuse(make(4095), 4095), AdoptError::Size(4095)));
-    assert!(matches!(
-        refuse(make(4097), 4096),
-        AdoptError::WrongSize {
-            actual: 4097,
-            expected: 4096
-        }
-    ));
-    assert!(matches!(
-        refuse(make(4096), 8192),
-        AdoptError::WrongSize {
-            actual: 4096,
-            expected: 8192
-        }
-    ));
-    assert!(matches!(
-        refuse(make(8192), 4096),
-        AdoptError::WrongSize {
-            actual: 8192,
-            expected: 4096
-        }
-    ));
-    assert!(matches!(
-        refuse(make(MAX + 4096), MAX + 4096),
-        AdoptError::TooLarge { .. }
-    ));
-    assert!(matches!(
-        refuse(make(4096), u64::MAX - 4095),
-        AdoptError::TooLarge { .. }
-    ));
+    assert!(matches!(refuse(make(4097), 4096), AdoptError::WrongSize { actual: 4097, expected: 4096 }));
+    assert!(matches!(refuse(make(4096), 8192), AdoptError::WrongSize { actual: 4096, expected: 8192 }));
+    assert!(matches!(refuse(make(8192), 4096), AdoptError::WrongSize { actual: 8192, expected: 4096 }));
+    assert!(matches!(refuse(make(MAX + 4096), MAX + 4096), AdoptError::TooLarge { .. }));
+    assert!(matches!(refuse(make(4096), u64::MAX - 4095), AdoptError::TooLarge { .. }));
     let huge = SealedMemory::adopt(make(4096), u64::MAX - 4095, u64::MAX);
     assert!(matches!(huge, Err(AdoptError::TooLarge { .. })));
 }
@@ -179,13 +132,7 @@ fn attack(fd: impl AsFd, mapping: &SharedMemory, bytes: u64) -> [Result<(), Errn
 /// MADV_REMOVE of the whole mapping.
 fn remove(mapping: &SharedMemory) -> Result<(), Errno> {
     // SAFETY: the range is this mapping, which only this test looks at, through atomics.
-    unsafe {
-        rustix::mm::madvise(
-            mapping.start().cast(),
-            mapping.len(),
-            rustix::mm::Advice::LinuxRemove,
-        )
-    }
+    unsafe { rustix::mm::madvise(mapping.start().cast(), mapping.len(), rustix::mm::Advice::LinuxRemove) }
 }
 
 #[test]
@@ -197,20 +144,10 @@ fn nothing_takes_pages_away_afterwards() {
     }
     assert_eq!(attack(&fd, &ours, 16384), [Err(Errno::PERM); 5]);
     assert!(SharedMemory::map(&fd, 16384).is_err(), "no new writable mapping");
-    assert_eq!(
-        File::from(fd).write(b"x").unwrap_err().kind(),
-        ErrorKind::PermissionDenied
-    );
+    assert_eq!(File::from(fd).write(b"x").unwrap_err().kind(), ErrorKind::PermissionDenied);
     drop(ours);
     for page in 0..4 {
-        assert_eq!(
-            theirs
-                .memory()
-                .atomic_u64(page * 4096)
-                .unwrap()
-                .load(Ordering::Relaxed),
-            5
-        );
+        assert_eq!(theirs.memory().atomic_u64(page * 4096).unwrap().load(Ordering::Relaxed), 5);
     }
 }
 
@@ -257,11 +194,7 @@ fn an_attack_that_races_with_adopt_never_faults_the_adapter() {
             if let Ok(memory) = &adopted {
                 for _ in 0..3 {
                     for page in 0..8 {
-                        memory
-                            .memory()
-                            .atomic_u64(page * 4096)
-                            .unwrap()
-                            .fetch_add(1, Ordering::Relaxed);
+                        memory.memory().atomic_u64(page * 4096).unwrap().fetch_add(1, Ordering::Relaxed);
                     }
                 }
             }
@@ -274,14 +207,7 @@ fn an_attack_that_races_with_adopt_never_faults_the_adapter() {
                 assert_eq!(rustix::fs::fcntl_get_seals(&fd).unwrap(), ALL);
                 assert_eq!(attack(&fd, &ours, 32768), [Err(Errno::PERM); 5]);
                 for page in 0..8 {
-                    assert_eq!(
-                        memory
-                            .memory()
-                            .atomic_u64(page * 4096)
-                            .unwrap()
-                            .load(Ordering::Relaxed),
-                        3
-                    );
+                    assert_eq!(memory.memory().atomic_u64(page * 4096).unwrap().load(Ordering::Relaxed), 3);
                 }
             }
             Err(AdoptError::WrongSize { .. } | AdoptError::Seal(_) | AdoptError::Map { .. }) => refused += 1,

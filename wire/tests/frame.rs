@@ -22,39 +22,22 @@ fn subject() -> impl Strategy<Value = Subject> {
 
 fn volume() -> impl Strategy<Value = VolumeInfo> {
     let access = proptest::collection::vec((subject(), any::<AccessBits>()), 0..5);
-    (
-        ".{0,30}",
-        any::<u64>(),
-        any::<u32>(),
-        access,
-        any::<u32>(),
-        any::<u32>(),
-    )
-        .prop_map(|(name, bytes, owner, access, extents, grants)| VolumeInfo {
+    (".{0,30}", any::<u64>(), any::<u32>(), access, any::<u32>(), any::<u32>()).prop_map(
+        |(name, bytes, owner, access, extents, grants)| VolumeInfo {
             name,
             bytes,
             owner,
             access,
             extents,
             grants,
-        })
+        },
+    )
 }
 
 fn session() -> impl Strategy<Value = SessionInfo> {
     (any::<[u64; 4]>(), any::<[u32; 6]>()).prop_map(
         |([session, pinned_bytes, completed, denied], [uid, gid, pid, queues, grants, regions])| {
-            SessionInfo {
-                session,
-                uid,
-                gid,
-                pid,
-                queues,
-                grants,
-                regions,
-                pinned_bytes,
-                completed,
-                denied,
-            }
+            SessionInfo { session, uid, gid, pid, queues, grants, regions, pinned_bytes, completed, denied }
         },
     )
 }
@@ -62,10 +45,8 @@ fn session() -> impl Strategy<Value = SessionInfo> {
 fn request() -> impl Strategy<Value = Request> {
     let name = || ".{0,40}";
     prop_oneof![
-        any::<(u16, u16)>().prop_map(|(min_version, max_version)| Request::Hello {
-            min_version,
-            max_version
-        }),
+        any::<(u16, u16)>()
+            .prop_map(|(min_version, max_version)| Request::Hello { min_version, max_version }),
         any::<u32>().prop_map(|entries| Request::CreateQueue { entries }),
         any::<u32>().prop_map(|queue| Request::DestroyQueue { queue }),
         any::<(u64, u8)>().prop_map(|(length, access)| Request::RegisterMemory { length, access }),
@@ -91,31 +72,23 @@ fn request() -> impl Strategy<Value = Request> {
 
 fn device() -> impl Strategy<Value = DeviceInfo> {
     let ranges = || proptest::collection::vec(any::<(u64, u64)>(), 0..4);
-    (
-        any::<[u64; 3]>(),
-        any::<u32>(),
-        any::<bool>(),
-        ranges(),
-        ".{0,20}",
-        ranges(),
+    (any::<[u64; 3]>(), any::<u32>(), any::<bool>(), ranges(), ".{0,20}", ranges()).prop_map(
+        |([blocks, free_blocks, max_transfer], block_size, write_cache, metadata, text, extents)| {
+            DeviceInfo {
+                uri: text.clone(),
+                model: text.clone(),
+                serial: text.clone(),
+                firmware: text.clone(),
+                block_size,
+                blocks,
+                free_blocks,
+                max_transfer,
+                write_cache,
+                metadata,
+                volumes: vec![(text, extents)],
+            }
+        },
     )
-        .prop_map(
-            |([blocks, free_blocks, max_transfer], block_size, write_cache, metadata, text, extents)| {
-                DeviceInfo {
-                    uri: text.clone(),
-                    model: text.clone(),
-                    serial: text.clone(),
-                    firmware: text.clone(),
-                    block_size,
-                    blocks,
-                    free_blocks,
-                    max_transfer,
-                    write_cache,
-                    metadata,
-                    volumes: vec![(text, extents)],
-                }
-            },
-        )
 }
 
 fn statistics() -> impl Strategy<Value = Statistics> {
@@ -137,23 +110,15 @@ fn welcome() -> impl Strategy<Value = Welcome> {
         |(version, [session, pinned_bytes], [regions, queues, grants, outstanding])| Welcome {
             version,
             session,
-            limits: Limits {
-                pinned_bytes,
-                regions,
-                queues,
-                grants,
-                outstanding,
-            },
+            limits: Limits { pinned_bytes, regions, queues, grants, outstanding },
         },
     )
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
     prop_oneof![
-        (any::<u16>(), ".{0,60}").prop_map(|(status, detail)| Reply::Error {
-            status: Status(status),
-            detail
-        }),
+        (any::<u16>(), ".{0,60}")
+            .prop_map(|(status, detail)| Reply::Error { status: Status(status), detail }),
         Just(Reply::Done),
         welcome().prop_map(Reply::Welcome),
         any::<u32>().prop_map(|queue| Reply::Queue { queue }),
@@ -198,41 +163,20 @@ fn each_malformation_has_its_own_error() {
     };
     assert_eq!(decode(&[]), FrameError::TooShort(0));
     assert_eq!(decode(&done[..HEADER - 1]), FrameError::TooShort(15));
-    assert_eq!(
-        decode(&vec![0; MAX_MESSAGE + 1]),
-        FrameError::TooLong(MAX_MESSAGE + 1)
-    );
-    assert_eq!(
-        decode(&packet(0x2054_5447, VERSION, 0, 1, body)),
-        FrameError::Magic(0x2054_5447)
-    );
-    assert_eq!(
-        decode(&packet(FRAME_MAGIC, 7, 9, 9, b"anything")),
-        FrameError::Version { peer: 7, id }
-    );
-    assert_eq!(
-        decode(&packet(FRAME_MAGIC, VERSION, 9, 1, body)),
-        FrameError::Reserved { reserved: 9, id }
-    );
+    assert_eq!(decode(&vec![0; MAX_MESSAGE + 1]), FrameError::TooLong(MAX_MESSAGE + 1));
+    assert_eq!(decode(&packet(0x2054_5447, VERSION, 0, 1, body)), FrameError::Magic(0x2054_5447));
+    assert_eq!(decode(&packet(FRAME_MAGIC, 7, 9, 9, b"anything")), FrameError::Version { peer: 7, id });
+    assert_eq!(decode(&packet(FRAME_MAGIC, VERSION, 9, 1, body)), FrameError::Reserved { reserved: 9, id });
     for said in [0, 2, u32::MAX] {
         assert_eq!(
             decode(&packet(FRAME_MAGIC, VERSION, 0, said, body)),
             FrameError::Length { said, actual: 1, id }
         );
     }
-    assert!(matches!(
-        decode(&packet(FRAME_MAGIC, VERSION, 0, 0, &[])),
-        FrameError::Body { id: 0xabcd, .. }
-    ));
-    assert!(matches!(
-        decode(&packet(FRAME_MAGIC, VERSION, 0, 1, &[99])),
-        FrameError::Body { .. }
-    ));
+    assert!(matches!(decode(&packet(FRAME_MAGIC, VERSION, 0, 0, &[])), FrameError::Body { id: 0xabcd, .. }));
+    assert!(matches!(decode(&packet(FRAME_MAGIC, VERSION, 0, 1, &[99])), FrameError::Body { .. }));
     let long = [body, &[1, 2, 3]].concat();
-    assert_eq!(
-        decode(&packet(FRAME_MAGIC, VERSION, 0, 4, &long)),
-        FrameError::Trailing { bytes: 3, id }
-    );
+    assert_eq!(decode(&packet(FRAME_MAGIC, VERSION, 0, 4, &long)), FrameError::Trailing { bytes: 3, id });
     assert_eq!(decode(&packet(FRAME_MAGIC, 7, 0, 0, &[])).id(), Some(id));
     assert_eq!(decode(&[]).id(), None);
 }
@@ -240,10 +184,7 @@ fn each_malformation_has_its_own_error() {
 #[test]
 fn what_fits_no_packet_is_not_sent() {
     let name = "n".repeat(MAX_MESSAGE);
-    assert_eq!(
-        encode(1, &Request::ShowVolume { name }),
-        Err(EncodeError::TooLong(HEADER + 4 + MAX_MESSAGE))
-    );
+    assert_eq!(encode(1, &Request::ShowVolume { name }), Err(EncodeError::TooLong(HEADER + 4 + MAX_MESSAGE)));
     let fits = "n".repeat(MAX_MESSAGE - HEADER - 3);
     assert_eq!(
         encode(1, &Request::DeleteVolume { name: fits }).unwrap().len(),
@@ -254,17 +195,8 @@ fn what_fits_no_packet_is_not_sent() {
 /// A body that promises more than there is must cost no memory.
 #[test]
 fn a_promised_length_is_not_believed() {
-    let volumes = encode(
-        1,
-        &Reply::Volumes {
-            volumes: vec![],
-            more: false,
-        },
-    )
-    .unwrap()[HEADER];
-    let body = [
-        volumes, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
-    ];
+    let volumes = encode(1, &Reply::Volumes { volumes: vec![], more: false }).unwrap()[HEADER];
+    let body = [volumes, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
     assert!(matches!(
         decode_reply(&packet(FRAME_MAGIC, VERSION, 0, 11, &body)),
         Err(FrameError::Body { .. })
@@ -273,15 +205,7 @@ fn a_promised_length_is_not_believed() {
 
 #[test]
 fn good_and_bad_names() {
-    for good in [
-        "a",
-        "vol-1_x.y z",
-        "größe",
-        "日本",
-        "'\"",
-        "...",
-        &"n".repeat(128),
-    ] {
+    for good in ["a", "vol-1_x.y z", "größe", "日本", "'\"", "...", &"n".repeat(128)] {
         assert_eq!(check_name(good), Ok(()), "{good}");
     }
     let bad = [

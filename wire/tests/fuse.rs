@@ -29,11 +29,7 @@ const INIT: u32 = 26;
 fn attributes(inode: u64) -> Vec<u8> {
     let mode: u32 = if inode == 1 { 0o40755 } else { 0o100_666 };
     let mut bytes = [inode, 4096, 8, 0, 0, 0].map(u64::to_le_bytes).concat();
-    bytes.extend(
-        [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0]
-            .map(u32::to_le_bytes)
-            .concat(),
-    );
+    bytes.extend([0, 0, 0, mode, 1, 0, 0, 0, 4096, 0].map(u32::to_le_bytes).concat());
     bytes
 }
 
@@ -54,12 +50,7 @@ fn answer(opcode: u32, inode: u64) -> Option<Vec<u8>> {
 
 fn reply(device: &mut File, unique: u64, error: i32, body: &[u8]) {
     let length = u32::try_from(16 + body.len()).unwrap();
-    let header = [
-        &length.to_le_bytes()[..],
-        &error.to_le_bytes(),
-        &unique.to_le_bytes(),
-    ]
-    .concat();
+    let header = [&length.to_le_bytes()[..], &error.to_le_bytes(), &unique.to_le_bytes()].concat();
     device.write_all(&[&header, body].concat()).unwrap();
 }
 
@@ -80,9 +71,7 @@ fn serve(mut device: File, asked: &Sender<u32>, release: &Receiver<()>) {
             unanswered.push(unique);
             asked.send(opcode).unwrap();
             if release.recv().is_ok() {
-                unanswered
-                    .drain(..)
-                    .for_each(|unique| reply(&mut device, unique, -libc::ENOSYS, &[]));
+                unanswered.drain(..).for_each(|unique| reply(&mut device, unique, -libc::ENOSYS, &[]));
             }
             continue;
         }
@@ -103,28 +92,16 @@ fn mount(at: &Path) -> Option<File> {
             return None;
         }
     };
-    let options = CString::new(format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0",
-        device.as_raw_fd()
-    ))
-    .unwrap();
+    let options =
+        CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd())).unwrap();
     let target = CString::new(at.to_str().unwrap()).unwrap();
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
     // SAFETY: all are strings that end in a NUL and live through the call.
     let result = unsafe {
-        libc::mount(
-            c"wire-test".as_ptr(),
-            target.as_ptr(),
-            c"fuse".as_ptr(),
-            flags,
-            options.as_ptr().cast(),
-        )
+        libc::mount(c"wire-test".as_ptr(), target.as_ptr(), c"fuse".as_ptr(), flags, options.as_ptr().cast())
     };
     if result != 0 {
-        println!(
-            "skipped: mount of a FUSE file system: {}",
-            std::io::Error::last_os_error()
-        );
+        println!("skipped: mount of a FUSE file system: {}", std::io::Error::last_os_error());
         return None;
     }
     Some(device)
@@ -152,17 +129,11 @@ fn a_fuse_file_is_refused_without_waiting_for_its_server() {
     let (asked_tx, asked) = channel();
     let (release, release_rx) = channel();
     let server = std::thread::spawn(move || serve(device, &asked_tx, &release_rx));
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(at.join("file"))
-        .unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(at.join("file")).unwrap();
 
     let (done_tx, done) = channel();
     std::thread::spawn(move || done_tx.send(SealedMemory::adopt(file.into(), 4096, 1 << 20)));
-    let result = done
-        .recv_timeout(PATIENCE)
-        .expect("the adapter does not wait for the server");
+    let result = done.recv_timeout(PATIENCE).expect("the adapter does not wait for the server");
     assert!(matches!(result, Err(AdoptError::NotMemfd(_))), "{result:?}");
 
     // All that the server ever hears is the close, which hangs where nobody waits for it.
@@ -172,10 +143,7 @@ fn a_fuse_file_is_refused_without_waiting_for_its_server() {
     drop(release);
     let deadline = Instant::now() + PATIENCE;
     while discard::pending() != 0 {
-        assert!(
-            Instant::now() < deadline,
-            "the close ends once the server answers"
-        );
+        assert!(Instant::now() < deadline, "the close ends once the server answers");
         std::thread::yield_now();
     }
     drop(mounted);

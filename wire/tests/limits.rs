@@ -19,10 +19,7 @@ fn obey_limits() {
     let (got, set) = unsafe {
         let got = libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr());
         sets[0] &= !(1 << 14); // CAP_IPC_LOCK
-        (
-            got,
-            libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()),
-        )
+        (got, libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()))
     };
     assert_eq!((got, set), (0, 0), "{}", std::io::Error::last_os_error());
 }
@@ -44,41 +41,21 @@ fn descriptors() {
     let before = getrlimit(Resource::Nofile);
     let room = u64::try_from(next.as_raw_fd()).unwrap() + 1;
     drop(next);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: Some(room),
-            ..before
-        },
-    )
-    .unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(room), ..before }).unwrap();
     let result = receive(&b, &mut [0; 16], Blocking::Never);
     setrlimit(Resource::Nofile, before).unwrap();
-    assert!(
-        matches!(result, Err(ReceiveError::TooManyDescriptors)),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(ReceiveError::TooManyDescriptors)), "{result:?}");
     // The end comes only when every copy is closed.
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
 }
 
 /// The limit of locked memory.
 fn memlock() {
-    setrlimit(
-        Resource::Memlock,
-        Rlimit {
-            current: Some(64 << 10),
-            maximum: Some(64 << 10),
-        },
-    )
-    .unwrap();
+    setrlimit(Resource::Memlock, Rlimit { current: Some(64 << 10), maximum: Some(64 << 10) }).unwrap();
     obey_limits();
     let memory = |bytes| SharedMemory::create("wire-test", bytes).unwrap().1;
     let error = SealedMemory::adopt(memory(128 << 10), 128 << 10, 1 << 20).unwrap_err();
-    assert!(
-        matches!(error, AdoptError::Lock { bytes: 131_072, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, AdoptError::Lock { bytes: 131_072, .. }), "{error:?}");
     let text = error.to_string();
     println!("{text}");
     for part in ["131072 bytes", "RLIMIT_MEMLOCK", "65536 bytes", "ulimit -l"] {
@@ -92,10 +69,7 @@ fn memlock() {
         assert!(SealedMemory::adopt(memory(40 << 10), 40 << 10, 1 << 20).is_err());
         let kept = first.memory().clone();
         drop(first);
-        assert!(
-            SealedMemory::adopt(memory(40 << 10), 40 << 10, 1 << 20).is_err(),
-            "it is still mapped"
-        );
+        assert!(SealedMemory::adopt(memory(40 << 10), 40 << 10, 1 << 20).is_err(), "it is still mapped");
         drop(kept);
     }
 }

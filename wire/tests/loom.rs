@@ -26,21 +26,12 @@ fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 fn pair() -> (Application, Adapter) {
     let entries = Entries::new(2).unwrap();
     let memory = std::sync::Arc::new(LocalQueue::new(entries));
-    (
-        ApplicationEnd::new(memory.clone(), entries),
-        AdapterEnd::new(memory, entries),
-    )
+    (ApplicationEnd::new(memory.clone(), entries), AdapterEnd::new(memory, entries))
 }
 
 /// First and last word tell the same, so that a torn copy shows.
 fn request(n: u64) -> SubmissionEntry {
-    SubmissionEntry {
-        opcode: n as u8,
-        user_data: n,
-        region_offset: n,
-        extension: n,
-        ..Default::default()
-    }
+    SubmissionEntry { opcode: n as u8, user_data: n, region_offset: n, extension: n, ..Default::default() }
 }
 
 fn push(application: &mut Application, n: u64) {
@@ -65,10 +56,7 @@ fn pop(application: &mut Application) -> Option<u64> {
 
 fn complete(adapter: &mut Adapter, n: u64) {
     let bytes = u32::try_from(n).unwrap();
-    adapter.complete(&Completion {
-        value: n,
-        ..Completion::ok(n, bytes)
-    });
+    adapter.complete(&Completion { value: n, ..Completion::ok(n, bytes) });
 }
 
 /// Submissions: what the doorbell announces is taken whole, in order, once (S5-R1, R2, R3).

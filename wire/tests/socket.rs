@@ -18,13 +18,7 @@ use wire::doorbell::{self, Bell, Woken};
 use wire::socket::{Blocking, ReceiveError, peer_credentials, receive, send};
 
 fn pair() -> (OwnedFd, OwnedFd) {
-    socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap()
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
 }
 
 fn get(socket: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), ReceiveError> {
@@ -94,10 +88,7 @@ fn ends_are_told_apart() {
     let (a, b) = pair();
     assert!(matches!(get(&b), Err(ReceiveError::WouldBlock)));
     send_raw(&a, b"", &[]);
-    assert!(
-        matches!(get(&b), Err(ReceiveError::Closed)),
-        "an empty packet is no packet"
-    );
+    assert!(matches!(get(&b), Err(ReceiveError::Closed)), "an empty packet is no packet");
     drop(a);
     assert!(matches!(get(&b), Err(ReceiveError::Closed)));
     assert_eq!(
@@ -105,15 +96,9 @@ fn ends_are_told_apart() {
         ErrorKind::BrokenPipe,
         "and no SIGPIPE"
     );
-    assert_eq!(
-        send(&b, b"", &[], Blocking::Wait).unwrap_err().kind(),
-        ErrorKind::InvalidInput
-    );
+    assert_eq!(send(&b, b"", &[], Blocking::Wait).unwrap_err().kind(), ErrorKind::InvalidInput);
     let many = [b.as_fd(); MAX_DESCRIPTORS + 1];
-    assert_eq!(
-        send(&b, b"x", &many, Blocking::Wait).unwrap_err().kind(),
-        ErrorKind::InvalidInput
-    );
+    assert_eq!(send(&b, b"x", &many, Blocking::Wait).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
 /// A client that never reads cannot stop who writes to it, whatever it does to the flags of the description.
@@ -121,9 +106,8 @@ fn ends_are_told_apart() {
 fn a_full_socket_does_not_block() {
     let (a, _b) = pair();
     let packet = vec![0; MAX_MESSAGE];
-    let error = (0..100_000)
-        .find_map(|_| send(&a, &packet, &[], Blocking::Never).err())
-        .expect("it gets full");
+    let error =
+        (0..100_000).find_map(|_| send(&a, &packet, &[], Blocking::Never).err()).expect("it gets full");
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
 }
 
@@ -131,11 +115,7 @@ fn a_full_socket_does_not_block() {
 fn the_peer_is_who_it_is() {
     let (a, _b) = pair();
     let peer = peer_credentials(&a).unwrap();
-    let groups: Vec<u32> = rustix::process::getgroups()
-        .unwrap()
-        .iter()
-        .map(|g| g.as_raw())
-        .collect();
+    let groups: Vec<u32> = rustix::process::getgroups().unwrap().iter().map(|g| g.as_raw()).collect();
     assert_eq!(
         (peer.uid, peer.gid, peer.pid, peer.groups),
         (
@@ -153,10 +133,7 @@ fn the_peer_is_who_it_is() {
 fn futex_waits_end() {
     let word = AtomicU32::new(1);
     assert_eq!(doorbell::wait(&word, 0, None).unwrap(), Woken::Changed);
-    assert_eq!(
-        doorbell::wait(&word, 1, Some(Duration::from_millis(1))).unwrap(),
-        Woken::TimedOut
-    );
+    assert_eq!(doorbell::wait(&word, 1, Some(Duration::from_millis(1))).unwrap(), Woken::TimedOut);
     assert_eq!(doorbell::wake(&word).unwrap(), 0);
     std::thread::scope(|s| {
         let sleeper = s.spawn(|| {

@@ -26,13 +26,7 @@ const ENTRIES: u32 = 16;
 const APPLICATION: &str = "WIRE_TEST_APPLICATION";
 
 fn request(n: u64) -> SubmissionEntry {
-    SubmissionEntry {
-        user_data: n,
-        key: n,
-        offset: !n,
-        extension: n.rotate_left(9),
-        ..Default::default()
-    }
+    SubmissionEntry { user_data: n, key: n, offset: !n, extension: n.rotate_left(9), ..Default::default() }
 }
 
 fn answer(n: u64) -> u64 {
@@ -42,13 +36,8 @@ fn answer(n: u64) -> u64 {
 /// S5-R1, S5-R2 between two processes: the application makes the queue, the adapter adopts it, both sleep and wake.
 #[test]
 fn an_application_and_an_adapter() {
-    let (ours, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap();
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     let mut application = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_application", "--nocapture"])
         .env(APPLICATION, "1")
@@ -80,23 +69,14 @@ fn poll(socket: &OwnedFd, bell: &Bell, mut adapter: AdapterEnd<QueueView>) -> (u
     let waiter = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
     let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
     epoll::add(&waiter, bell, epoll::EventData::new_u64(0), edge).unwrap();
-    epoll::add(
-        &waiter,
-        socket,
-        epoll::EventData::new_u64(1),
-        epoll::EventFlags::IN,
-    )
-    .unwrap();
+    epoll::add(&waiter, socket, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
     let (mut served, mut sleeps) = (0, 0);
     loop {
         adapter.poll_doorbell().unwrap();
         let before = served;
         while let Some(entry) = adapter.take().unwrap() {
             assert_eq!(entry, request(served));
-            adapter.complete(&Completion {
-                value: answer(served),
-                ..Completion::ok(entry.user_data, 0)
-            });
+            adapter.complete(&Completion { value: answer(served), ..Completion::ok(entry.user_data, 0) });
             served += 1;
         }
         if adapter.end_turn() {
@@ -132,10 +112,7 @@ fn the_application() {
     send(&socket, &message, &[fd.as_fd()], Blocking::Wait).unwrap();
     let mut buffer = vec![0; MAX_MESSAGE];
     let (length, mut descriptors) = receive(&socket, &mut buffer, Blocking::Wait).unwrap();
-    assert_eq!(
-        decode_reply(&buffer[..length]).unwrap(),
-        (77, Reply::Queue { queue: 1 })
-    );
+    assert_eq!(decode_reply(&buffer[..length]).unwrap(), (77, Reply::Queue { queue: 1 }));
     let bell = Bell::adopt(descriptors.pop().unwrap()).unwrap();
 
     let mut queue = ApplicationEnd::new(view, entries);
@@ -170,24 +147,15 @@ fn s5_r14_a_foreign_doorbell_faults() {
     let entries = Entries::new(ENTRIES).unwrap();
     let (memory, _fd) = SharedMemory::create("wire-test-queue", entries.bytes()).unwrap();
     // SAFETY: the range is this mapping. What changes is only what a child inherits: not it.
-    unsafe {
-        rustix::mm::madvise(
-            memory.start().cast(),
-            memory.len(),
-            rustix::mm::Advice::LinuxDontFork,
-        )
-    }
-    .unwrap();
+    unsafe { rustix::mm::madvise(memory.start().cast(), memory.len(), rustix::mm::Advice::LinuxDontFork) }
+        .unwrap();
     let view = QueueView::create(Arc::new(memory), entries).unwrap();
     let tail = view.tail().as_ptr();
     // SAFETY: the child only makes calls that are safe after a fork of a program with threads, stores, and ends.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        let no_core = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
+        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: as above; the store goes to an address where this process has nothing, and is meant to fault.
         unsafe {
             libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
@@ -199,10 +167,7 @@ fn s5_r14_a_foreign_doorbell_faults() {
     let mut status = 0;
     // SAFETY: the child is ours, and `status` writable.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    assert!(
-        libc::WIFSIGNALED(status),
-        "it must not have ended by itself: {status:#x}"
-    );
+    assert!(libc::WIFSIGNALED(status), "it must not have ended by itself: {status:#x}");
     assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
     assert_eq!(view.tail().load(Ordering::SeqCst), 0);
 }
@@ -210,22 +175,12 @@ fn s5_r14_a_foreign_doorbell_faults() {
 #[test]
 fn a_wrong_header_is_refused() {
     let entries = Entries::new(ENTRIES).unwrap();
-    let memory = Arc::new(
-        SharedMemory::create("wire-test-queue", entries.bytes())
-            .unwrap()
-            .0,
-    );
+    let memory = Arc::new(SharedMemory::create("wire-test-queue", entries.bytes()).unwrap().0);
     let open = |entries| QueueView::open(memory.clone(), entries).map(|_| ()).unwrap_err();
     assert_eq!(open(entries), ViewError::Magic(0));
     QueueView::create(memory.clone(), entries).unwrap();
     let fewer = Entries::new(ENTRIES / 2).unwrap();
-    assert_eq!(
-        open(fewer),
-        ViewError::Entries {
-            header: ENTRIES,
-            request: ENTRIES / 2
-        }
-    );
+    assert_eq!(open(fewer), ViewError::Entries { header: ENTRIES, request: ENTRIES / 2 });
     let more = Entries::new(ENTRIES * 64).unwrap();
     assert!(matches!(open(more), ViewError::TooSmall { entries: 1024, .. }));
     let word = memory.atomic_u64(8).unwrap();
@@ -239,11 +194,7 @@ fn a_wrong_header_is_refused() {
 #[test]
 fn the_view_stays_inside() {
     let entries = Entries::new(4).unwrap();
-    let memory = Arc::new(
-        SharedMemory::create("wire-test-queue", entries.bytes())
-            .unwrap()
-            .0,
-    );
+    let memory = Arc::new(SharedMemory::create("wire-test-queue", entries.bytes()).unwrap().0);
     let view = QueueView::new(memory.clone(), entries).unwrap();
     let offset = |at: *mut u64| at as usize - memory.start() as usize;
     assert_eq!(offset(view.tail().as_ptr().cast()), 64);

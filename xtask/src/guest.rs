@@ -100,6 +100,9 @@ pub(crate) struct Args {
     /// Show what the adapter and the kernel say, too.
     #[arg(long)]
     verbose: bool,
+    /// Run the command as the adapter's own user, who administers it, and not as an application.
+    #[arg(long)]
+    admin: bool,
     /// Size of the disk, in MiB; it begins zeroed.
     #[arg(long, default_value_t = 256)]
     disk: u64,
@@ -127,7 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     ]);
     let ask = portcullis()
         .args(args.arguments.iter().map(String::as_str))
-        .user(APPLICATION)
+        .user(if args.admin { ADAPTER } else { APPLICATION })
         .limit_s(SUITE_S);
     let guest = machine("qemu-command", args.disk << 20, Duration::from_secs(SUITE_S + 60))?
         .program(program, "portcullis")

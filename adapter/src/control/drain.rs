@@ -103,7 +103,12 @@ impl Control {
     }
 
     /// Begins to end a region.
-    pub(super) fn quiesce_region(&mut self, batch: &mut Batch, session: SessionId, key: RegionKey) -> Result<(), Refusal> {
+    pub(super) fn quiesce_region(
+        &mut self,
+        batch: &mut Batch,
+        session: SessionId,
+        key: RegionKey,
+    ) -> Result<(), Refusal> {
         let quiesce = self.tables.begin_region_delete(None, key).map_err(table_refusal)?;
         if let Some(held) = self.sessions.get_mut(&session).and_then(|s| s.regions.get_mut(&key)) {
             held.quiescing = true;
@@ -116,7 +121,9 @@ impl Control {
 
     /// Begins to take a queue away from its poller.
     pub(super) fn quiesce_queue(&mut self, batch: &mut Batch, session: SessionId, queue: u32) {
-        let Some(held) = self.sessions.get_mut(&session).and_then(|s| s.queues.get_mut(&queue)) else { return };
+        let Some(held) = self.sessions.get_mut(&session).and_then(|s| s.queues.get_mut(&queue)) else {
+            return;
+        };
         held.ending = true;
         let (poller, ticket) = (held.poller, Ticket::new(1));
         self.send(poller, Command::Detach(QueueId(queue), ticket.clone()));
@@ -161,7 +168,8 @@ impl Control {
         match then {
             Then::End(caller) => {
                 self.cancel_batch(batch);
-                let text = format!("I/O under it was still running after {QUIESCE_TIMEOUT:?}; it stays as it was");
+                let text =
+                    format!("I/O under it was still running after {QUIESCE_TIMEOUT:?}; it stays as it was");
                 self.answer(caller, Err(Refusal::new(Status::E_BUSY_TIMEOUT, text)));
             }
             Then::EndQuietly => self.wait_for(batch, None, Then::EndQuietly),
@@ -219,7 +227,9 @@ impl Control {
     /// A quiet batch of modifications: each grant of it gets the new ranges, and is open again.
     pub(super) fn modify_batch(&mut self, batch: Batch, ranges: &[tpt::LbaRange], bytes: u64) {
         for (session, key, quiesce) in batch.grants {
-            let Some(held) = self.sessions.get_mut(&session).and_then(|s| s.grants.get_mut(&key)) else { continue };
+            let Some(held) = self.sessions.get_mut(&session).and_then(|s| s.grants.get_mut(&key)) else {
+                continue;
+            };
             if held.revoked {
                 self.tables.finish_delete(quiesce);
                 self.sessions.get_mut(&session).map(|s| s.grants.remove(&key));
@@ -245,7 +255,8 @@ impl Control {
         tracing::info!(session = id.0, "session ended");
         let queues: Vec<u32> = session.queues.iter().filter(|(_, q)| !q.ending).map(|(&id, _)| id).collect();
         let grants: Vec<Key> = session.grants.keys().copied().collect();
-        let regions: Vec<RegionKey> = session.regions.iter().filter(|(_, r)| !r.quiescing).map(|(&key, _)| key).collect();
+        let regions: Vec<RegionKey> =
+            session.regions.iter().filter(|(_, r)| !r.quiescing).map(|(&key, _)| key).collect();
         let mut batch = Batch::default();
         for queue in queues {
             self.quiesce_queue(&mut batch, id, queue);

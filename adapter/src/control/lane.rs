@@ -80,7 +80,9 @@ impl Control {
         match request {
             Request::CreateVolume { name, bytes } => {
                 if !self.policy.anyone_creates && !self.policy.is_admin(&session.credentials) {
-                    let text = format!("user {uid} may not create volumes; an administrator may, or start the adapter with --anyone-creates");
+                    let text = format!(
+                        "user {uid} may not create volumes; an administrator may, or start the adapter with --anyone-creates"
+                    );
                     return Err(Refusal::new(Status::E_AUTH, text));
                 }
                 if self.volumes.contains_key(&name) {
@@ -119,7 +121,9 @@ impl Control {
             Request::SetAccess { name, subject, access } => {
                 self.owned(caller, &name)?;
                 let Some(access) = Access::from_bits(access) else {
-                    let text = format!("access bits {access:#x}: 1 is read, 2 write, 4 trim, and there are no others");
+                    let text = format!(
+                        "access bits {access:#x}: 1 is read, 2 write, 4 trim, and there are no others"
+                    );
                     return Err(Refusal::new(Status::E_PARAM, text));
                 };
                 self.run_store(caller, Job::SetAccess { name, subject: subject_of(subject), access });
@@ -145,13 +149,16 @@ impl Control {
         };
         let who = &session.credentials;
         let visible = self.volumes.get(name).filter(|v| {
-            self.policy.is_admin(who) || v.owner == who.uid || v.access_for(who.uid, who.gid, &who.groups) != Access::NONE
+            self.policy.is_admin(who)
+                || v.owner == who.uid
+                || v.access_for(who.uid, who.gid, &who.groups) != Access::NONE
         });
         let Some(volume) = visible else { return Err(no_volume(name)) };
         if volume.owner == who.uid || self.policy.is_admin(who) {
             return Ok(volume.clone());
         }
-        let text = format!("volume {name:?} belongs to user {}; user {} may not change it", volume.owner, who.uid);
+        let text =
+            format!("volume {name:?} belongs to user {}; user {} may not change it", volume.owner, who.uid);
         Err(Refusal::new(Status::E_AUTH, text))
     }
 
@@ -190,7 +197,10 @@ impl Control {
                 return self.reply(caller, Reply::Revoked { grants, draining: 0 });
             }
             // These wait for grants, not for the store.
-            Operation::Grow { .. } | Operation::Shrink { .. } | Operation::Delete { .. } | Operation::Revoke { .. } => return,
+            Operation::Grow { .. }
+            | Operation::Shrink { .. }
+            | Operation::Delete { .. }
+            | Operation::Revoke { .. } => return,
         };
         if let Job::Rename { from, .. } = &job {
             self.volumes.remove(from);
@@ -223,7 +233,9 @@ impl Control {
 
     /// The grants that the running operation waited for are quiet.
     pub(super) fn lane_quiet(&mut self, batch: Batch) {
-        let Some(Running { caller, operation }) = self.lane.running.take() else { return self.end_batch(batch) };
+        let Some(Running { caller, operation }) = self.lane.running.take() else {
+            return self.end_batch(batch);
+        };
         match operation {
             Operation::Grow { volume } => {
                 let bytes = volume.blocks << self.geometry.block_shift;
@@ -250,7 +262,9 @@ impl Control {
 
     /// The timer ended before the grants were quiet.
     pub(super) fn lane_timed_out(&mut self, batch: Batch) {
-        let Some(Running { caller, operation }) = self.lane.running.take() else { return self.cancel_batch(batch) };
+        let Some(Running { caller, operation }) = self.lane.running.take() else {
+            return self.cancel_batch(batch);
+        };
         let draining = count(&batch);
         self.cancel_batch(batch); // Revoked ones go on draining; the others open again as they were.
         match operation {
@@ -259,8 +273,13 @@ impl Control {
                 self.reply(caller, Reply::Volume(info));
             }
             Operation::Revoke { grants } => self.reply(caller, Reply::Revoked { grants, draining }),
-            Operation::Shrink { .. } | Operation::Delete { .. } | Operation::Deleted { .. } | Operation::Store { .. } => {
-                let text = format!("I/O was still running on {draining} grants after {QUIESCE_TIMEOUT:?}; the volume was not changed");
+            Operation::Shrink { .. }
+            | Operation::Delete { .. }
+            | Operation::Deleted { .. }
+            | Operation::Store { .. } => {
+                let text = format!(
+                    "I/O was still running on {draining} grants after {QUIESCE_TIMEOUT:?}; the volume was not changed"
+                );
                 self.answer(caller, Err(Refusal::new(Status::E_BUSY_TIMEOUT, text)));
             }
         }
@@ -270,7 +289,11 @@ impl Control {
     fn assert_outside_metadata(&self, volume: &Volume) {
         for extent in &volume.extents {
             let inside = self.storage.metadata().iter().any(|own| own.overlaps(*extent));
-            assert!(!inside && extent.end().0 <= self.geometry.blocks, "volume {:?} reaches outside the data area", volume.name);
+            assert!(
+                !inside && extent.end().0 <= self.geometry.blocks,
+                "volume {:?} reaches outside the data area",
+                volume.name
+            );
         }
     }
 }
@@ -280,7 +303,10 @@ fn count(batch: &Batch) -> u32 {
 }
 
 pub(super) fn no_volume(name: &str) -> Refusal {
-    Refusal::new(Status::E_NO_RESOURCE, format!("no volume {name:?} that you may see; `portcullis volume list` shows them"))
+    Refusal::new(
+        Status::E_NO_RESOURCE,
+        format!("no volume {name:?} that you may see; `portcullis volume list` shows them"),
+    )
 }
 
 fn subject_of(subject: control::Subject) -> Subject {

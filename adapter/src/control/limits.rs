@@ -70,12 +70,15 @@ impl Policy {
             own += u32::from(session.credentials.uid == who.uid);
         }
         if all >= self.sessions {
-            let text = format!("all {} connections of the adapter are in use; try again later", self.sessions);
+            let text =
+                format!("all {} connections of the adapter are in use; try again later", self.sessions);
             return Err(Refusal::new(Status::E_NO_RESOURCES, text));
         }
         if own >= self.sessions_per_user {
-            let text =
-                format!("user {} has {own} connections and may have {}; close some", who.uid, self.sessions_per_user);
+            let text = format!(
+                "user {} has {own} connections and may have {}; close some",
+                who.uid, self.sessions_per_user
+            );
             return Err(Refusal::new(Status::E_NO_RESOURCES, text));
         }
         Ok(())

@@ -168,7 +168,10 @@ impl Control {
         self.policy.admit(&credentials, self.sessions.values())?;
         let id = SessionId(self.next_session);
         let Ok(domain) = u32::try_from(self.next_session) else {
-            return Err(Refusal::new(Status::E_NO_RESOURCES, "the adapter has used up its domains; restart it"));
+            return Err(Refusal::new(
+                Status::E_NO_RESOURCES,
+                "the adapter has used up its domains; restart it",
+            ));
         };
         self.next_session += 1;
         tracing::info!(session = id.0, uid = credentials.uid, pid = credentials.pid, "session connected");
@@ -178,7 +181,9 @@ impl Control {
 
     /// Whether the session takes another request now: not while it has too many without an answer.
     pub fn takes_requests(&self, session: SessionId) -> bool {
-        self.sessions.get(&session).is_some_and(|s| !s.closing && s.outstanding < self.policy.limits.outstanding)
+        self.sessions
+            .get(&session)
+            .is_some_and(|s| !s.closing && s.outstanding < self.policy.limits.outstanding)
     }
 
     /// A request with the descriptors that came with it. Exactly one reply will go out for it, now or later.

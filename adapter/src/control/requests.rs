@@ -6,7 +6,9 @@ use driver::hal::DmaAccess;
 use std::sync::Arc;
 use tpt::{Access, GrantSpec, Key, Purpose, RegionKey, RegionSpec};
 use wire::Status;
-use wire::control::{DeviceInfo, GrantInfo, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome};
+use wire::control::{
+    DeviceInfo, GrantInfo, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
+};
 use wire::discard::{discard, pending as discarding};
 use wire::layout::{Entries, MAX_ENTRIES, MIN_ENTRIES};
 use wire::shm::{AdoptError, Lock, SealedMemory};
@@ -39,9 +41,13 @@ impl Control {
         let mut descriptors = descriptors.into_iter();
         let result = match request {
             Request::Hello { min_version, max_version } => self.hello(caller, min_version, max_version),
-            Request::CreateQueue { entries } => return self.create_queue(caller, entries, descriptors.next()),
+            Request::CreateQueue { entries } => {
+                return self.create_queue(caller, entries, descriptors.next());
+            }
             Request::DestroyQueue { queue } => return self.destroy_queue(caller, queue),
-            Request::RegisterMemory { length, access } => self.register(caller, length, access, descriptors.next()),
+            Request::RegisterMemory { length, access } => {
+                self.register(caller, length, access, descriptors.next())
+            }
             Request::ReleaseMemory { region } => return self.release(caller, RegionKey(region)),
             Request::OpenVolume { name, access } => self.open(caller, &name, access),
             Request::Close { key } => return self.close(caller, Key(key)),
@@ -66,12 +72,15 @@ impl Control {
             return Err(Refusal::new(Status::E_PARAM, "a session begins with one hello"));
         }
         if discarding() > DESCRIPTORS_DISCARDED && !descriptors.is_empty() {
-            let text = "too many descriptors that clients sent cannot be closed; none is taken until they are";
+            let text =
+                "too many descriptors that clients sent cannot be closed; none is taken until they are";
             return Err(Refusal::new(Status::E_NO_RESOURCES, text));
         }
-        let wanted = usize::from(matches!(request, Request::CreateQueue { .. } | Request::RegisterMemory { .. }));
+        let wanted =
+            usize::from(matches!(request, Request::CreateQueue { .. } | Request::RegisterMemory { .. }));
         if descriptors.len() != wanted {
-            let text = format!("{} descriptors came with the message, {wanted} belong to it", descriptors.len());
+            let text =
+                format!("{} descriptors came with the message, {wanted} belong to it", descriptors.len());
             return Err(Refusal::new(Status::E_PARAM, text));
         }
         let names: [Option<&String>; 2] = match request {
@@ -96,7 +105,8 @@ impl Control {
 
     fn hello(&mut self, caller: Caller, min: u16, max: u16) -> Result<Reply, Refusal> {
         if !(min..=max).contains(&wire::VERSION) {
-            let text = format!("this adapter speaks version {}, the application {min} to {max}", wire::VERSION);
+            let text =
+                format!("this adapter speaks version {}, the application {min} to {max}", wire::VERSION);
             return Err(Refusal::new(Status::E_VERSION, text));
         }
         if let Some(session) = self.sessions.get_mut(&caller.session) {
@@ -120,7 +130,9 @@ impl Control {
             ("user", of_user, self.policy.pinned_per_user),
         ] {
             if have.saturating_add(bytes) > limit {
-                let text = format!("{bytes} bytes on top of the {have} that the {what} has pinned would pass its limit of {limit}");
+                let text = format!(
+                    "{bytes} bytes on top of the {have} that the {what} has pinned would pass its limit of {limit}"
+                );
                 return Err(Refusal::new(Status::E_NO_RESOURCES, text));
             }
         }
@@ -128,8 +140,16 @@ impl Control {
     }
 
     /// Takes memory from an application: bounded, sealed, populated, pinned.
-    fn adopt(&self, caller: Caller, bytes: u64, descriptor: Option<OwnedFd>, lock: Lock) -> Result<Adopted, Refusal> {
-        let Some(descriptor) = descriptor else { return Err(Refusal::new(Status::E_PARAM, "no descriptor came along")) };
+    fn adopt(
+        &self,
+        caller: Caller,
+        bytes: u64,
+        descriptor: Option<OwnedFd>,
+        lock: Lock,
+    ) -> Result<Adopted, Refusal> {
+        let Some(descriptor) = descriptor else {
+            return Err(Refusal::new(Status::E_PARAM, "no descriptor came along"));
+        };
         if let Err(refusal) = self.check_pinned(caller, bytes) {
             discard(descriptor);
             return Err(refusal);
@@ -146,10 +166,17 @@ impl Control {
         }
     }
 
-    fn make_queue(&mut self, caller: Caller, entries: u32, mut descriptor: Option<OwnedFd>) -> Result<(u32, OwnedFd), Refusal> {
+    fn make_queue(
+        &mut self,
+        caller: Caller,
+        entries: u32,
+        mut descriptor: Option<OwnedFd>,
+    ) -> Result<(u32, OwnedFd), Refusal> {
         let session = self.session(caller)?;
         let checked = below("queues", session.queues.len(), self.policy.limits.queues).and_then(|()| {
-            let text = || format!("{entries} entries: a queue has a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}");
+            let text = || {
+                format!("{entries} entries: a queue has a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}")
+            };
             Entries::new(entries).ok_or_else(|| Refusal::new(Status::E_PARAM, text()))
         });
         let domain = session.domain;
@@ -157,7 +184,9 @@ impl Control {
         let memory = self.adopt(caller, entries.bytes() as u64, descriptor, Lock::Mlock)?;
         let view = QueueView::open(memory.shared(), entries)
             .map_err(|e| Refusal::new(Status::E_PARAM, e.to_string()))?;
-        let os = |e: std::io::Error| Refusal::new(Status::E_NO_RESOURCES, format!("an eventfd for the queue: {e}"));
+        let os = |e: std::io::Error| {
+            Refusal::new(Status::E_NO_RESOURCES, format!("an eventfd for the queue: {e}"))
+        };
         let eventfd = eventfd().map_err(os)?;
         let theirs = eventfd.try_clone().map_err(os)?;
         let poller = self.next_poller % self.pollers.len();
@@ -179,7 +208,8 @@ impl Control {
     }
 
     fn destroy_queue(&mut self, caller: Caller, queue: u32) {
-        let live = self.sessions.get(&caller.session).and_then(|s| s.queues.get(&queue)).is_some_and(|q| !q.ending);
+        let live =
+            self.sessions.get(&caller.session).and_then(|s| s.queues.get(&queue)).is_some_and(|q| !q.ending);
         if !live {
             let text = format!("the session has no queue {queue}");
             return self.answer(caller, Err(Refusal::new(Status::E_NOT_OPEN, text)));
@@ -203,7 +233,9 @@ impl Control {
             2 => Ok((Access::WRITE, DmaAccess::Write)),
             3 => Ok((Access::READ_WRITE, DmaAccess::ReadWrite)),
             _ => {
-                let text = format!("memory access {access:#x}: 1 is a source of writes, 2 a target of reads, 3 both");
+                let text = format!(
+                    "memory access {access:#x}: 1 is a source of writes, 2 a target of reads, 3 both"
+                );
                 Err(Refusal::new(Status::E_PARAM, text))
             }
         });
@@ -224,7 +256,11 @@ impl Control {
     }
 
     fn release(&mut self, caller: Caller, key: RegionKey) {
-        let live = self.sessions.get(&caller.session).and_then(|s| s.regions.get(&key)).is_some_and(|r| !r.quiescing);
+        let live = self
+            .sessions
+            .get(&caller.session)
+            .and_then(|s| s.regions.get(&key))
+            .is_some_and(|r| !r.quiescing);
         if !live {
             let text = format!("the session has no memory region {key}");
             return self.answer(caller, Err(Refusal::new(Status::E_LOCAL_MEM, text)));
@@ -270,13 +306,20 @@ impl Control {
     }
 
     fn grant_info(&self, key: Key, held: &GrantHeld) -> GrantInfo {
-        GrantInfo { key: key.0, access: held.access.bits(), bytes: held.bytes, block_size: self.geometry.block_size() }
+        GrantInfo {
+            key: key.0,
+            access: held.access.bits(),
+            bytes: held.bytes,
+            block_size: self.geometry.block_size(),
+        }
     }
 
     fn close(&mut self, caller: Caller, key: Key) {
         let mut batch = Batch::default();
         let result = match self.sessions.get(&caller.session).and_then(|s| s.grants.get(&key)) {
-            Some(held) if !held.revoked => self.quiesce_grant(&mut batch, caller.session, key, Purpose::Delete),
+            Some(held) if !held.revoked => {
+                self.quiesce_grant(&mut batch, caller.session, key, Purpose::Delete)
+            }
             _ => self.tables_refuse(caller, key),
         };
         match result {
@@ -296,9 +339,10 @@ impl Control {
     fn query(&mut self, caller: Caller, key: Key) -> Result<Reply, Refusal> {
         let session = self.session(caller)?;
         self.tables.query(session.domain, key).map_err(table_refusal)?;
-        let held = session.grants.get(&key).ok_or_else(|| {
-            Refusal::new(Status::E_ENTRY_INVALID, format!("no grant {key} is held"))
-        })?;
+        let held = session
+            .grants
+            .get(&key)
+            .ok_or_else(|| Refusal::new(Status::E_ENTRY_INVALID, format!("no grant {key} is held")))?;
         Ok(Reply::Grant(self.grant_info(key, held)))
     }
 
@@ -323,12 +367,14 @@ impl Control {
     }
 
     fn show_volume(&self, caller: Caller, name: &str) -> Result<Reply, Refusal> {
-        let volume = self.volumes.get(name).filter(|v| self.sees(caller, v)).ok_or_else(|| no_volume(name))?;
+        let volume =
+            self.volumes.get(name).filter(|v| self.sees(caller, v)).ok_or_else(|| no_volume(name))?;
         Ok(Reply::Volume(self.volume_info(volume, true)))
     }
 
     pub(super) fn volume_info(&self, volume: &store::Volume, with_access: bool) -> VolumeInfo {
-        let grants = self.sessions.values().flat_map(|s| s.grants.values()).filter(|g| g.volume == volume.id).count();
+        let grants =
+            self.sessions.values().flat_map(|s| s.grants.values()).filter(|g| g.volume == volume.id).count();
         let access = if with_access { volume.access.as_slice() } else { &[] };
         VolumeInfo {
             name: volume.name.clone(),
@@ -342,7 +388,8 @@ impl Control {
 
     fn show_device(&self, caller: Caller) -> Reply {
         let admin = self.session(caller).is_ok_and(|s| self.policy.is_admin(&s.credentials));
-        let ranges = |extents: &[tpt::LbaRange]| extents.iter().map(|e| (e.first.0, e.count.0)).collect::<Vec<_>>();
+        let ranges =
+            |extents: &[tpt::LbaRange]| extents.iter().map(|e| (e.first.0, e.count.0)).collect::<Vec<_>>();
         let mut shown = EXTENTS_SHOWN;
         let volumes = self.volumes.values().filter(|_| admin).take_while(|v| {
             let fits = v.extents.len() <= shown;
@@ -418,7 +465,9 @@ fn session_info(session: &Session) -> SessionInfo {
 /// A limit of the machine is told from a descriptor that is not what it should be.
 fn adopt_status(error: &AdoptError) -> Status {
     match error {
-        AdoptError::Lock { .. } | AdoptError::Populate { .. } | AdoptError::Map { .. } => Status::E_NO_RESOURCES,
+        AdoptError::Lock { .. } | AdoptError::Populate { .. } | AdoptError::Map { .. } => {
+            Status::E_NO_RESOURCES
+        }
         _ => Status::E_LOCAL_MEM,
     }
 }

@@ -11,9 +11,14 @@ use super::{DeviceUri, OpenError, Opened, nvme};
 const BLOCK: u64 = 512;
 
 /// Opens the software device that `uri` names.
-pub fn open(uri: &DeviceUri, pollers: u16) -> Result<Opened<Queue<<Emulator as Device>::Registers>>, OpenError> {
+pub fn open(
+    uri: &DeviceUri,
+    pollers: u16,
+) -> Result<Opened<Queue<<Emulator as Device>::Registers>>, OpenError> {
     let media: Arc<dyn driver::emu::Media> = match uri {
-        DeviceUri::EmuRam(bytes) => Arc::new(RamMedia::new(bytes - bytes % BLOCK).map_err(|e| OpenError::new(uri, &e))?),
+        DeviceUri::EmuRam(bytes) => {
+            Arc::new(RamMedia::new(bytes - bytes % BLOCK).map_err(|e| OpenError::new(uri, &e))?)
+        }
         DeviceUri::EmuFile(path) => Arc::new(FileMedia::open(path).map_err(|e| {
             let text = format!("{e}; `truncate -s 1G {}` makes a file of one GiB", path.display());
             OpenError::new(uri, &text)

@@ -19,8 +19,8 @@ use wire::layout::SubmissionEntry;
 
 use crate::mailbox::{Command, Denial, Drained, PollerShared, Ticket};
 pub use parse::{Parsed, parse};
-pub use port::{Port, PortCounters, QueueId};
 use port::PortState;
+pub use port::{Port, PortCounters, QueueId};
 use slots::{Slot, SlotState, Slots};
 
 /// Nanoseconds from some fixed moment. A simulation has its own.
@@ -184,7 +184,11 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             || !state.starved.is_empty()
             || !state.held.is_empty()
             || !state.shared.commands_is_empty()
-            || state.ports.iter().flatten().any(|port| port.state == PortState::Ready && port.ring.has_rung());
+            || state
+                .ports
+                .iter()
+                .flatten()
+                .any(|port| port.state == PortState::Ready && port.ring.has_rung());
         if work {
             self.end_sleep();
         }
@@ -341,7 +345,9 @@ impl State {
                     us => self.now_ns.saturating_add(u64::from(us) * 1000),
                 };
                 let Some(port) = self.ports[index].as_mut() else { return };
-                let slot = self.slots.allocate(Slot::new(index, entry.user_data, request, deadline_ns), &mut port.in_flight);
+                let slot = self
+                    .slots
+                    .allocate(Slot::new(index, entry.user_data, request, deadline_ns), &mut port.in_flight);
                 self.admit(queue, slot);
             }
             Ok(Parsed::Cancel { target }) => self.cancel(index, entry.user_data, target),
@@ -383,7 +389,11 @@ impl State {
             }
             Err(denied) => {
                 let status = status_of(denied);
-                self.shared.record_denial(Denial { session: self.session_of(port), key: request.key, status });
+                self.shared.record_denial(Denial {
+                    session: self.session_of(port),
+                    key: request.key,
+                    status,
+                });
                 self.slots.get_mut(slot).fail(status, 0);
                 self.finish(slot);
             }
@@ -461,8 +471,13 @@ impl State {
         if self.flush_running || self.flush_next.is_empty() {
             return;
         }
-        let flush =
-            block::Command { operation: block::Operation::Flush, lba: 0, blocks: 0, data: driver::hal::Iova(0), tag: FLUSH_TAG };
+        let flush = block::Command {
+            operation: block::Operation::Flush,
+            lba: 0,
+            blocks: 0,
+            data: driver::hal::Iova(0),
+            tag: FLUSH_TAG,
+        };
         if queue.submit(&flush).is_err() {
             return; // Tried again after each poll.
         }
@@ -610,8 +625,12 @@ fn device_operation(operation: Operation, geometry: &block::Geometry) -> Option<
         Operation::Write { fua } => Some(block::Operation::Write { fua }),
         Operation::Flush => Some(block::Operation::Flush),
         Operation::Compare => geometry.compare.then_some(block::Operation::Compare),
-        Operation::Deallocate if geometry.deallocate && geometry.deallocate_zeroes => Some(block::Operation::Deallocate),
-        Operation::Deallocate => geometry.write_zeroes.then_some(block::Operation::WriteZeroes { deallocate: true }),
+        Operation::Deallocate if geometry.deallocate && geometry.deallocate_zeroes => {
+            Some(block::Operation::Deallocate)
+        }
+        Operation::Deallocate => {
+            geometry.write_zeroes.then_some(block::Operation::WriteZeroes { deallocate: true })
+        }
         Operation::WriteZeroes { deallocate } => {
             geometry.write_zeroes.then_some(block::Operation::WriteZeroes { deallocate })
         }

@@ -56,7 +56,15 @@ mod tests {
     use super::*;
 
     fn entry(op: u8, flags: u8) -> SubmissionEntry {
-        SubmissionEntry { opcode: op, flags, key: 1, offset: 4096, length: 512, region: 2, ..Default::default() }
+        SubmissionEntry {
+            opcode: op,
+            flags,
+            key: 1,
+            offset: 4096,
+            length: 512,
+            region: 2,
+            ..Default::default()
+        }
     }
 
     #[test]

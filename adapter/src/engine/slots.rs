@@ -131,7 +131,10 @@ impl Slots {
     pub(super) fn resolve(&self, tag: u64) -> (u32, u64) {
         let index = (tag & 0xffff) as usize;
         let (life, slot) = &self.slots[index];
-        assert!(slot.is_some() && u64::from(*life) == tag >> 16 & 0xffff, "tag {tag:#x} of a request that has ended");
+        assert!(
+            slot.is_some() && u64::from(*life) == tag >> 16 & 0xffff,
+            "tag {tag:#x} of a request that has ended"
+        );
         ((tag & 0xffff) as u32, tag >> 32)
     }
 

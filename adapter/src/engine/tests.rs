@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use driver::block::{Command as Block, Geometry};
-use tpt::{Access, Domain, GrantSpec, Iova, Key, KeyInstance, LbaRange, Modification, Purpose, RegionKey, RegionSpec, Tables};
+use tpt::{
+    Access, Domain, GrantSpec, Iova, Key, KeyInstance, LbaRange, Modification, Purpose, RegionKey,
+    RegionSpec, Tables,
+};
 use wire::layout::{CompletionEntry, Entries, STATE_ERROR, SubmissionEntry, flag, opcode};
 use wire::ring::ApplicationEnd;
 use wire::shm::SharedMemory;
@@ -122,7 +125,8 @@ impl Rig {
     }
 
     fn with_requests(requests: u16) -> Self {
-        let tables = Tables::new(tpt::Limits { entries: 1024, lba_entries: 1024, regions: 64 }, KeyInstance(1));
+        let tables =
+            Tables::new(tpt::Limits { entries: 1024, lba_entries: 1024, regions: 64 }, KeyInstance(1));
         let shared = Arc::new(PollerShared::default());
         let clock = Hand::default();
         let directory = Directory::new(tables.published(), 16);
@@ -141,7 +145,8 @@ impl Rig {
         let port = Port::new(id, u64::from(domain), Domain(domain), view(), entries);
         assert!(self.shared.send(Command::Attach(Box::new(port))).is_ok());
         let ranges = [LbaRange::new(first, 64).unwrap()];
-        let spec = GrantSpec { domain: Domain(domain), access, block_shift: 9, ranges: &ranges, shared: true };
+        let spec =
+            GrantSpec { domain: Domain(domain), access, block_shift: 9, ranges: &ranges, shared: true };
         let key = self.tables.create(&spec).unwrap();
         let region = self
             .tables
@@ -393,7 +398,8 @@ fn requests_under_a_modify_are_held_and_others_go_on_behind_them() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 16, 0, Access::READ);
     let ranges = [LbaRange::new(500, 8).unwrap()];
-    let spec = GrantSpec { domain: Domain(1), access: Access::READ, block_shift: 9, ranges: &ranges, shared: true };
+    let spec =
+        GrantSpec { domain: Domain(1), access: Access::READ, block_shift: 9, ranges: &ranges, shared: true };
     let second = rig.tables.create(&spec).unwrap();
     let quiesce = rig.tables.begin(None, app.key, Purpose::Modify).unwrap();
     app.read(1);
@@ -489,7 +495,8 @@ fn a_held_request_can_be_cancelled_and_a_deadline_ends_it() {
     let entry = SubmissionEntry { deadline_us: 50, ..app.request(2, opcode::READ, 0, 512) };
     app.submit(&entry);
     rig.turns(2);
-    let cancel = SubmissionEntry { opcode: opcode::CANCEL, user_data: 3, offset: 1, ..SubmissionEntry::default() };
+    let cancel =
+        SubmissionEntry { opcode: opcode::CANCEL, user_data: 3, offset: 1, ..SubmissionEntry::default() };
     app.submit(&cancel);
     rig.turns(1);
     assert_eq!(app.statuses(), [(1, Status::E_CANCELLED), (3, Status::OK)]);

@@ -30,21 +30,11 @@ impl KernelFile {
             .custom_flags(libc::O_DIRECT)
             .open(path)
             .with_context(|| {
-                format!(
-                    "cannot make {} with O_DIRECT; name another place by --kernel-file",
-                    path.display()
-                )
+                format!("cannot make {} with O_DIRECT; name another place by --kernel-file", path.display())
             })?;
-        let made = Self {
-            file,
-            path: path.to_owned(),
-            work,
-        };
+        let made = Self { file, path: path.to_owned(), work };
         made.fill().with_context(|| {
-            format!(
-                "cannot fill {} with O_DIRECT; name another place by --kernel-file",
-                path.display()
-            )
+            format!("cannot fill {} with O_DIRECT; name another place by --kernel-file", path.display())
         })?;
         // A file system may want larger pieces than the work has.
         let mut one = Aligned::new(work.block);
@@ -81,9 +71,8 @@ impl KernelFile {
         let threads = 0..tally.depth;
         let results: Vec<Result<Histogram<u64>>> = thread::scope(|scope| {
             let seed = |thread: u32| u64::from(round * tally.depth + thread + 1);
-            let handles: Vec<_> = threads
-                .map(|n| scope.spawn(move || self.one_thread(time, seed(n))))
-                .collect();
+            let handles: Vec<_> =
+                threads.map(|n| scope.spawn(move || self.one_thread(time, seed(n)))).collect();
             let join = |handle: thread::ScopedJoinHandle<'_, _>| {
                 handle.join().unwrap_or_else(|_| bail!("a thread panicked"))
             };
@@ -91,10 +80,7 @@ impl KernelFile {
         });
         tally.took += start.elapsed();
         for result in results {
-            tally
-                .latencies
-                .add(result?)
-                .map_err(|error| anyhow!("adding latencies: {error}"))?;
+            tally.latencies.add(result?).map_err(|error| anyhow!("adding latencies: {error}"))?;
         }
         Ok(())
     }
@@ -140,11 +126,7 @@ impl Aligned {
     fn new(length: usize) -> Self {
         let memory = vec![0; length + ALIGNMENT];
         let start = memory.as_ptr().align_offset(ALIGNMENT);
-        Self {
-            memory,
-            start,
-            length,
-        }
+        Self { memory, start, length }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

@@ -17,11 +17,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub(super) fn new(session: &Session, options: &BenchOptions, work: Work) -> Result<Self> {
-        let access = if work.workload.is_write() {
-            Access::READ_WRITE
-        } else {
-            Access::READ
-        };
+        let access = if work.workload.is_write() { Access::READ_WRITE } else { Access::READ };
         if let Some(name) = &options.volume {
             let volume = session
                 .open(name, access)
@@ -33,10 +29,7 @@ impl Scratch {
                 volume.size(),
                 work.bytes()
             );
-            return Ok(Self {
-                volume: Some(volume),
-                made: None,
-            });
+            return Ok(Self { volume: Some(volume), made: None });
         }
         let name = format!("bench-{}", std::process::id());
         session.create_volume(&name, work.bytes()).with_context(|| {
@@ -46,10 +39,7 @@ impl Scratch {
             )
         })?;
         // From here on it is deleted whatever happens.
-        let mut scratch = Self {
-            volume: None,
-            made: Some((session.clone(), name.clone())),
-        };
+        let mut scratch = Self { volume: None, made: Some((session.clone(), name.clone())) };
         let volume = session.open(&name, Access::READ_WRITE)?;
         // Real data everywhere, so that reads have something to read.
         let mut queue = session.queue(16)?;
@@ -57,9 +47,7 @@ impl Scratch {
         pattern(&mut data);
         let mut at = 0;
         while at < work.bytes() {
-            let bytes = data
-                .len()
-                .min(usize::try_from(work.bytes() - at).unwrap_or(usize::MAX));
+            let bytes = data.len().min(usize::try_from(work.bytes() - at).unwrap_or(usize::MAX));
             queue.write_at(&volume, at, &data[..bytes])?;
             at += bytes as u64;
         }
@@ -69,9 +57,7 @@ impl Scratch {
     }
 
     fn volume(&self) -> &Volume {
-        self.volume
-            .as_ref()
-            .expect("it was opened when it was made, and is closed when it is removed")
+        self.volume.as_ref().expect("it was opened when it was made, and is closed when it is removed")
     }
 
     pub(super) fn remove(mut self) -> Result<()> {
@@ -108,10 +94,7 @@ impl Runner {
     pub(super) fn new(session: &Session, _: &Scratch, work: Work, depth: u32) -> Result<Self> {
         let total = work.block.saturating_mul(depth as usize);
         let memory = session
-            .register(
-                total.max(work.block.next_multiple_of(4096) * depth as usize),
-                MemoryAccess::Both,
-            )
+            .register(total.max(work.block.next_multiple_of(4096) * depth as usize), MemoryAccess::Both)
             .with_context(|| {
                 format!("cannot register {total} bytes: try a smaller --depth or --block-size")
             })?;
@@ -120,13 +103,7 @@ impl Runner {
         free.iter_mut().for_each(|buffer| pattern(buffer));
         let queue = session.queue(depth.next_power_of_two().max(2))?;
         let began = vec![Instant::now(); queue.entries() as usize];
-        Ok(Self {
-            queue,
-            work,
-            places: Places::new(work, u64::from(depth)),
-            free,
-            began,
-        })
+        Ok(Self { queue, work, places: Places::new(work, u64::from(depth)), free, began })
     }
 
     pub(super) fn run(&mut self, scratch: &Scratch, time: Duration, tally: &mut Tally) -> Result<()> {

@@ -53,10 +53,8 @@ pub(crate) fn run(place: &Where, volume: &str) -> Result<()> {
     say(&hello)?;
     for line in std::io::stdin().lock().lines() {
         let order: Order = serde_json::from_str(&line?)?;
-        let seen = app.obey(order).unwrap_or_else(|e| Seen {
-            failure: Some(format!("{e:#}")),
-            ..Seen::default()
-        });
+        let seen =
+            app.obey(order).unwrap_or_else(|e| Seen { failure: Some(format!("{e:#}")), ..Seen::default() });
         say(&seen)?;
     }
     Ok(())
@@ -74,43 +72,28 @@ impl Application {
             Order::CopyFile { path } => self.copy_file(&path),
             Order::VerifyFile => self.verify_file(),
             Order::UseKey { key } => self.attempt(SubmissionEntry { key, ..self.read() }),
-            Order::ReadBeyond => self.attempt(SubmissionEntry {
-                offset: self.volume.size(),
-                ..self.read()
-            }),
+            Order::ReadBeyond => self.attempt(SubmissionEntry { offset: self.volume.size(), ..self.read() }),
             Order::WriteThroughRead => {
                 let reader = self.session.open(&self.name()?, Access::READ)?;
-                self.attempt(SubmissionEntry {
-                    opcode: opcode::WRITE,
-                    key: reader.key(),
-                    ..self.read()
-                })
+                self.attempt(SubmissionEntry { opcode: opcode::WRITE, key: reader.key(), ..self.read() })
             }
             Order::Open { volume } => {
                 let volume = self.session.open(&volume, Access::READ_WRITE)?;
                 let key = *self.kept.get_or_insert(volume.key());
                 self.opened.push(volume);
-                Ok(Seen {
-                    key,
-                    ..Seen::default()
-                })
+                Ok(Seen { key, ..Seen::default() })
             }
             Order::UseKept => {
                 let key = self.kept.context("no key was kept")?;
                 self.attempt(SubmissionEntry { key, ..self.read() })
             }
-            Order::UseRegion { region } => self.attempt(SubmissionEntry {
-                region,
-                ..self.read()
-            }),
+            Order::UseRegion { region } => self.attempt(SubmissionEntry { region, ..self.read() }),
             Order::Race { foreign_key } => self.race(foreign_key),
             Order::Overrun => self.overrun(),
             Order::Busy => loop {
                 let length = 64 << 10;
                 let buffer = self.session.buffer(length)?;
-                self.queue
-                    .execute(Request::read(&self.volume, 0, buffer))?
-                    .result?;
+                self.queue.execute(Request::read(&self.volume, 0, buffer))?.result?;
             },
         }
     }
@@ -139,22 +122,14 @@ impl Application {
         self.raw.push(&entry)?;
         self.raw.ring()?;
         let done = wait(&mut self.raw)?;
-        Ok(Seen {
-            status: done.status,
-            ..Seen::default()
-        })
+        Ok(Seen { status: done.status, ..Seen::default() })
     }
 
     fn copy_file(&mut self, path: &Path) -> Result<Seen> {
         let mut file = std::fs::read(path).with_context(|| path.display().to_string())?;
         file.truncate(usize::try_from(self.volume.size())?);
         let block = self.volume.block_size() as usize;
-        file.resize(
-            file.len()
-                .next_multiple_of(block)
-                .min(usize::try_from(self.volume.size())?),
-            0,
-        );
+        file.resize(file.len().next_multiple_of(block).min(usize::try_from(self.volume.size())?), 0);
         self.queue.write_at(&self.volume, 0, &file)?;
         self.queue.flush(&self.volume)?;
         self.file = file;
@@ -175,16 +150,8 @@ impl Application {
     /// rings. Each copy that the adapter makes is of one or the other or of a mixture; whatever it is, it is checked as it
     /// was copied, so that nothing but OK on its own blocks or a refusal can come of it.
     fn race(&mut self, foreign_key: u64) -> Result<Seen> {
-        let own = SubmissionEntry {
-            user_data: 0xaaaa,
-            ..self.read()
-        };
-        let foreign = SubmissionEntry {
-            user_data: 0x5555,
-            key: foreign_key,
-            offset: 1 << 40,
-            ..own
-        };
+        let own = SubmissionEntry { user_data: 0xaaaa, ..self.read() };
+        let foreign = SubmissionEntry { user_data: 0x5555, key: foreign_key, offset: 1 << 40, ..own };
         let stop = AtomicBool::new(false);
         let raw = &mut RawQueue::create(&self.session, ENTRIES)?;
         let scribbler = raw.scribbler();
@@ -222,10 +189,7 @@ impl Application {
             raced
         })?;
         ensure!(answers > 0, "no entry was answered");
-        Ok(Seen {
-            detail: format!("{answers} answered, {mixed} caught half rewritten"),
-            ..Seen::default()
-        })
+        Ok(Seen { detail: format!("{answers} answered, {mixed} caught half rewritten"), ..Seen::default() })
     }
 
     /// A doorbell far ahead: the queue goes to the error state and takes nothing more.
@@ -246,14 +210,10 @@ impl Application {
                 Status(done.status)
             );
         }
-        Ok(Seen {
-            status: Status::E_DOORBELL_OVERRUN.0,
-            ..Seen::default()
-        })
+        Ok(Seen { status: Status::E_DOORBELL_OVERRUN.0, ..Seen::default() })
     }
 }
 
 fn wait(raw: &mut RawQueue) -> Result<CompletionEntry> {
-    raw.wait(PATIENCE)?
-        .with_context(|| format!("no completion within {PATIENCE:?}"))
+    raw.wait(PATIENCE)?.with_context(|| format!("no completion within {PATIENCE:?}"))
 }

@@ -88,10 +88,7 @@ struct Report {
 /// Runs the demonstration; success if everything went as it must.
 pub(crate) fn run(json: bool) -> Result<ExitCode> {
     let start = Instant::now();
-    let mut story = Story {
-        steps: Vec::new(),
-        json,
-    };
+    let mut story = Story { steps: Vec::new(), json };
     if !json {
         println!("An adapter, two applications that distrust one another, and a software NVMe disk.\n");
     }
@@ -108,22 +105,13 @@ pub(crate) fn run(json: bool) -> Result<ExitCode> {
     let ok = told.is_ok() && story.steps.iter().all(|step| step.ok);
     let seconds = start.elapsed().as_secs_f64();
     if json {
-        let report = Report {
-            ok,
-            device: DEVICE,
-            seconds,
-            steps: story.steps,
-        };
+        let report = Report { ok, device: DEVICE, seconds, steps: story.steps };
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         if let Err(error) = told {
             println!("  FAILED  {error:#}");
         }
-        let verdict = if ok {
-            "All of it went as it must"
-        } else {
-            "Something went WRONG"
-        };
+        let verdict = if ok { "All of it went as it must" } else { "Something went WRONG" };
         println!("\n{verdict}, in {seconds:.1} s.");
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -155,10 +143,7 @@ impl Story {
         };
         if !self.json {
             let mark = if ok { "ok" } else { "WRONG" };
-            println!(
-                "  {mark:>5}  {name:<58} {}  ({} ms)",
-                step.seen, step.milliseconds
-            );
+            println!("  {mark:>5}  {name:<58} {}  ({} ms)", step.seen, step.milliseconds);
         }
         self.steps.push(step);
         Ok(())
@@ -223,10 +208,9 @@ fn tell(story: &mut Story) -> Result<()> {
 fn work(story: &mut Story, alice: &mut Application, bob: &mut Application) -> Result<()> {
     story.chapter("Two applications work, each in its own volume");
     let file = std::env::current_exe()?;
-    for (name, app) in [
-        ("alice copies a file in, and back out identical", &mut *alice),
-        ("bob does the same", &mut *bob),
-    ] {
+    for (name, app) in
+        [("alice copies a file in, and back out identical", &mut *alice), ("bob does the same", &mut *bob)]
+    {
         story.step(name, None, || {
             let seen = app.ask(&Order::CopyFile { path: file.clone() })?;
             Ok((seen.status == 0, seen.detail))
@@ -243,44 +227,15 @@ fn attack(
     victim: &mut Application,
 ) -> Result<()> {
     let theirs = victim.hello();
-    let (scratch, other) = (
-        format!("{}-scratch", attacker.name),
-        format!("{}-other", attacker.name),
-    );
+    let (scratch, other) = (format!("{}-scratch", attacker.name), format!("{}-other", attacker.name));
     admin.create_volume(&scratch, VOLUME)?;
-    story.refused(
-        "the other's key",
-        Status::E_PD_MISMATCH,
-        attacker,
-        &Order::UseKey { key: theirs.key },
-    )?;
-    story.refused(
-        "one block past the end",
-        Status::E_BOUNDS,
-        attacker,
-        &Order::ReadBeyond,
-    )?;
-    story.refused(
-        "a write through a read grant",
-        Status::E_ACCESS,
-        attacker,
-        &Order::WriteThroughRead,
-    )?;
-    attacker.ask(&Order::Open {
-        volume: scratch.clone(),
-    })?;
+    story.refused("the other's key", Status::E_PD_MISMATCH, attacker, &Order::UseKey { key: theirs.key })?;
+    story.refused("one block past the end", Status::E_BOUNDS, attacker, &Order::ReadBeyond)?;
+    story.refused("a write through a read grant", Status::E_ACCESS, attacker, &Order::WriteThroughRead)?;
+    attacker.ask(&Order::Open { volume: scratch.clone() })?;
     let revoked = admin.delete_volume(&scratch)?;
-    ensure!(
-        revoked.grants == 1,
-        "deleting the volume revoked {} grants, not one",
-        revoked.grants
-    );
-    story.refused(
-        "a key after its revocation",
-        Status::E_ENTRY_INVALID,
-        attacker,
-        &Order::UseKept,
-    )?;
+    ensure!(revoked.grants == 1, "deleting the volume revoked {} grants, not one", revoked.grants);
+    story.refused("a key after its revocation", Status::E_ENTRY_INVALID, attacker, &Order::UseKept)?;
     admin.create_volume(&other, VOLUME)?;
     attacker.ask(&Order::Open { volume: other })?;
     story.refused(
@@ -293,22 +248,13 @@ fn attack(
         "memory it does not own",
         Status::E_LOCAL_MEM,
         attacker,
-        &Order::UseRegion {
-            region: theirs.region,
-        },
+        &Order::UseRegion { region: theirs.region },
     )?;
     story.step("entries rewritten while they are read", None, || {
-        let seen = attacker.ask(&Order::Race {
-            foreign_key: theirs.key,
-        })?;
+        let seen = attacker.ask(&Order::Race { foreign_key: theirs.key })?;
         Ok((seen.status == 0, seen.detail))
     })?;
-    story.refused(
-        "a doorbell overrun",
-        Status::E_DOORBELL_OVERRUN,
-        attacker,
-        &Order::Overrun,
-    )?;
+    story.refused("a doorbell overrun", Status::E_DOORBELL_OVERRUN, attacker, &Order::Overrun)?;
     story.step("meanwhile the other's file is as it was", None, || {
         let seen = victim.ask(&Order::VerifyFile)?;
         Ok((seen.status == 0, seen.detail))
@@ -340,11 +286,7 @@ fn death(
             let left: Vec<_> = now.sessions.iter().filter(|s| s.session != session).collect();
             // What is left is this process's own session, and alice's.
             if left.len() == 1 {
-                let mine = now
-                    .sessions
-                    .iter()
-                    .find(|s| s.session == session)
-                    .context("alice's session")?;
+                let mine = now.sessions.iter().find(|s| s.session == session).context("alice's session")?;
                 let entries = now.entries - u64::from(mine.grants);
                 let regions = now.regions - u64::from(mine.regions);
                 let pinned = now.pinned_bytes - mine.pinned_bytes;
@@ -355,11 +297,7 @@ fn death(
                     format!("{entries} grants, {regions} regions, {pinned} bytes pinned beside alice's");
                 return Ok((same, seen));
             }
-            ensure!(
-                Instant::now() < deadline,
-                "{} sessions are still there",
-                left.len()
-            );
+            ensure!(Instant::now() < deadline, "{} sessions are still there", left.len());
             std::thread::yield_now();
         }
     })?;
@@ -375,13 +313,8 @@ struct Process(Child);
 impl Process {
     fn adapter(socket: &Path) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command
-            .args(["serve", "--device", DEVICE, "--socket"])
-            .arg(socket);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+        command.args(["serve", "--device", DEVICE, "--socket"]).arg(socket);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = Self(command.spawn().context("starting the adapter")?);
         // It prints its first line when it listens.
         let mut lines = BufReader::new(child.0.stdout.take().context("its output")?);
@@ -426,9 +359,7 @@ struct Application {
 impl Application {
     fn start(socket: &Path, volume: &'static str) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command
-            .args(["demo-application", "--volume", volume, "--socket"])
-            .arg(socket);
+        command.args(["demo-application", "--volume", volume, "--socket"]).arg(socket);
         let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -437,14 +368,7 @@ impl Application {
         let mut process = Process(child);
         let orders = process.0.stdin.take().context("its input")?;
         let answers = BufReader::new(process.0.stdout.take().context("its output")?);
-        let mut app = Self {
-            name: volume,
-            process,
-            orders,
-            answers,
-            first: Seen::default(),
-            session: 0,
-        };
+        let mut app = Self { name: volume, process, orders, answers, first: Seen::default(), session: 0 };
         app.first = app.answer()?;
         app.session = app.first.detail.parse().context("its session")?;
         Ok(app)
@@ -452,10 +376,7 @@ impl Application {
 
     /// Its keys, as it said at its start.
     fn hello(&self) -> Keys {
-        Keys {
-            key: self.first.key,
-            region: self.first.region,
-        }
+        Keys { key: self.first.key, region: self.first.region }
     }
 
     fn tell(&mut self, order: &Order) -> Result<()> {

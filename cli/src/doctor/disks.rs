@@ -33,10 +33,7 @@ impl Disk {
 
 pub(super) fn disks(machine: &Machine) -> Vec<Disk> {
     let addresses = machine.names("sys/bus/pci/devices");
-    addresses
-        .into_iter()
-        .filter_map(|address| disk(machine, address))
-        .collect()
+    addresses.into_iter().filter_map(|address| disk(machine, address)).collect()
 }
 
 fn disk(machine: &Machine, address: String) -> Option<Disk> {
@@ -51,36 +48,19 @@ fn disk(machine: &Machine, address: String) -> Option<Disk> {
         return None;
     };
     let group = machine.link(format!("{device}/iommu_group"));
-    let strangers = group
-        .as_deref()
-        .map_or_else(Vec::new, |group| strangers(machine, group, &address));
-    let in_use = block_devices(machine, &device)
-        .iter()
-        .find_map(|name| user_of(machine, name));
-    Some(Disk {
-        kind,
-        driver: machine.link(format!("{device}/driver")),
-        group,
-        in_use,
-        strangers,
-        address,
-    })
+    let strangers = group.as_deref().map_or_else(Vec::new, |group| strangers(machine, group, &address));
+    let in_use = block_devices(machine, &device).iter().find_map(|name| user_of(machine, name));
+    Some(Disk { kind, driver: machine.link(format!("{device}/driver")), group, in_use, strangers, address })
 }
 
 /// Devices of the group that neither vfio-pci nor nobody has. The bridges above a device are fine: VFIO knows them.
 fn strangers(machine: &Machine, group: &str, but: &str) -> Vec<String> {
     let fine = |address: &String| {
         let driver = machine.link(format!("sys/bus/pci/devices/{address}/driver"));
-        matches!(
-            driver.as_deref(),
-            None | Some("vfio-pci" | "pcieport" | "pci-stub")
-        )
+        matches!(driver.as_deref(), None | Some("vfio-pci" | "pcieport" | "pci-stub"))
     };
     let others = machine.names(format!("sys/kernel/iommu_groups/{group}/devices"));
-    others
-        .into_iter()
-        .filter(|address| address != but && !fine(address))
-        .collect()
+    others.into_iter().filter(|address| address != but && !fine(address)).collect()
 }
 
 /// The block devices of a disk and their partitions: `nvme0n1`, `nvme0n1p1`, `vda`.
@@ -89,21 +69,13 @@ fn block_devices(machine: &Machine, device: &str) -> Vec<String> {
     for controller in machine.names(format!("{device}/nvme")) {
         parents.push(format!("{device}/nvme/{controller}"));
     }
-    for virtio in machine
-        .names(device)
-        .iter()
-        .filter(|name| name.starts_with("virtio"))
-    {
+    for virtio in machine.names(device).iter().filter(|name| name.starts_with("virtio")) {
         parents.push(format!("{device}/{virtio}/block"));
     }
     let mut found = Vec::new();
     for parent in parents {
         // With multipath the namespace is called nvme0c0n1 there, and nvme0n1 everywhere else.
-        for name in machine
-            .names(&parent)
-            .into_iter()
-            .filter(|name| is_disk_name(name))
-        {
+        for name in machine.names(&parent).into_iter().filter(|name| is_disk_name(name)) {
             let partitions = machine
                 .names(format!("{parent}/{name}"))
                 .into_iter()
@@ -132,15 +104,9 @@ fn without_path(name: &str) -> String {
 /// Who uses a block device: a mount, swap, or another block device on top of it.
 fn user_of(machine: &Machine, name: &str) -> Option<String> {
     let is_it = |device: &str| {
-        let rest = device
-            .strip_prefix("/dev/")
-            .and_then(|device| device.strip_prefix(name));
+        let rest = device.strip_prefix("/dev/").and_then(|device| device.strip_prefix(name));
         // The device itself, or a partition of it: vda1, nvme0n1p1; not vdaa.
-        rest.is_some_and(|rest| {
-            rest.trim_start_matches('p')
-                .bytes()
-                .all(|byte| byte.is_ascii_digit())
-        })
+        rest.is_some_and(|rest| rest.trim_start_matches('p').bytes().all(|byte| byte.is_ascii_digit()))
     };
     let mounts = machine.text("proc/mounts");
     for mount in mounts.lines() {
@@ -152,17 +118,12 @@ fn user_of(machine: &Machine, name: &str) -> Option<String> {
         }
     }
     let swaps = machine.text("proc/swaps");
-    if let Some(device) = swaps
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .find(|device| is_it(device))
+    if let Some(device) =
+        swaps.lines().filter_map(|line| line.split_whitespace().next()).find(|device| is_it(device))
     {
         return Some(format!("{device} is swap"));
     }
-    let holder = machine
-        .names(format!("sys/class/block/{name}/holders"))
-        .into_iter()
-        .next()?;
+    let holder = machine.names(format!("sys/class/block/{name}/holders")).into_iter().next()?;
     Some(format!("{holder} lies on {name}"))
 }
 

@@ -58,12 +58,15 @@ fn byte_ranges(extents: &Value, block: usize) -> Vec<(usize, usize)> {
 /// Makes the image a store, here on the host and through the software device: the format is the same everywhere.
 fn format(program: &Path, disk: &Path, socket: &Path) {
     let mut command = std::process::Command::new(program);
-    command.args(["serve", "--format", "force", "--device", &format!("emu:{}", disk.display()), "--socket"]).arg(socket);
+    command
+        .args(["serve", "--format", "force", "--device", &format!("emu:{}", disk.display()), "--socket"])
+        .arg(socket);
     let mut adapter = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(adapter.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(!line.is_empty(), "the adapter says what it drives");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&adapter), rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&adapter), rustix::process::Signal::TERM)
+        .unwrap();
     assert!(adapter.wait().unwrap().success());
 }
 

@@ -48,29 +48,19 @@ fn the_driver_holds_a_device_as_an_unprivileged_user() {
         .step(Step::KernelLog)
         .step(Step::run(tests(["as_root"])))
         .step(Step::bind_vfio("0000:00:10.0", Some(ADAPTER)))
-        .step(Step::run(
-            tests(["virtio"])
-                .user(ADAPTER)
-                .env("PORTCULLIS_DEVICE", "vfio:0000:00:10.0"),
-        ));
+        .step(Step::run(tests(["virtio"]).user(ADAPTER).env("PORTCULLIS_DEVICE", "vfio:0000:00:10.0")));
     let outcome = guest.run(&mut qemu::print_event).unwrap();
     println!("{outcome}");
     outcome.check().unwrap();
     // What the tests saw as untouched memory, the IOMMU saw as faults.
-    let faults = outcome
-        .output(2)
-        .filter(|line| line.contains("PTE Write access is not set"))
-        .count();
+    let faults = outcome.output(2).filter(|line| line.contains("PTE Write access is not set")).count();
     assert!(faults > 0, "the IOMMU reported no fault");
 }
 
 #[test]
 #[ignore = "starts a guest"]
 fn what_keeps_a_device_from_being_used_is_named() {
-    let failing = || Step::Run {
-        command: tests(["opened_quiet"]).user(ADAPTER),
-        expect: Expect::Code(101),
-    };
+    let failing = || Step::Run { command: tests(["opened_quiet"]).user(ADAPTER), expect: Expect::Code(101) };
     let vfio = "/sys/module/vfio_iommu_type1/parameters";
     let guest = guest("vfio-errors", Machine::new().interrupt_remapping(false))
         .unwrap()
@@ -79,10 +69,7 @@ fn what_keeps_a_device_from_being_used_is_named() {
         .step(Step::bind_vfio(qemu::nvme_address(0), Some(ADAPTER)))
         .step(failing())
         .step(Step::write(format!("{vfio}/allow_unsafe_interrupts"), "Y"))
-        .step(Step::write(
-            format!("{vfio}/dma_entry_limit"),
-            ENTRIES.to_string(),
-        ))
+        .step(Step::write(format!("{vfio}/dma_entry_limit"), ENTRIES.to_string()))
         .step(Step::run(tests(["limit_of_mappings"]).user(ADAPTER)));
     let outcome = guest.run(&mut |_| ()).unwrap();
     outcome.check().unwrap();

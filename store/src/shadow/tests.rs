@@ -149,9 +149,7 @@ fn written(disk: &MemoryDisk) -> (Shadow, Vec<u8>) {
     for round in 1..6u8 {
         for page in 0..6u8 {
             if page % round == 0 {
-                shadow
-                    .write(u64::from(page) << 12, &[round * 16 + page; 4096])
-                    .unwrap();
+                shadow.write(u64::from(page) << 12, &[round * 16 + page; 4096]).unwrap();
             }
         }
         shadow.sync().unwrap();
@@ -197,10 +195,7 @@ fn an_older_content_of_a_page_is_an_error() {
     assert_eq!(old[0], 2);
     disk.alter(slots[0], |bytes| bytes.copy_from_slice(&old));
     let error = content(&mut shadow).unwrap_err();
-    assert!(
-        matches!(&error, Fault::Damaged(what) if what.contains("metadata page 0")),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Fault::Damaged(what) if what.contains("metadata page 0")), "{error:?}");
     assert_eq!(content(&mut open(&disk).unwrap()), Err(error));
 }
 
@@ -267,8 +262,5 @@ fn the_file_ends_where_its_pages_end() {
 fn another_stores_metadata_is_not_taken_for_ours() {
     let disk = disk(12);
     drop(written(&disk));
-    assert!(matches!(
-        Shadow::open(Box::new(disk), layout(12), [1; 16]),
-        Err(Fault::Damaged(_))
-    ));
+    assert!(matches!(Shadow::open(Box::new(disk), layout(12), [1; 16]), Err(Fault::Damaged(_))));
 }

@@ -46,9 +46,7 @@ fn content(disk: &MemoryDisk, volume: &Volume) -> Vec<u8> {
 
 /// Whether all of `content` is `value`.
 fn is_all(content: &[u8], value: u8) -> bool {
-    content
-        .chunks(4096)
-        .all(|chunk| *chunk == [value; 4096][..chunk.len()])
+    content.chunks(4096).all(|chunk| *chunk == [value; 4096][..chunk.len()])
 }
 
 /// Writes all of a volume, as its owner may.
@@ -88,9 +86,7 @@ fn volumes_are_made_changed_and_found_again() {
         assert_eq!((one.blocks, one.owner, one.access.len()), (2 * unit, 1000, 0));
         store.create("two", 1, 7).unwrap();
         store.set_access("two", Subject::Group(3), Access::READ).unwrap();
-        store
-            .set_access("two", Subject::User(3), Access::READ_WRITE)
-            .unwrap();
+        store.set_access("two", Subject::User(3), Access::READ_WRITE).unwrap();
         store.set_access("two", Subject::Group(3), Access::NONE).unwrap();
         store.rename("one", "eins").unwrap();
         store.grow("eins", 1 << 20).unwrap();
@@ -102,20 +98,14 @@ fn volumes_are_made_changed_and_found_again() {
         let mut store = reopen(store, &disk);
         assert_eq!(store.volumes().unwrap(), before);
         assert_eq!(store.uuid(), uuid);
-        assert_eq!(
-            before.iter().map(|volume| &*volume.name).collect::<Vec<_>>(),
-            ["eins", "two"]
-        );
+        assert_eq!(before.iter().map(|volume| &*volume.name).collect::<Vec<_>>(), ["eins", "two"]);
         assert_eq!(before[1].access, [(Subject::User(3), Access::READ_WRITE)]);
         assert_eq!(store.volumes_after(Some("eins"), 5).unwrap(), before[1..]);
         assert_eq!(store.volumes_after(None, 1).unwrap(), before[..1]);
         assert_eq!(store.reserve_instances(1).unwrap(), 11..12);
         assert_eq!(store.free_blocks(), store.data_blocks() - 2 * unit);
         store.delete("two").unwrap();
-        assert_eq!(
-            store.volume("two"),
-            Err(StoreError::NoSuchVolume { name: "two".into() })
-        );
+        assert_eq!(store.volume("two"), Err(StoreError::NoSuchVolume { name: "two".into() }));
         let three = store.create("three", 1, 7).unwrap();
         assert!(three.id > before[1].id, "numbers are not used twice");
         reopen(store, &disk);
@@ -133,9 +123,8 @@ fn new_blocks_read_as_zero_whatever_was_there() {
         let mut store = format(&disk);
         let mut reports = Vec::new();
         let all = store.free_blocks() << shift;
-        let volume = store
-            .create_with("all", all, 0, &mut |done, total| reports.push((done, total)))
-            .unwrap();
+        let volume =
+            store.create_with("all", all, 0, &mut |done, total| reports.push((done, total))).unwrap();
         assert_eq!(reports.last(), Some(&(volume.blocks, volume.blocks)));
         disk.power_cut(0);
         assert!(is_all(&content(&disk, &volume), 0));
@@ -181,27 +170,15 @@ fn mistakes_are_refused_by_name_and_change_nothing() {
     assert_eq!(error(store.delete("c")), missing);
     assert_eq!(error(store.grow("c", 1)), missing);
     assert_eq!(error(store.shrink("c", 1)), missing);
-    assert_eq!(
-        error(store.set_access("c", Subject::Everyone, Access::ALL)),
-        missing
-    );
-    assert!(matches!(
-        error(store.create("a/b", 1, 0)),
-        StoreError::Name { .. }
-    ));
+    assert_eq!(error(store.set_access("c", Subject::Everyone, Access::ALL)), missing);
+    assert!(matches!(error(store.create("a/b", 1, 0)), StoreError::Name { .. }));
     assert!(matches!(error(store.rename("a", "")), StoreError::Name { .. }));
     assert!(matches!(error(store.create("c", 0, 0)), StoreError::Size { .. }));
     assert!(matches!(error(store.shrink("a", 0)), StoreError::Size { .. }));
-    assert!(matches!(
-        error(store.shrink("a", u64::MAX)),
-        StoreError::Size { .. }
-    ));
+    assert!(matches!(error(store.shrink("a", u64::MAX)), StoreError::Size { .. }));
     assert!(matches!(error(store.grow("a", 1)), StoreError::Size { .. }));
     for bytes in [(free << 12) + 1, u64::MAX] {
-        assert!(matches!(
-            error(store.create("c", bytes, 0)),
-            StoreError::NoSpace { .. }
-        ));
+        assert!(matches!(error(store.create("c", bytes, 0)), StoreError::NoSpace { .. }));
         assert!(matches!(
             error(store.grow("a", (4 * UNIT).saturating_add(bytes))),
             StoreError::NoSpace { .. }
@@ -225,23 +202,16 @@ fn key_instances_are_given_once_until_there_are_no_more() {
     assert_eq!(store.reserve_instances(5).unwrap(), 1..6);
     let mut store = reopen(store, &disk);
     assert_eq!(store.reserve_instances(u32::MAX - 10).unwrap(), 6..u32::MAX - 4);
-    assert_eq!(
-        error(store.reserve_instances(5)),
-        StoreError::InstancesExhausted { asked: 5, left: 4 }
-    );
+    assert_eq!(error(store.reserve_instances(5)), StoreError::InstancesExhausted { asked: 5, left: 4 });
     assert_eq!(store.reserve_instances(4).unwrap(), u32::MAX - 4..u32::MAX);
     let mut store = reopen(store, &disk);
-    assert_eq!(
-        error(store.reserve_instances(1)),
-        StoreError::InstancesExhausted { asked: 1, left: 0 }
-    );
+    assert_eq!(error(store.reserve_instances(1)), StoreError::InstancesExhausted { asked: 1, left: 0 });
 }
 
 /// Makes volumes at once, behind the store's back.
 fn plant(store: Store, disk: &MemoryDisk, volumes: impl Iterator<Item = Volume>) -> Store {
-    let mut changes: Vec<Change> = volumes
-        .map(|volume| Change::Put(volume.id.0, record::encode(&volume)))
-        .collect();
+    let mut changes: Vec<Change> =
+        volumes.map(|volume| Change::Put(volume.id.0, record::encode(&volume))).collect();
     let next = store.next_volume + changes.len() as u64;
     changes.push(Change::Set(Counter::Volume, next));
     let mut store = store;
@@ -251,25 +221,15 @@ fn plant(store: Store, disk: &MemoryDisk, volumes: impl Iterator<Item = Volume>)
 
 fn planted(id: u64, extents: Vec<LbaRange>) -> Volume {
     let blocks = extents.iter().map(|extent| extent.count.0).sum();
-    Volume {
-        id: VolumeId(id),
-        name: format!("planted {id}"),
-        owner: 0,
-        blocks,
-        extents,
-        access: Vec::new(),
-    }
+    Volume { id: VolumeId(id), name: format!("planted {id}"), owner: 0, blocks, extents, access: Vec::new() }
 }
 
 #[test]
 fn limits_are_errors() {
     // 4 KiB units: a block each.
     let disk = disk(12, 600);
-    let options = FormatOptions {
-        allocation_unit: 4096,
-        metadata: Some(32 << 20),
-        ..FormatOptions::default()
-    };
+    let options =
+        FormatOptions { allocation_unit: 4096, metadata: Some(32 << 20), ..FormatOptions::default() };
     let store = try_format(&disk, options).unwrap();
     let data = store.superblock.layout.data;
     let all = store.data_blocks();
@@ -283,16 +243,10 @@ fn limits_are_errors() {
     let removals: Vec<Change> = (1..8_200).step_by(2).map(Change::Remove).collect();
     store.catalog.commit(&removals).unwrap();
     let mut store = reopen(store, &disk);
-    assert_eq!(
-        error(store.create("pieces", 4097 * 4096, 0)),
-        StoreError::TooFragmented
-    );
+    assert_eq!(error(store.create("pieces", 4097 * 4096, 0)), StoreError::TooFragmented);
     let pieces = store.create("pieces", 4096 * 4096, 0).unwrap();
     assert_eq!(pieces.extents.len(), MAX_EXTENTS);
-    assert_eq!(
-        error(store.grow("pieces", 4098 * 4096)),
-        StoreError::TooFragmented
-    );
+    assert_eq!(error(store.grow("pieces", 4098 * 4096)), StoreError::TooFragmented);
     assert_eq!(store.free_blocks(), 4);
     reopen(store, &disk);
 }
@@ -305,10 +259,7 @@ fn an_access_list_has_a_limit() {
     for uid in 0..1024 {
         store.set_access("a", Subject::User(uid), Access::READ).unwrap();
     }
-    assert_eq!(
-        error(store.set_access("a", Subject::Everyone, Access::READ)),
-        StoreError::TooManyEntries
-    );
+    assert_eq!(error(store.set_access("a", Subject::Everyone, Access::READ)), StoreError::TooManyEntries);
     store.set_access("a", Subject::User(5), Access::ALL).unwrap();
     store.set_access("a", Subject::User(5), Access::NONE).unwrap();
     store.set_access("a", Subject::Everyone, Access::READ).unwrap();
@@ -320,9 +271,7 @@ fn full_metadata_refuses_more_and_still_lets_volumes_go() {
     let disk = disk(12, 64);
     let store = format(&disk);
     let data = store.superblock.layout.data;
-    let access: Vec<(Subject, Access)> = (0..1000)
-        .map(|n| (Subject::User(n << 20), Access::READ))
-        .collect();
+    let access: Vec<(Subject, Access)> = (0..1000).map(|n| (Subject::User(n << 20), Access::READ)).collect();
     let heavy = |id: u64| Volume {
         access: access.clone(),
         ..planted(id, vec![LbaRange::new(data + 16 * id, 16).unwrap()])
@@ -342,10 +291,7 @@ fn full_metadata_refuses_more_and_still_lets_volumes_go() {
     assert_eq!(refused, StoreError::MetadataFull);
     assert_eq!(store.free_blocks(), free - made * 16);
     assert!(made < 60 && disk.steps() - steps < 60 * 30);
-    assert_eq!(
-        error(store.rename("planted 1", &"x".repeat(128))),
-        StoreError::MetadataFull
-    );
+    assert_eq!(error(store.rename("planted 1", &"x".repeat(128))), StoreError::MetadataFull);
     store.reserve_instances(1).unwrap();
     for id in 1..=most {
         store.delete(&format!("planted {id}")).unwrap();
@@ -368,10 +314,7 @@ fn a_device_error_poisons_the_store_and_loses_nothing() {
     assert_eq!(store.volumes().unwrap(), before);
     // In the metadata.
     let poisoned = error(store.reserve_instances(1));
-    assert!(
-        matches!(&poisoned, StoreError::Poisoned { why } if why.contains("gone")),
-        "{poisoned}"
-    );
+    assert!(matches!(&poisoned, StoreError::Poisoned { why } if why.contains("gone")), "{poisoned}");
     assert_eq!(error(store.volumes()), poisoned);
     assert_eq!(error(store.volume("a")), poisoned);
     assert_eq!(error(store.create("c", 1, 0)), poisoned);
@@ -391,23 +334,14 @@ fn blank_foreign_small_and_odd_devices_have_their_own_errors() {
     assert_eq!(error(open(&blank)), StoreError::Blank);
     assert_eq!(error(open(&MemoryDisk::new(12, 4))), StoreError::Blank);
     let empty = MemoryDisk::new(9, 0);
-    assert!(matches!(
-        error(open(&empty)),
-        StoreError::TooSmall { bytes: 0, .. }
-    ));
+    assert!(matches!(error(open(&empty)), StoreError::TooSmall { bytes: 0, .. }));
     for small in [empty, disk(9, 8), disk(12, 1), MemoryDisk::new(9, 1)] {
-        assert!(matches!(
-            error(try_format(&small, FormatOptions::default())),
-            StoreError::TooSmall { .. }
-        ));
+        assert!(matches!(error(try_format(&small, FormatOptions::default())), StoreError::TooSmall { .. }));
         assert_eq!(small.steps(), 0);
     }
     let mut odd = disk(12, 16);
     odd.geometry_mut().block_shift = 10;
-    assert!(matches!(
-        error(open(&odd)),
-        StoreError::BlockSize { found: 1024, .. }
-    ));
+    assert!(matches!(error(open(&odd)), StoreError::BlockSize { found: 1024, .. }));
 
     let marks: [(usize, &[u8], &str); 5] = [
         (1080, &[0x53, 0xef], "ext4"),
@@ -423,19 +357,9 @@ fn blank_foreign_small_and_odd_devices_have_their_own_errors() {
         });
         assert!(matches!(error(open(&disk)), StoreError::Foreign { what } if what.contains(name)));
         let refused = error(try_format(&disk, FormatOptions::default()));
-        assert!(
-            matches!(&refused, StoreError::Occupied { what } if what.contains(name)),
-            "{refused}"
-        );
+        assert!(matches!(&refused, StoreError::Occupied { what } if what.contains(name)), "{refused}");
         assert_eq!(disk.steps(), 0, "nothing was written");
-        let store = try_format(
-            &disk,
-            FormatOptions {
-                force: true,
-                ..FormatOptions::default()
-            },
-        )
-        .unwrap();
+        let store = try_format(&disk, FormatOptions { force: true, ..FormatOptions::default() }).unwrap();
         reopen(store, &disk);
     }
     let noise = disk(9, 16);
@@ -458,20 +382,10 @@ fn another_store_is_not_formatted_over_without_force() {
     // A damaged one neither.
     for copy in disk_superblocks(&disk) {
         disk.alter(copy, |bytes| bytes[100] ^= 1);
-        assert!(matches!(
-            error(try_format(&disk, FormatOptions::default())),
-            StoreError::Occupied { .. }
-        ));
+        assert!(matches!(error(try_format(&disk, FormatOptions::default())), StoreError::Occupied { .. }));
     }
     assert!(matches!(error(open(&disk)), StoreError::Damaged { .. }));
-    let store = try_format(
-        &disk,
-        FormatOptions {
-            force: true,
-            ..FormatOptions::default()
-        },
-    )
-    .unwrap();
+    let store = try_format(&disk, FormatOptions { force: true, ..FormatOptions::default() }).unwrap();
     assert_eq!(reopen(store, &disk).volumes().unwrap(), []);
 }
 
@@ -484,11 +398,7 @@ fn only_a_blank_device_is_formatted_unasked() {
     let disk = disk(12, 16);
     let open_or_format = || Store::open_or_format(Box::new(disk.clone()), FormatOptions::default());
     open_or_format().unwrap().create("a", 1, 0).unwrap();
-    assert_eq!(
-        open_or_format().unwrap().volumes().unwrap().len(),
-        1,
-        "the second time it is opened"
-    );
+    assert_eq!(open_or_format().unwrap().volumes().unwrap().len(), 1, "the second time it is opened");
     for lba in disk_superblocks(&disk) {
         disk.alter(lba, |bytes| bytes[50] ^= 1);
     }
@@ -503,33 +413,17 @@ fn only_a_blank_device_is_formatted_unasked() {
 fn options_are_checked() {
     let disk = disk(12, 64);
     let with = |allocation_unit, metadata| {
-        error(try_format(
-            &disk,
-            FormatOptions {
-                allocation_unit,
-                metadata,
-                ..FormatOptions::default()
-            },
-        ))
+        error(try_format(&disk, FormatOptions { allocation_unit, metadata, ..FormatOptions::default() }))
     };
     for unit in [0, 512, 2048, 65_537, 1 << 31] {
         assert!(matches!(with(unit, None), StoreError::Options { .. }), "{unit}");
     }
     for metadata in [0, 1 << 20, 113 << 20, u64::MAX] {
-        assert!(
-            matches!(with(1 << 16, Some(metadata)), StoreError::Options { .. }),
-            "{metadata}"
-        );
+        assert!(matches!(with(1 << 16, Some(metadata)), StoreError::Options { .. }), "{metadata}");
     }
-    assert!(matches!(
-        with(1 << 16, Some(32 << 20)),
-        StoreError::TooSmall { .. }
-    ));
-    let options = FormatOptions {
-        allocation_unit: 1 << 20,
-        metadata: Some(16 << 20),
-        ..FormatOptions::default()
-    };
+    assert!(matches!(with(1 << 16, Some(32 << 20)), StoreError::TooSmall { .. }));
+    let options =
+        FormatOptions { allocation_unit: 1 << 20, metadata: Some(16 << 20), ..FormatOptions::default() };
     let mut store = try_format(&disk, options).unwrap();
     assert_eq!(store.create("a", 1, 0).unwrap().blocks, 256);
     reopen(store, &disk);
@@ -544,10 +438,7 @@ fn a_superblock_copy_is_enough_and_the_other_is_mended() {
         let before = store.volumes().unwrap();
         drop(store);
         for copy in disk_superblocks(&disk) {
-            for damage in [
-                |bytes: &mut [u8]| bytes.fill(0),
-                |bytes: &mut [u8]| bytes[30] ^= 4,
-            ] {
+            for damage in [|bytes: &mut [u8]| bytes.fill(0), |bytes: &mut [u8]| bytes[30] ^= 4] {
                 disk.alter(copy, damage);
                 let store = open(&disk).unwrap();
                 assert_eq!(store.volumes().unwrap(), before);
@@ -557,33 +448,18 @@ fn a_superblock_copy_is_enough_and_the_other_is_mended() {
         for copy in disk_superblocks(&disk) {
             disk.alter(copy, |bytes| bytes.fill(0));
         }
-        assert!(
-            matches!(error(open(&disk)), StoreError::Damaged { .. }),
-            "the metadata is still there"
-        );
+        assert!(matches!(error(open(&disk)), StoreError::Damaged { .. }), "the metadata is still there");
         // Somebody made a file system on it: the second copy is no reason to write to it.
         let steps = disk.steps();
         let disk = disk.copy();
-        drop(
-            try_format(
-                &disk,
-                FormatOptions {
-                    force: true,
-                    ..FormatOptions::default()
-                },
-            )
-            .unwrap(),
-        );
+        drop(try_format(&disk, FormatOptions { force: true, ..FormatOptions::default() }).unwrap());
         disk.alter(0, |bytes| bytes.fill(0));
         disk.alter(1080 >> shift, |bytes| {
             bytes[1080 % (1 << shift)..][..2].copy_from_slice(&[0x53, 0xef]);
         });
         let formatted = disk.steps();
         assert!(matches!(error(open(&disk)), StoreError::Foreign { .. }));
-        assert!(
-            formatted > steps && disk.steps() == formatted,
-            "nothing was written"
-        );
+        assert!(formatted > steps && disk.steps() == formatted, "nothing was written");
     }
 }
 
@@ -609,10 +485,7 @@ fn a_device_of_another_size_or_block_size_is_refused_or_fits() {
         small.write(lba * 8, &block).unwrap();
     }
     let refused = error(open(&small));
-    assert!(
-        matches!(&refused, StoreError::BlockSize { found: 512, .. }),
-        "{refused}"
-    );
+    assert!(matches!(&refused, StoreError::BlockSize { found: 512, .. }), "{refused}");
 }
 
 #[test]
@@ -622,34 +495,16 @@ fn check_says_what_is_wrong() {
     let volume = store.create("a", 1, 0).unwrap();
     assert_eq!(store.check().unwrap(), []);
     disk.alter(disk_superblocks(&disk)[1], |bytes| bytes[200] = 1);
-    assert!(matches!(
-        store.check().unwrap()[..],
-        [Finding::Superblock { copy: 1, .. }]
-    ));
+    assert!(matches!(store.check().unwrap()[..], [Finding::Superblock { copy: 1, .. }]));
     disk.alter(disk_superblocks(&disk)[1], |bytes| bytes[200] = 0);
     // A second volume with the same blocks, and a lost one.
-    let twin = Volume {
-        id: VolumeId(0),
-        name: "b".into(),
-        ..volume
-    };
-    store
-        .catalog
-        .commit(&[Change::Put(0, record::encode(&twin))])
-        .unwrap();
+    let twin = Volume { id: VolumeId(0), name: "b".into(), ..volume };
+    store.catalog.commit(&[Change::Put(0, record::encode(&twin))]).unwrap();
     let findings: Vec<String> = store.check().unwrap().iter().map(ToString::to_string).collect();
-    assert!(
-        findings
-            .iter()
-            .any(|finding| finding.contains("belong to another extent")),
-        "{findings:?}"
-    );
+    assert!(findings.iter().any(|finding| finding.contains("belong to another extent")), "{findings:?}");
     drop(store);
     let refused = error(open(&disk));
-    assert!(
-        matches!(&refused, StoreError::Damaged { what } if what.contains("another extent")),
-        "{refused}"
-    );
+    assert!(matches!(&refused, StoreError::Damaged { what } if what.contains("another extent")), "{refused}");
 }
 
 #[test]
@@ -674,11 +529,7 @@ fn every_damaged_block_gives_an_error_or_the_right_volumes() {
                         assert_eq!(store.volumes().unwrap(), right);
                         // Of a page that the database does not use at present.
                         let findings = store.check().unwrap();
-                        assert!(
-                            findings
-                                .iter()
-                                .all(|finding| matches!(finding, Finding::Metadata { .. }))
-                        );
+                        assert!(findings.iter().all(|finding| matches!(finding, Finding::Metadata { .. })));
                         assert_eq!(store.reserve_instances(1).unwrap(), 10..11);
                     }
                     Err(StoreError::Damaged { .. }) => damaged += 1,

@@ -7,56 +7,16 @@ use super::load::Load;
 use super::{Bench, Case, Needs, Random};
 
 pub(super) const CASES: &[Case] = &[
-    Case {
-        name: "every_size_at_block_page_and_transfer_boundaries",
-        needs: Needs::Data,
-        run: sizes,
-    },
-    Case {
-        name: "every_four_byte_offset_of_the_data",
-        needs: Needs::Data,
-        run: offsets,
-    },
-    Case {
-        name: "the_largest_transfer_at_odd_offsets",
-        needs: Needs::Data,
-        run: largest,
-    },
-    Case {
-        name: "the_first_and_the_last_block",
-        needs: Needs::Data,
-        run: ends,
-    },
-    Case {
-        name: "flush_and_forced_unit_access",
-        needs: Needs::Data,
-        run: durable,
-    },
-    Case {
-        name: "write_zeroes_zeroes_exactly_its_blocks",
-        needs: Needs::Data,
-        run: write_zeroes,
-    },
-    Case {
-        name: "deallocate_touches_exactly_its_blocks",
-        needs: Needs::Data,
-        run: deallocate,
-    },
-    Case {
-        name: "compare_equal_and_unequal",
-        needs: Needs::Data,
-        run: compare,
-    },
-    Case {
-        name: "random_commands_at_depth",
-        needs: Needs::Data,
-        run: random,
-    },
-    Case {
-        name: "two_queues_from_two_threads",
-        needs: Needs::Nvme,
-        run: two_queues,
-    },
+    Case { name: "every_size_at_block_page_and_transfer_boundaries", needs: Needs::Data, run: sizes },
+    Case { name: "every_four_byte_offset_of_the_data", needs: Needs::Data, run: offsets },
+    Case { name: "the_largest_transfer_at_odd_offsets", needs: Needs::Data, run: largest },
+    Case { name: "the_first_and_the_last_block", needs: Needs::Data, run: ends },
+    Case { name: "flush_and_forced_unit_access", needs: Needs::Data, run: durable },
+    Case { name: "write_zeroes_zeroes_exactly_its_blocks", needs: Needs::Data, run: write_zeroes },
+    Case { name: "deallocate_touches_exactly_its_blocks", needs: Needs::Data, run: deallocate },
+    Case { name: "compare_equal_and_unequal", needs: Needs::Data, run: compare },
+    Case { name: "random_commands_at_depth", needs: Needs::Data, run: random },
+    Case { name: "two_queues_from_two_threads", needs: Needs::Nvme, run: two_queues },
 ];
 
 const GUARD: usize = 64;
@@ -76,20 +36,11 @@ fn there_and_back(bench: &mut Bench, image: &mut Image, lba: u64, blocks: u32, o
     assert_eq!(run(bench.queue(), read), DeviceStatus::OK, "{read:?}");
     assert!(target.read(offset, len) == content, "wrong data: {read:?}");
     for memory in [&source, &target] {
-        let around = [
-            memory.read(0, offset),
-            memory.read(offset + len, memory.len() - offset - len),
-        ]
-        .concat();
-        assert!(
-            around.iter().all(|&byte| byte == FILLER),
-            "bytes around the data changed: {read:?}"
-        );
+        let around =
+            [memory.read(0, offset), memory.read(offset + len, memory.len() - offset - len)].concat();
+        assert!(around.iter().all(|&byte| byte == FILLER), "bytes around the data changed: {read:?}");
     }
-    assert!(
-        source.read(offset, len) == content,
-        "a write changed its source: {write:?}"
-    );
+    assert!(source.read(offset, len) == content, "a write changed its source: {write:?}");
 }
 
 fn sizes(bench: &mut Bench) {
@@ -126,23 +77,14 @@ fn offsets(bench: &mut Bench) {
         let lba = random.below(1024);
         source.write(offset, &content);
         target.fill(FILLER);
-        for (operation, memory) in [
-            (Operation::Write { fua: false }, &source),
-            (Operation::Read, &target),
-        ] {
+        for (operation, memory) in [(Operation::Write { fua: false }, &source), (Operation::Read, &target)] {
             let command = command(operation, lba, blocks, memory.at(offset));
             assert_eq!(run(bench.queue(), command), DeviceStatus::OK, "{command:?}");
         }
         let all = target.read(0, target.len());
+        assert!(all[offset..offset + len] == content, "wrong data at offset {offset}");
         assert!(
-            all[offset..offset + len] == content,
-            "wrong data at offset {offset}"
-        );
-        assert!(
-            all[..offset]
-                .iter()
-                .chain(&all[offset + len..])
-                .all(|&byte| byte == FILLER),
+            all[..offset].iter().chain(&all[offset + len..]).all(|&byte| byte == FILLER),
             "bytes around offset {offset} changed"
         );
     }
@@ -187,14 +129,7 @@ fn durable(bench: &mut Bench) {
 /// Ranges to clear: short, page-sized, long, up to the device's limit and to `most`.
 fn ranges(geometry: &Geometry, most: u64) -> Vec<(u64, u32)> {
     let limit = u32::try_from(most.min(u64::from(geometry.max_zeroes_blocks))).expect("small");
-    [
-        (5, 1),
-        (8, 8),
-        (3, 17),
-        (0, limit),
-        (1, limit.saturating_sub(2).max(1)),
-    ]
-    .to_vec()
+    [(5, 1), (8, 8), (3, 17), (0, limit), (1, limit.saturating_sub(2).max(1))].to_vec()
 }
 
 fn clear(bench: &mut Bench, operation: Operation, zeroes: bool) {
@@ -227,12 +162,7 @@ fn rewrite(bench: &mut Bench, image: &mut Image, lba: u64, count: u32) {
         let blocks = chunk.min(count - done);
         let content = Random(u64::from(done)).bytes((blocks as usize) << geometry.block_shift);
         memory.write(0, &content);
-        let write = command(
-            Operation::Write { fua: false },
-            lba + u64::from(done),
-            blocks,
-            memory.at(0),
-        );
+        let write = command(Operation::Write { fua: false }, lba + u64::from(done), blocks, memory.at(0));
         assert_eq!(run(bench.queue(), write), DeviceStatus::OK);
         image.set(lba + u64::from(done), &content);
         done += blocks;
@@ -261,10 +191,7 @@ fn deallocate(bench: &mut Bench) {
 fn refused(bench: &mut Bench, operation: Operation) {
     let memory = bench.memory(4096);
     let command = command(operation, 0, 1, memory.at(0));
-    assert_eq!(
-        bench.queue().submit(&command),
-        Err(driver::block::SubmitError::Invalid)
-    );
+    assert_eq!(bench.queue().submit(&command), Err(driver::block::SubmitError::Invalid));
 }
 
 fn compare(bench: &mut Bench) {
@@ -287,11 +214,7 @@ fn compare(bench: &mut Bench) {
                 let mut other = stored.clone();
                 other[at] ^= 1;
                 data.write(offset, &other);
-                assert_eq!(
-                    run(bench.queue(), compare),
-                    DeviceStatus::COMPARE_FAILURE,
-                    "byte {at} differs"
-                );
+                assert_eq!(run(bench.queue(), compare), DeviceStatus::COMPARE_FAILURE, "byte {at} differs");
                 assert!(data.read(offset, len) == other, "a compare changed its source");
             }
         }

@@ -55,21 +55,13 @@ impl Memory {
     /// A copy of `len` bytes from `offset`.
     pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.pages
-            .span()
-            .part(offset, len)
-            .expect("inside")
-            .read(&mut bytes);
+        self.pages.span().part(offset, len).expect("inside").read(&mut bytes);
         bytes
     }
 
     /// Stores `bytes` at `offset`.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
-        self.pages
-            .span()
-            .part(offset, bytes.len())
-            .expect("inside")
-            .write(bytes);
+        self.pages.span().part(offset, bytes.len()).expect("inside").write(bytes);
     }
 
     /// Makes every byte `byte`.
@@ -98,9 +90,7 @@ impl Random {
 
     /// `len` bytes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..len.div_ceil(8))
-            .flat_map(|_| self.word().to_le_bytes())
-            .collect();
+        let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| self.word().to_le_bytes()).collect();
         bytes.truncate(len);
         bytes
     }
@@ -108,13 +98,7 @@ impl Random {
 
 /// A command of `blocks` blocks from `lba`.
 pub fn command(operation: Operation, lba: u64, blocks: u32, data: Iova) -> Command {
-    Command {
-        operation,
-        lba,
-        blocks,
-        data,
-        tag: 0,
-    }
+    Command { operation, lba, blocks, data, tag: 0 }
 }
 
 /// Polls until something ended; hands over all that did. Panics when nothing does for too long.
@@ -166,21 +150,11 @@ impl Image {
     pub fn new(queue: &mut dyn BlockQueue, memory: &Memory, base: u64, blocks: u64, seed: u64) -> Self {
         let geometry = *queue.geometry();
         let len = usize::try_from(blocks << geometry.block_shift).expect("a small image");
-        let image = Self {
-            geometry,
-            base,
-            bytes: Random(seed).bytes(len),
-        };
+        let image = Self { geometry, base, bytes: Random(seed).bytes(len) };
         for (index, part) in image.bytes.chunks(image.chunk(memory)).enumerate() {
             memory.write(0, part);
             let (lba, blocks) = image.place(index * image.chunk(memory), part.len());
-            assert!(
-                run(
-                    queue,
-                    command(Operation::Write { fua: false }, lba, blocks, memory.at(0))
-                )
-                .is_ok()
-            );
+            assert!(run(queue, command(Operation::Write { fua: false }, lba, blocks, memory.at(0))).is_ok());
         }
         image.verify(queue, memory);
         image
@@ -195,10 +169,7 @@ impl Image {
     /// The block at byte `offset` and how many blocks `len` bytes are.
     fn place(&self, offset: usize, len: usize) -> (u64, u32) {
         let shift = self.geometry.block_shift;
-        (
-            self.base + (offset as u64 >> shift),
-            u32::try_from(len >> shift).expect("a transfer"),
-        )
+        (self.base + (offset as u64 >> shift), u32::try_from(len >> shift).expect("a transfer"))
     }
 
     fn range(&self, lba: u64, blocks: u32) -> std::ops::Range<usize> {

@@ -13,60 +13,26 @@ use super::io::{Image, PATIENCE, await_running, command, run};
 use super::{Bench, Case, Load, Needs, Nvme};
 
 pub(super) const CASES: &[Case] = &[
-    Case {
-        name: "identity_and_shape_make_sense",
-        needs: Needs::Nvme,
-        run: identity,
-    },
-    Case {
-        name: "health_makes_sense",
-        needs: Needs::Nvme,
-        run: health,
-    },
-    Case {
-        name: "interrupts_arrive",
-        needs: Needs::Nvme,
-        run: interrupts,
-    },
-    Case {
-        name: "an_idle_reset_keeps_what_was_written",
-        needs: Needs::Nvme,
-        run: idle_reset,
-    },
-    Case {
-        name: "a_reset_under_load_ends_each_command_once",
-        needs: Needs::Nvme,
-        run: reset_under_load,
-    },
-    Case {
-        name: "a_shut_down_device_opens_again",
-        needs: Needs::Nvme,
-        run: drop_in_peace,
-    },
+    Case { name: "identity_and_shape_make_sense", needs: Needs::Nvme, run: identity },
+    Case { name: "health_makes_sense", needs: Needs::Nvme, run: health },
+    Case { name: "interrupts_arrive", needs: Needs::Nvme, run: interrupts },
+    Case { name: "an_idle_reset_keeps_what_was_written", needs: Needs::Nvme, run: idle_reset },
+    Case { name: "a_reset_under_load_ends_each_command_once", needs: Needs::Nvme, run: reset_under_load },
+    Case { name: "a_shut_down_device_opens_again", needs: Needs::Nvme, run: drop_in_peace },
 ];
 
 fn identity(bench: &mut Bench) {
     let geometry = bench.geometry();
     assert!(matches!(geometry.block_shift, 9 | 12));
-    assert!(
-        geometry.blocks >= 1024,
-        "too small for these cases: {} blocks",
-        geometry.blocks
-    );
+    assert!(geometry.blocks >= 1024, "too small for these cases: {} blocks", geometry.blocks);
     assert!(geometry.max_transfer_blocks >= 1 && geometry.max_zeroes_blocks >= 1);
-    assert!(
-        geometry.max_transfer_blocks as usize >= 4096 >> geometry.block_shift,
-        "no whole page at once"
-    );
+    assert!(geometry.max_transfer_blocks as usize >= 4096 >> geometry.block_shift, "no whole page at once");
     let (queues, controller) = bench.parts();
     assert!(queues.iter().all(|queue| *queue.queue.geometry() == geometry));
     assert_eq!(controller.geometry(), geometry);
     let identity = controller.identity();
     for text in [&identity.model, &identity.serial] {
-        assert!(
-            !text.is_empty() && text.bytes().all(|byte| (0x20..0x7f).contains(&byte)),
-            "{text:?}"
-        );
+        assert!(!text.is_empty() && text.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{text:?}");
     }
     assert!(identity.namespace >= 1);
     assert_eq!(controller.watch(), Watch::Running);
@@ -75,11 +41,7 @@ fn identity(bench: &mut Bench) {
 fn health(bench: &mut Bench) {
     let (_, controller) = bench.parts();
     let health = controller.health().expect("a SMART log");
-    assert!(
-        (200..400).contains(&health.temperature),
-        "{} K",
-        health.temperature
-    );
+    assert!((200..400).contains(&health.temperature), "{} K", health.temperature);
     assert!(health.available_spare <= 100);
     let again = controller.health().expect("a SMART log");
     assert!(again.data_units_read >= health.data_units_read);
@@ -89,10 +51,7 @@ fn health(bench: &mut Bench) {
 /// Whether `fd` becomes readable within `seconds`.
 fn readable(fd: BorrowedFd<'_>, seconds: u64) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    let timeout = Timespec {
-        tv_sec: i64::try_from(seconds).expect("small"),
-        tv_nsec: 0,
-    };
+    let timeout = Timespec { tv_sec: i64::try_from(seconds).expect("small"), tv_nsec: 0 };
     poll(&mut fds, Some(&timeout)).expect("poll") == 1
 }
 
@@ -119,22 +78,13 @@ fn interrupts(bench: &mut Bench) {
                 .try_clone()
                 .expect("a descriptor");
             let queue = &mut *queues[at].queue;
-            queue
-                .submit(&command(Operation::Read, 0, 1, memory.at(0)))
-                .expect("room");
+            queue.submit(&command(Operation::Read, 0, 1, memory.at(0))).expect("room");
             queue.commit();
             // Sleeps before it ever polls: only the interrupt can wake it.
-            assert!(
-                readable(fd.as_fd(), PATIENCE.as_secs()),
-                "queue {at}, round {round}: no interrupt"
-            );
+            assert!(readable(fd.as_fd(), PATIENCE.as_secs()), "queue {at}, round {round}: no interrupt");
             clear(fd.as_fd());
             let mut ended = 0;
-            assert_eq!(
-                queue.poll(usize::MAX, &mut |_| ended += 1),
-                1,
-                "woken with nothing there"
-            );
+            assert_eq!(queue.poll(usize::MAX, &mut |_| ended += 1), 1, "woken with nothing there");
         }
         for other in others {
             let fd = queues[other].interrupt.as_ref().expect("the device interrupts");
@@ -151,9 +101,7 @@ fn finish(queues: &mut [super::TestQueue], controller: &mut dyn Nvme) {
     let start = Instant::now();
     loop {
         for queue in queues.iter_mut() {
-            queue
-                .queue
-                .poll(usize::MAX, &mut |completed| panic!("{completed:?} of nothing"));
+            queue.queue.poll(usize::MAX, &mut |completed| panic!("{completed:?} of nothing"));
         }
         match controller.finish_reset() {
             ResetProgress::Done => break,
@@ -176,10 +124,7 @@ fn idle_reset(bench: &mut Bench) {
         controller.begin_reset();
         assert_eq!(controller.watch(), Watch::Resetting);
         let read = command(Operation::Read, 0, 1, memory.at(0));
-        assert_eq!(
-            queues[0].queue.submit(&read),
-            Err(driver::block::SubmitError::Down)
-        );
+        assert_eq!(queues[0].queue.submit(&read), Err(driver::block::SubmitError::Down));
         finish(queues, controller);
         assert_eq!(controller.watch(), Watch::Running);
         for queue in queues {
@@ -205,13 +150,8 @@ fn reset_under_load(bench: &mut Bench) {
             .map(|((at, queue), memory)| {
                 scope.spawn(move || {
                     let blocks = (1u64 << 20 >> geometry.block_shift).min(geometry.blocks / 4);
-                    let mut load = Load::new(
-                        &mut *queue.queue,
-                        memory,
-                        geometry.blocks / 2 * at,
-                        blocks,
-                        80 + at,
-                    );
+                    let mut load =
+                        Load::new(&mut *queue.queue, memory, geometry.blocks / 2 * at, blocks, 80 + at);
                     ready.wait();
                     while !stop.load(Ordering::SeqCst) {
                         if !load.turn() {
@@ -257,10 +197,7 @@ fn drop_in_peace(bench: &mut Bench) {
     let mapper = bench.mapper();
     let mappings = mapper.mappings();
     let memory = bench.memory(4096);
-    assert_eq!(
-        run(bench.queue(), command(Operation::Read, 0, 1, memory.at(0))),
-        DeviceStatus::OK
-    );
+    assert_eq!(run(bench.queue(), command(Operation::Read, 0, 1, memory.at(0))), DeviceStatus::OK);
     drop(memory);
     assert_eq!(mapper.mappings(), mappings);
 }

@@ -10,41 +10,13 @@ use super::target::ENTRIES;
 use super::{Bench, Case, Memory, Needs, Random};
 
 pub(super) const CASES: &[Case] = &[
-    Case {
-        name: "blocks_out_of_range_are_refused",
-        needs: Needs::Queues,
-        run: range,
-    },
-    Case {
-        name: "commands_that_do_not_fit_are_refused",
-        needs: Needs::Nvme,
-        run: fit,
-    },
-    Case {
-        name: "a_full_queue_takes_no_more_and_loses_nothing",
-        needs: Needs::Queues,
-        run: full,
-    },
-    Case {
-        name: "a_budget_is_kept",
-        needs: Needs::Queues,
-        run: budget,
-    },
-    Case {
-        name: "nothing_starts_before_it_is_committed",
-        needs: Needs::Data,
-        run: uncommitted,
-    },
-    Case {
-        name: "mappings_are_counted_and_returned",
-        needs: Needs::Data,
-        run: mappings,
-    },
-    Case {
-        name: "memory_is_reached_only_as_mapped",
-        needs: Needs::Nvme,
-        run: rights,
-    },
+    Case { name: "blocks_out_of_range_are_refused", needs: Needs::Queues, run: range },
+    Case { name: "commands_that_do_not_fit_are_refused", needs: Needs::Nvme, run: fit },
+    Case { name: "a_full_queue_takes_no_more_and_loses_nothing", needs: Needs::Queues, run: full },
+    Case { name: "a_budget_is_kept", needs: Needs::Queues, run: budget },
+    Case { name: "nothing_starts_before_it_is_committed", needs: Needs::Data, run: uncommitted },
+    Case { name: "mappings_are_counted_and_returned", needs: Needs::Data, run: mappings },
+    Case { name: "memory_is_reached_only_as_mapped", needs: Needs::Nvme, run: rights },
 ];
 
 fn range(bench: &mut Bench) {
@@ -69,11 +41,7 @@ fn range(bench: &mut Bench) {
     for (lba, blocks) in wrong {
         for operation in operations {
             let command = command(operation, lba, blocks, memory.at(0));
-            assert_eq!(
-                bench.queue().submit(&command),
-                Err(SubmitError::Invalid),
-                "{command:?}"
-            );
+            assert_eq!(bench.queue().submit(&command), Err(SubmitError::Invalid), "{command:?}");
         }
     }
     assert!(run(bench.queue(), command(Operation::Read, last, 1, memory.at(0))).is_ok());
@@ -94,11 +62,7 @@ fn fit(bench: &mut Bench) {
     for (blocks, data) in wrong {
         for operation in [Operation::Read, Operation::Write { fua: false }] {
             let command = command(operation, 0, blocks, data);
-            assert_eq!(
-                bench.queue().submit(&command),
-                Err(SubmitError::Invalid),
-                "{command:?}"
-            );
+            assert_eq!(bench.queue().submit(&command), Err(SubmitError::Invalid), "{command:?}");
         }
     }
     let none = command(Operation::WriteZeroes { deallocate: false }, 0, 0, Iova(0));
@@ -119,11 +83,7 @@ fn full(bench: &mut Bench) {
         while queue.outstanding() > 0 {
             for completed in await_some(queue) {
                 assert!(completed.status.is_ok());
-                assert!(
-                    completed.tag < count && seen.insert(completed.tag),
-                    "tag {} again",
-                    completed.tag
-                );
+                assert!(completed.tag < count && seen.insert(completed.tag), "tag {} again", completed.tag);
             }
         }
         assert_eq!(seen.len() as u64, count);
@@ -134,9 +94,7 @@ fn budget(bench: &mut Bench) {
     let memory = bench.memory(1 << 16);
     let at = memory.at(0);
     let queue = bench.queue();
-    let count = fill_queue(queue, u64::from(ENTRIES) / 2, |_| {
-        command(Operation::Read, 0, 1, at)
-    });
+    let count = fill_queue(queue, u64::from(ENTRIES) / 2, |_| command(Operation::Read, 0, 1, at));
     queue.commit();
     assert_eq!(queue.poll(0, &mut |_| panic!("a budget of nothing")), 0);
     let mut ended = 0;
@@ -171,16 +129,10 @@ fn mappings(bench: &mut Bench) {
     let before = mapper.mappings();
     let all: Vec<Memory> = (0..64).map(|_| bench.memory(8192)).collect();
     assert_eq!(mapper.mappings(), before + 64);
-    let mut places: Vec<(u64, u64)> = all
-        .iter()
-        .map(|memory| (memory.at(0).0, memory.at(8192).0))
-        .collect();
+    let mut places: Vec<(u64, u64)> = all.iter().map(|memory| (memory.at(0).0, memory.at(8192).0)).collect();
     places.sort_unstable();
     assert!(places.iter().all(|(start, _)| start % 4096 == 0));
-    assert!(
-        places.windows(2).all(|pair| pair[0].1 <= pair[1].0),
-        "mappings overlap"
-    );
+    assert!(places.windows(2).all(|pair| pair[0].1 <= pair[1].0), "mappings overlap");
     for memory in &all {
         assert!(run(bench.queue(), command(Operation::Read, 0, 1, memory.at(0))).is_ok());
     }
@@ -217,10 +169,7 @@ fn rights(bench: &mut Bench) {
     assert!(after == secret, "the device wrote to memory that is not mapped");
     assert!(run(bench.queue(), command(Operation::Read, 5, 1, memory.at(0))).is_ok());
     let stored = memory.read(0, block.len());
-    assert!(
-        stored != secret[..block.len()],
-        "the device read memory that is not mapped"
-    );
+    assert!(stored != secret[..block.len()], "the device read memory that is not mapped");
     image.set(5, &stored);
     image.verify(bench.queue(), &memory);
 }

@@ -59,8 +59,7 @@ impl<'a> Load<'a> {
     }
 
     fn most(geometry: &Geometry) -> u64 {
-        MOST.min(u64::from(geometry.max_transfer_blocks))
-            .min(u64::from(geometry.max_zeroes_blocks))
+        MOST.min(u64::from(geometry.max_transfer_blocks)).min(u64::from(geometry.max_zeroes_blocks))
     }
 
     fn is_free(&self, lba: u64, blocks: u32) -> bool {
@@ -83,9 +82,9 @@ impl<'a> Load<'a> {
             0..=5 => Operation::Read,
             6..=10 => Operation::Write { fua: false },
             11 => Operation::Write { fua: true },
-            12 if self.geometry.write_zeroes => Operation::WriteZeroes {
-                deallocate: self.random.below(2) == 0,
-            },
+            12 if self.geometry.write_zeroes => {
+                Operation::WriteZeroes { deallocate: self.random.below(2) == 0 }
+            }
             13 if self.geometry.deallocate && self.geometry.deallocate_zeroes => Operation::Deallocate,
             14 if self.geometry.compare => Operation::Compare,
             15 => Operation::Flush,
@@ -113,16 +112,7 @@ impl<'a> Load<'a> {
             _ => {}
         }
         let data = self.memory.at(start);
-        Some(Flight {
-            command: Command {
-                operation,
-                lba,
-                blocks,
-                data,
-                tag: at as u64,
-            },
-            content,
-        })
+        Some(Flight { command: Command { operation, lba, blocks, data, tag: at as u64 }, content })
     }
 
     /// Submits what it can and takes what ended. Says whether the queue takes commands.
@@ -150,8 +140,7 @@ impl<'a> Load<'a> {
 
     fn take(&mut self) {
         let mut ended = Vec::new();
-        self.queue
-            .poll(usize::MAX, &mut |completed| ended.push(completed));
+        self.queue.poll(usize::MAX, &mut |completed| ended.push(completed));
         for completed in ended {
             self.end(completed);
         }
@@ -160,16 +149,9 @@ impl<'a> Load<'a> {
     fn end(&mut self, Completed { tag, status }: Completed) {
         let at = usize::try_from(tag).expect("a tag of ours");
         let flight = self.flights.get_mut(at).and_then(Option::take);
-        let Some(Flight { command, content }) = flight else {
-            panic!("tag {tag} ended twice")
-        };
+        let Some(Flight { command, content }) = flight else { panic!("tag {tag} ended twice") };
         self.ended += 1;
-        let Command {
-            operation,
-            lba,
-            blocks,
-            ..
-        } = command;
+        let Command { operation, lba, blocks, .. } = command;
         let changes = matches!(
             operation,
             Operation::Write { .. } | Operation::WriteZeroes { .. } | Operation::Deallocate
@@ -192,9 +174,7 @@ impl<'a> Load<'a> {
         }
         if operation == Operation::Read {
             let start = usize::try_from(command.data.0 - self.memory.at(0).0).expect("in the memory");
-            let read = self
-                .memory
-                .read(start, (blocks as usize) << self.geometry.block_shift);
+            let read = self.memory.read(start, (blocks as usize) << self.geometry.block_shift);
             assert!(read == self.image.get(lba, blocks), "wrong data: {command:?}");
         }
     }
@@ -208,11 +188,7 @@ impl<'a> Load<'a> {
             if self.ended > last.0 {
                 last = (self.ended, Instant::now());
             }
-            assert!(
-                last.1.elapsed() < PATIENCE,
-                "stuck with {} outstanding",
-                self.queue.outstanding()
-            );
+            assert!(last.1.elapsed() < PATIENCE, "stuck with {} outstanding", self.queue.outstanding());
         }
     }
 

@@ -53,10 +53,7 @@ impl Bench {
     /// Opens the device that `uri` names; see [`open`].
     pub fn new(uri: &str) -> Result<Self> {
         let target = open(uri).with_context(|| format!("opening {uri}"))?;
-        let mut bench = Self {
-            queues: Vec::new(),
-            target,
-        };
+        let mut bench = Self { queues: Vec::new(), target };
         for _ in 0..QUEUES {
             let queue = match &mut bench.target {
                 Target::Nvme(controller) => controller.take_queue().context("a queue is missing")?,

@@ -74,13 +74,8 @@ impl<D: Device> Nvme for Controller<D> {
 
     fn take_queue(&mut self) -> Option<TestQueue> {
         let queue = Self::take_queue(self)?;
-        let interrupt = queue
-            .interrupt_fd()
-            .map(|fd| fd.try_clone_to_owned().expect("a descriptor"));
-        Some(TestQueue {
-            queue: Box::new(queue),
-            interrupt,
-        })
+        let interrupt = queue.interrupt_fd().map(|fd| fd.try_clone_to_owned().expect("a descriptor"));
+        Some(TestQueue { queue: Box::new(queue), interrupt })
     }
 
     fn mapper(&self) -> Arc<dyn Mapper> {
@@ -115,10 +110,7 @@ pub fn size(text: &str) -> Option<u64> {
 }
 
 fn nvme<D: Device>(device: D) -> Result<Target> {
-    let options = Options {
-        entries: ENTRIES,
-        ..Options::new(QUEUES)
-    };
+    let options = Options { entries: ENTRIES, ..Options::new(QUEUES) };
     Ok(Target::Nvme(Box::new(Controller::open_with(device, &options)?)))
 }
 
@@ -126,16 +118,9 @@ fn nvme<D: Device>(device: D) -> Result<Target> {
 ///
 /// What is on the device is lost.
 pub fn open(uri: &str) -> Result<Target> {
-    let Some((kind, rest)) = uri.split_once(':') else {
-        bail!("{uri:?} names no device")
-    };
+    let Some((kind, rest)) = uri.split_once(':') else { bail!("{uri:?} names no device") };
     let (place, block) = match rest.split_once(',') {
-        Some((place, block)) => (
-            place,
-            block
-                .parse()
-                .with_context(|| format!("blocks of {block:?} bytes"))?,
-        ),
+        Some((place, block)) => (place, block.parse().with_context(|| format!("blocks of {block:?} bytes"))?),
         None => (rest, 512),
     };
     match (kind, size(place)) {
@@ -149,8 +134,5 @@ pub fn open(uri: &str) -> Result<Target> {
 
 /// A queue of the null device.
 pub(super) fn null_queue(blocks: u64) -> TestQueue {
-    TestQueue {
-        queue: Box::new(NullQueue::new(blocks)),
-        interrupt: None,
-    }
+    TestQueue { queue: Box::new(NullQueue::new(blocks)), interrupt: None }
 }

@@ -7,7 +7,9 @@ use portcullis::wire::control::{Reply, Request};
 use portcullis::wire::layout::{Entries, opcode};
 use portcullis::wire::shm::SharedMemory;
 use portcullis::{Access, Session, Status};
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 
 use super::{Case, Client, Rig, VOLUME};
 
@@ -41,7 +43,10 @@ fn memfd(bytes: u64) -> OwnedFd {
 /// The session works, and nothing of what was refused is left.
 fn unharmed(session: &Session, before: &portcullis::Statistics) {
     let now = session.statistics().unwrap();
-    assert_eq!((now.regions, now.pinned_bytes, now.mappings), (before.regions, before.pinned_bytes, before.mappings));
+    assert_eq!(
+        (now.regions, now.pinned_bytes, now.mappings),
+        (before.regions, before.pinned_bytes, before.mappings)
+    );
 }
 
 fn not_a_memfd(rig: &Rig) {
@@ -72,7 +77,11 @@ fn not_a_memfd(rig: &Rig) {
     assert_eq!(status, Status::E_PARAM, "no descriptor");
     let (a, b) = (memfd(4096), memfd(4096));
     assert_eq!(refusal(&session, &register(4096), &[&a, &b]).0, Status::E_PARAM, "two descriptors");
-    assert_eq!(refusal(&session, &Request::ShowDevice, &[&a]).0, Status::E_PARAM, "a descriptor that nobody asked for");
+    assert_eq!(
+        refusal(&session, &Request::ShowDevice, &[&a]).0,
+        Status::E_PARAM,
+        "a descriptor that nobody asked for"
+    );
     unharmed(&session, &before);
 }
 
@@ -80,7 +89,9 @@ fn wrong_memory(rig: &Rig) {
     let adapter = rig.isolated();
     let session = Session::connect(adapter.socket()).unwrap();
     let before = session.statistics().unwrap();
-    for (file, said) in [(4096, 8192), (8192, 4096), (4096, 0), (100, 100), (0, 4096), (4096, u64::MAX), (4096, 1 << 40)] {
+    for (file, said) in
+        [(4096, 8192), (8192, 4096), (4096, 0), (100, 100), (0, 4096), (4096, u64::MAX), (4096, 1 << 40)]
+    {
         let (status, detail) = refusal(&session, &register(said), &[&memfd(file)]);
         let expected = [Status::E_LOCAL_MEM, Status::E_NO_RESOURCES];
         assert!(expected.contains(&status), "{file} bytes said to be {said}: {status} {detail}");
@@ -92,7 +103,8 @@ fn wrong_memory(rig: &Rig) {
     let read_only = memfd(4096);
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&read_only));
     let read_only: OwnedFd = std::fs::File::open(path).unwrap().into();
-    for (what, fd) in [("sealed for writing", sealed), ("closed to seals", closed), ("read-only", read_only)] {
+    for (what, fd) in [("sealed for writing", sealed), ("closed to seals", closed), ("read-only", read_only)]
+    {
         let (status, detail) = refusal(&session, &register(4096), &[&fd]);
         assert_eq!(status, Status::E_LOCAL_MEM, "{what}: {detail}");
     }
@@ -174,7 +186,8 @@ fn limits(rig: &Rig) {
     session.create_volume("v", VOLUME).unwrap();
     let status = |e: portcullis::Error| e.status();
     let full = Some(Status::E_NO_RESOURCES);
-    let memory: Vec<_> = (0..3).map(|_| session.register(4096, portcullis::MemoryAccess::Both).unwrap()).collect();
+    let memory: Vec<_> =
+        (0..3).map(|_| session.register(4096, portcullis::MemoryAccess::Both).unwrap()).collect();
     assert_eq!(session.register(4096, portcullis::MemoryAccess::Both).err().and_then(status), full);
     drop(memory);
     assert_eq!(session.register(2 << 20, portcullis::MemoryAccess::Both).err().and_then(status), full);
@@ -185,7 +198,11 @@ fn limits(rig: &Rig) {
     let _others: Vec<_> = (0..2).map(|_| adapter.session().unwrap()).collect();
     assert!(adapter.session().is_err(), "a fourth session of the same user");
     let elsewhere = adapter.session_as(super::somebody(4000)).unwrap();
-    assert_eq!(elsewhere.statistics().unwrap().sessions.len(), 1, "others are not limited by it, and not seen");
+    assert_eq!(
+        elsewhere.statistics().unwrap().sessions.len(),
+        1,
+        "others are not limited by it, and not seen"
+    );
 }
 
 /// A region that is registered as a source is denied as a target, on software devices as well.

@@ -143,4 +143,3 @@ fn until_the_process_ends() -> ! {
         std::hint::spin_loop();
     }
 }
-

@@ -25,7 +25,9 @@ fn round_trip(rig: &Rig) {
     let mut queue = session.queue(32).unwrap();
     let block = volume.block_size() as usize;
     for (seed, (offset, bytes)) in
-        [(0, block), (block, 3 * block), (4096 * 3, 64 << 10), (0, 1 << 20), (VOLUME as usize - block, block)].into_iter().enumerate()
+        [(0, block), (block, 3 * block), (4096 * 3, 64 << 10), (0, 1 << 20), (VOLUME as usize - block, block)]
+            .into_iter()
+            .enumerate()
     {
         let written = pattern(seed as u32, bytes);
         queue.write_at(&volume, offset as u64, &written).unwrap();
@@ -59,7 +61,11 @@ fn access_table(rig: &Rig) {
                 entry.length = 0;
             }
             let status = client.status(&entry);
-            let expected = if access.allows(needed) { [Status::OK, Status::E_MISCOMPARE] } else { [Status::E_ACCESS; 2] };
+            let expected = if access.allows(needed) {
+                [Status::OK, Status::E_MISCOMPARE]
+            } else {
+                [Status::E_ACCESS; 2]
+            };
             assert!(expected.contains(&status), "opcode {code} flags {flags} under {access}: {status}");
             assert!(status != Status::E_MISCOMPARE || code == opcode::COMPARE);
         }
@@ -86,7 +92,8 @@ fn bounds(rig: &Rig) {
             let mut entry = client.request(code);
             (entry.offset, entry.length) = (offset, length as u32);
             let status = client.status(&entry);
-            let miscompare = code == opcode::COMPARE && expected == Status::OK && status == Status::E_MISCOMPARE;
+            let miscompare =
+                code == opcode::COMPARE && expected == Status::OK && status == Status::E_MISCOMPARE;
             assert!(status == expected || miscompare, "opcode {code}, {length} bytes at {offset}: {status}");
         }
     }
@@ -178,8 +185,13 @@ fn guesses(rig: &Rig) {
                 continue;
             }
             let status = guesser.status(&entry);
-            let refusals =
-                [Status::E_PD_MISMATCH, Status::E_ENTRY_INVALID, Status::E_KEY_INSTANCE, Status::E_KEY_RANGE, Status::E_SEGMENT];
+            let refusals = [
+                Status::E_PD_MISMATCH,
+                Status::E_ENTRY_INVALID,
+                Status::E_KEY_INSTANCE,
+                Status::E_KEY_RANGE,
+                Status::E_SEGMENT,
+            ];
             assert!(refusals.contains(&status), "key {index}#{instance}: {status}");
         }
     }

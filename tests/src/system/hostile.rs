@@ -66,7 +66,9 @@ fn garbage(rig: &Rig) {
         send(&socket, &encode(1, &hello()).unwrap(), &[], Blocking::Wait).unwrap();
         assert!(matches!(reply(&socket), Some((1, Reply::Welcome(_)))));
         send(&socket, packet, &[], Blocking::Wait).unwrap();
-        let Some((_, Reply::Error { status, detail })) = reply(&socket) else { panic!("packet {i} got no error") };
+        let Some((_, Reply::Error { status, detail })) = reply(&socket) else {
+            panic!("packet {i} got no error")
+        };
         assert_eq!(status, Status::E_PARAM, "packet {i}: {detail}");
         assert!(reply(&socket).is_none(), "packet {i}: the session ends");
         assert_eq!(witness.status(&witness.request(portcullis::wire::layout::opcode::READ)), Status::OK);
@@ -148,7 +150,10 @@ fn deaf(rig: &Rig) {
         match send(&socket, &question, &[], Blocking::Never) {
             Ok(()) => asked += 1,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                assert_eq!(witness.status(&witness.request(portcullis::wire::layout::opcode::READ)), Status::OK);
+                assert_eq!(
+                    witness.status(&witness.request(portcullis::wire::layout::opcode::READ)),
+                    Status::OK
+                );
             }
             Err(_) => return true,
         }

@@ -143,7 +143,11 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// A pattern that says whose it is and where.
 pub fn pattern(seed: u32, bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|i| (seed.wrapping_mul(0x9e37_79b9) ^ (i as u32 / 4).wrapping_mul(0x85eb_ca6b)).to_le_bytes()[i % 4]).collect()
+    (0..bytes)
+        .map(|i| {
+            (seed.wrapping_mul(0x9e37_79b9) ^ (i as u32 / 4).wrapping_mul(0x85eb_ca6b)).to_le_bytes()[i % 4]
+        })
+        .collect()
 }
 
 /// An application that does I/O on volume `v` until it is killed: what [`crate::process::Role::Victim`] does.

@@ -172,7 +172,11 @@ fn too_much(rig: &Rig) {
         assert!(expected.contains(&error.status()), "{bytes}: {error}");
     }
     for name in ["", ".", "..", "a/b", "a:b", "a\nb", &"x".repeat(300)] {
-        assert_eq!(session.create_volume(name, VOLUME).unwrap_err().status(), Some(Status::E_PARAM), "{name:?}");
+        assert_eq!(
+            session.create_volume(name, VOLUME).unwrap_err().status(),
+            Some(Status::E_PARAM),
+            "{name:?}"
+        );
     }
     assert_eq!(session.device_info().unwrap().free_blocks, before);
     session.create_volume("v", VOLUME).unwrap();
@@ -196,7 +200,10 @@ fn strangers(rig: &Rig) {
         assert_eq!(error.and_then(|e| e.status()), Some(Status::E_AUTH));
     }
     let device = stranger.device_info().unwrap();
-    assert!(device.metadata.is_empty() && device.volumes.is_empty(), "absolute blocks are for administrators");
+    assert!(
+        device.metadata.is_empty() && device.volumes.is_empty(),
+        "absolute blocks are for administrators"
+    );
     assert_eq!(stranger.volumes().count(), 1);
     assert_eq!(owner.volume_info("v").unwrap().bytes, VOLUME);
 }

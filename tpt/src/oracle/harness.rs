@@ -16,11 +16,7 @@ use crate::{
 const WIDTH: u32 = 2;
 const SHIFT: u8 = 9;
 /// Two segments and a short one.
-const LIMITS: Limits = Limits {
-    entries: 36,
-    lba_entries: 12,
-    regions: 3,
-};
+const LIMITS: Limits = Limits { entries: 36, lba_entries: 12, regions: 3 };
 const POLLERS: usize = 2;
 /// More grants in flight than this are not started.
 const FLYING: usize = 64;
@@ -34,11 +30,7 @@ struct Flaky {
 
 impl SegmentSource for Flaky {
     fn fetch(&self, segment: u32) -> Option<Arc<Segment>> {
-        if self.fails.load(Relaxed) {
-            None
-        } else {
-            self.published.fetch(segment)
-        }
+        if self.fails.load(Relaxed) { None } else { self.published.fetch(segment) }
     }
 }
 
@@ -109,10 +101,7 @@ impl Harness {
     pub fn new() -> Self {
         let tables = Tables::new(LIMITS, KeyInstance(0));
         let published = tables.published();
-        let source = Arc::new(Flaky {
-            published: Arc::clone(&published),
-            fails: AtomicBool::new(false),
-        });
+        let source = Arc::new(Flaky { published: Arc::clone(&published), fails: AtomicBool::new(false) });
         let poller = |_| Directory::with_source(Arc::clone(&published), Arc::clone(&source), 1);
         Self {
             pollers: (0..POLLERS).map(poller).collect(),
@@ -136,36 +125,26 @@ impl Harness {
     pub fn apply(&mut self, op: &Op) {
         let before = self.published.snapshot();
         let may_write = match op {
-            Op::Create {
-                domain: number,
-                access: bits,
-                shared,
-                ranges: small,
-            } => self.create(domain(*number), access(*bits), *shared, &ranges(small)),
+            Op::Create { domain: number, access: bits, shared, ranges: small } => {
+                self.create(domain(*number), access(*bits), *shared, &ranges(small))
+            }
             Op::BeginModify { caller, key } => self.begin(*caller, *key, Purpose::Modify),
             Op::BeginDelete { caller, key } => self.begin(*caller, *key, Purpose::Delete),
             Op::BeginRevoke { caller, key } => self.begin(*caller, *key, Purpose::Revoke),
-            Op::Finish {
-                back,
-                access: bits,
-                ranges: small,
-            } => self.finish(*back, bits.map(access), small.as_deref().map(ranges).as_deref()),
+            Op::Finish { back, access: bits, ranges: small } => {
+                self.finish(*back, bits.map(access), small.as_deref().map(ranges).as_deref())
+            }
             Op::Cancel { back } => self.cancel(*back),
-            Op::CreateRegion {
-                domain: number,
-                access: bits,
-                bytes,
-            } => self.create_region(domain(*number), access(*bits), *bytes),
+            Op::CreateRegion { domain: number, access: bits, bytes } => {
+                self.create_region(domain(*number), access(*bits), *bytes)
+            }
             Op::BeginRegionDelete { caller, region } => self.begin_region_delete(*caller, *region),
             Op::FinishRegionDelete { back } => self.finish_region_delete(*back),
             Op::Query { .. } | Op::Check { .. } | Op::Resume { .. } | Op::Release { .. } => self.read(op),
             Op::Evict { .. } | Op::FailFetches { .. } => self.disturb(op),
         };
         // S4-R14: what was refused, and what only reads, changed nothing.
-        assert!(
-            may_write || self.published.snapshot() == before,
-            "{op:?} changed the tables"
-        );
+        assert!(may_write || self.published.snapshot() == before, "{op:?} changed the tables");
         self.compare();
     }
 
@@ -209,48 +188,27 @@ impl Harness {
         assert_eq!(usage.regions as usize, self.model.regions.len());
         for number in 0..DOMAINS {
             let its = domain(number);
-            let keys = self
-                .model
-                .entries
-                .values()
-                .filter(|entry| entry.domain == its)
-                .map(|entry| entry.key);
+            let keys = self.model.entries.values().filter(|entry| entry.domain == its).map(|entry| entry.key);
             assert!(keys.eq(self.tables.keys_of(its)));
-            let regions = self
-                .model
-                .regions
-                .values()
-                .filter(|region| region.spec.domain == its);
+            let regions = self.model.regions.values().filter(|region| region.spec.domain == its);
             assert!(regions.map(|region| region.key).eq(self.tables.regions_of(its)));
         }
         for (number, poller) in self.pollers.iter().enumerate() {
             for index in 0..LIMITS.entries {
-                assert_eq!(
-                    poller.entry_is_idle(EntryIndex(index)),
-                    self.entry_is_idle(number, index)
-                );
+                assert_eq!(poller.entry_is_idle(EntryIndex(index)), self.entry_is_idle(number, index));
             }
             for index in 0..LIMITS.regions {
-                assert_eq!(
-                    poller.region_is_idle(RegionIndex(index)),
-                    self.region_is_idle(number, index)
-                );
+                assert_eq!(poller.region_is_idle(RegionIndex(index)), self.region_is_idle(number, index));
             }
         }
     }
 
     fn entry_is_idle(&self, poller: usize, index: u32) -> bool {
-        !self
-            .flying
-            .iter()
-            .any(|f| f.poller == poller && f.grant.key().index().0 == index)
+        !self.flying.iter().any(|f| f.poller == poller && f.grant.key().index().0 == index)
     }
 
     fn region_is_idle(&self, poller: usize, index: u32) -> bool {
-        !self
-            .flying
-            .iter()
-            .any(|f| f.poller == poller && f.iova.is_some() && f.grant.region == index)
+        !self.flying.iter().any(|f| f.poller == poller && f.iova.is_some() && f.grant.region == index)
     }
 
     fn pick(&self, pick: Pick) -> Key {
@@ -272,13 +230,7 @@ impl Harness {
     }
 
     fn create(&mut self, domain: Domain, access: Access, shared: bool, ranges: &[LbaRange]) -> bool {
-        let spec = GrantSpec {
-            domain,
-            access,
-            block_shift: SHIFT,
-            ranges,
-            shared,
-        };
+        let spec = GrantSpec { domain, access, block_shift: SHIFT, ranges, shared };
         let expected = self.model.create(&spec);
         let answer = self.tables.create(&spec);
         assert_eq!(answer.map(|_| ()), expected, "{spec:?}");
@@ -297,10 +249,7 @@ impl Harness {
         match self.tables.begin(caller, key, purpose) {
             Ok(token) => {
                 assert_eq!(expected, Ok(()), "{purpose:?} {key}");
-                assert_eq!(
-                    (token.key(), token.entry(), token.purpose()),
-                    (key, key.index(), purpose)
-                );
+                assert_eq!((token.key(), token.entry(), token.purpose()), (key, key.index(), purpose));
                 self.tokens.push((token, self.next_token));
                 true
             }
@@ -355,12 +304,7 @@ impl Harness {
     fn create_region(&mut self, domain: Domain, access: Access, bytes: u8) -> bool {
         let bytes = u64::from(bytes) * 32;
         let iova = Iova(0x1000 * (1 + self.next_token) + u64::from(bytes == 32));
-        let spec = RegionSpec {
-            domain,
-            access,
-            iova,
-            bytes,
-        };
+        let spec = RegionSpec { domain, access, iova, bytes };
         let expected = self.model.create_region(&spec);
         let answer = self.tables.create_region(&spec);
         assert_eq!(answer.map(|_| ()), expected, "{spec:?}");
@@ -405,11 +349,7 @@ impl Harness {
     fn read(&mut self, op: &Op) -> bool {
         match *op {
             Op::Query { domain: number, key } => self.query(domain(number), self.pick(key)),
-            Op::Check {
-                poller,
-                domain: number,
-                request,
-            } => {
+            Op::Check { poller, domain: number, request } => {
                 let request = self.request(&request);
                 self.check(usize::from(poller) % POLLERS, domain(number), &request);
             }
@@ -466,10 +406,8 @@ impl Harness {
             6 => Operation::Deallocate,
             _ => Operation::Compare,
         };
-        let (mut offset, mut length) = (
-            u64::from(small.block % 16) << SHIFT,
-            u64::from(small.blocks % 8) << SHIFT,
-        );
+        let (mut offset, mut length) =
+            (u64::from(small.block % 16) << SHIFT, u64::from(small.blocks % 8) << SHIFT);
         match small.skew % 16 {
             0 => offset += 128,
             1 => length += 128,
@@ -477,25 +415,13 @@ impl Harness {
             3 => length = length.wrapping_neg(),
             _ => {}
         }
-        let memory = Memory {
-            region: self.pick_region(small.region),
-            offset: u64::from(small.memory) * 2,
-        };
-        Request {
-            operation,
-            key: self.pick(small.key),
-            offset,
-            length,
-            memory,
-        }
+        let memory = Memory { region: self.pick_region(small.region), offset: u64::from(small.memory) * 2 };
+        Request { operation, key: self.pick(small.key), offset, length, memory }
     }
 
     fn check(&mut self, poller: usize, domain: Domain, request: &Request) {
         let expected = self.model.check(domain, request);
-        let (before, answer) = (
-            self.pollers[poller].counters(),
-            self.pollers[poller].check(domain, request),
-        );
+        let (before, answer) = (self.pollers[poller].counters(), self.pollers[poller].check(domain, request));
         let after = self.pollers[poller].counters();
         if matches!(answer, Err(Denied::KeyRange | Denied::Domain | Denied::Segment)) {
             assert_eq!(before, after, "{request:?} cost a fetch or an eviction");
@@ -507,16 +433,8 @@ impl Harness {
                     Err(denied) => panic!("{request:?} of {domain} granted, not {denied:?}"),
                 };
                 assert_eq!((grant.key(), grant.operation()), (request.key, request.operation));
-                assert_eq!(
-                    (grant.blocks(), grant.bytes()),
-                    (blocks.len() as u64, request.length)
-                );
-                let flying = Flying {
-                    poller,
-                    grant,
-                    blocks,
-                    iova,
-                };
+                assert_eq!((grant.blocks(), grant.bytes()), (blocks.len() as u64, request.length));
+                let flying = Flying { poller, grant, blocks, iova };
                 self.compare_pieces(&flying, 0);
                 self.flying.push(flying);
                 if self.flying.len() > FLYING {
@@ -526,10 +444,7 @@ impl Harness {
             }
             Err(Denied::Segment) => {
                 assert!(self.source.fails.load(Relaxed), "{request:?}");
-                assert!(
-                    !matches!(expected, Err(Denied::KeyRange | Denied::Domain)),
-                    "{request:?}"
-                );
+                assert!(!matches!(expected, Err(Denied::KeyRange | Denied::Domain)), "{request:?}");
             }
             Err(denied) => assert_eq!(expected, Err(denied), "{request:?} of {domain}"),
         }
@@ -541,19 +456,9 @@ impl Harness {
         let mut at = done.min(flying.blocks.len());
         for piece in self.pollers[flying.poller].pieces(&flying.grant, done as u64) {
             assert!(piece.blocks > 0);
-            assert_eq!(
-                piece.iova.0,
-                address(at),
-                "address of block {at} of {:?}",
-                flying.grant
-            );
+            assert_eq!(piece.iova.0, address(at), "address of block {at} of {:?}", flying.grant);
             for lba in piece.lba.0..piece.lba.0 + piece.blocks {
-                assert_eq!(
-                    flying.blocks.get(at),
-                    Some(&lba),
-                    "block {at} of {:?}",
-                    flying.grant
-                );
+                assert_eq!(flying.blocks.get(at), Some(&lba), "block {at} of {:?}", flying.grant);
                 at += 1;
             }
         }

@@ -31,10 +31,7 @@ pub(crate) struct ModelRegion {
 
 /// Each block of a range, in order.
 pub(crate) fn each_block(ranges: &[LbaRange]) -> Vec<u64> {
-    ranges
-        .iter()
-        .flat_map(|range| range.first.0..range.first.0 + range.count.0)
-        .collect()
+    ranges.iter().flat_map(|range| range.first.0..range.first.0 + range.count.0).collect()
 }
 
 #[derive(Debug)]
@@ -75,15 +72,8 @@ impl Model {
     fn overlaps(&self, domain: Domain, shared: bool, ranges: &[LbaRange]) -> bool {
         let wanted = each_block(ranges);
         let forbids = |entry: &ModelEntry| {
-            let agree = if shared {
-                entry.shared
-            } else {
-                !entry.shared && entry.domain == domain
-            };
-            !agree
-                && each_block(&entry.ranges)
-                    .iter()
-                    .any(|block| wanted.contains(block))
+            let agree = if shared { entry.shared } else { !entry.shared && entry.domain == domain };
+            !agree && each_block(&entry.ranges).iter().any(|block| wanted.contains(block))
         };
         self.entries.values().any(forbids)
     }
@@ -145,11 +135,7 @@ impl Model {
             return Err(TableError::Domain);
         }
         let entry = self.entries.get(&index).ok_or(TableError::EntryInvalid)?;
-        if entry.key == key {
-            Ok(entry)
-        } else {
-            Err(TableError::KeyInstance)
-        }
+        if entry.key == key { Ok(entry) } else { Err(TableError::KeyInstance) }
     }
 
     pub(crate) fn query(&self, domain: Domain, key: Key) -> Result<&ModelEntry, TableError> {
@@ -243,30 +229,16 @@ impl Model {
             let lives = self.region_lives.get(&index).copied().unwrap_or(0);
             !self.regions.contains_key(&index) && lives <= self.last_instance
         };
-        if (0..self.limits.regions).any(free) {
-            Ok(())
-        } else {
-            Err(TableError::NoResources)
-        }
+        if (0..self.limits.regions).any(free) { Ok(()) } else { Err(TableError::NoResources) }
     }
 
     pub(crate) fn region_created(&mut self, spec: &RegionSpec, key: RegionKey) {
         let index = key.index().0;
-        assert!(
-            index < self.limits.regions && !self.regions.contains_key(&index),
-            "{key} is not to be had"
-        );
+        assert!(index < self.limits.regions && !self.regions.contains_key(&index), "{key} is not to be had");
         let lives = self.region_lives.entry(index).or_insert(0);
         assert_eq!(key.instance().0, *lives, "each life has the next instance");
         *lives += 1;
-        self.regions.insert(
-            index,
-            ModelRegion {
-                key,
-                spec: *spec,
-                closing: false,
-            },
-        );
+        self.regions.insert(index, ModelRegion { key, spec: *spec, closing: false });
     }
 
     pub(crate) fn begin_region_delete(
@@ -277,10 +249,7 @@ impl Model {
         if key.index().0 >= self.limits.regions {
             return Err(TableError::KeyRange);
         }
-        let region = self
-            .regions
-            .get_mut(&key.index().0)
-            .ok_or(TableError::EntryInvalid)?;
+        let region = self.regions.get_mut(&key.index().0).ok_or(TableError::EntryInvalid)?;
         if caller.is_some_and(|caller| caller != region.spec.domain) {
             return Err(TableError::Domain);
         }
@@ -339,9 +308,8 @@ impl Model {
         if offset % block != 0 || length % block != 0 {
             return Err(Denied::Alignment);
         }
-        let iova = memory
-            .map(|needed| self.memory(domain, request, needed).ok_or(Denied::Memory))
-            .transpose()?;
+        let iova =
+            memory.map(|needed| self.memory(domain, request, needed).ok_or(Denied::Memory)).transpose()?;
         let place = |bytes: u128| usize::try_from(bytes / block).unwrap_or(usize::MAX);
         Ok((blocks[place(offset)..place(offset + length)].to_vec(), iova))
     }

@@ -23,22 +23,14 @@ fn s4_r5_every_access_value_against_every_operation() {
             };
             let blocks = if operation == Operation::Flush { 0 } else { 2 };
             let request = world.request(operation, key, 0, blocks);
-            let expected = if allowed {
-                Ok((100..100 + blocks).collect())
-            } else {
-                Err(Denied::Access)
-            };
+            let expected = if allowed { Ok((100..100 + blocks).collect()) } else { Err(Denied::Access) };
             assert_eq!(world.blocks(&request), expected, "{operation:?} with {access}");
         }
         // And the value that is no value: not valid.
         world.delete(key);
         for operation in OPERATIONS {
             let request = world.request(operation, key, 0, u64::from(operation != Operation::Flush));
-            assert_eq!(
-                world.blocks(&request),
-                Err(Denied::EntryInvalid),
-                "S4-R2 {operation:?}"
-            );
+            assert_eq!(world.blocks(&request), Err(Denied::EntryInvalid), "S4-R2 {operation:?}");
         }
     }
     assert!(Access::from_bits(8).is_none());
@@ -51,12 +43,7 @@ fn s4_r5_memory_rights_against_every_operation() {
     let key = world.grant(&[range(0, 8)]);
     for bits in 1..=3 {
         let access = Access::from_bits(bits).unwrap();
-        let region = RegionSpec {
-            domain: A,
-            access,
-            iova: Iova(IOVA),
-            bytes: BLOCK,
-        };
+        let region = RegionSpec { domain: A, access, iova: Iova(IOVA), bytes: BLOCK };
         let region = world.tables.create_region(&region).unwrap();
         for operation in OPERATIONS {
             let allowed = match operation {
@@ -81,20 +68,14 @@ fn s4_r5_memory_rights_against_every_operation() {
 fn s4_r6_a_foreign_key_is_refused() {
     let mut world = World::new();
     let key = world.grant(&[range(0, 8)]);
-    let own = world
-        .tables
-        .create(&spec(B, Access::ALL, &[range(100, 8)]))
-        .unwrap();
+    let own = world.tables.create(&spec(B, Access::ALL, &[range(100, 8)])).unwrap();
     let mut request = world.request(Operation::Read, key, 0, 1);
     request.memory.region = world.region_b;
     assert_eq!(world.directory.check(B, &request).unwrap_err(), Denied::Domain);
     request.key = own;
     let grant = world.directory.check(B, &request).unwrap();
     world.directory.release(grant);
-    assert_eq!(
-        world.directory.check(Domain(9), &request).unwrap_err(),
-        Denied::Domain
-    );
+    assert_eq!(world.directory.check(Domain(9), &request).unwrap_err(), Denied::Domain);
 }
 
 /// S4-R7: bounds, without wrapping.
@@ -124,20 +105,12 @@ fn s4_r7_bounds_do_not_wrap() {
     for &(offset, length, expected) in cases {
         let mut request = world.request(Operation::Read, key, 0, 1);
         (request.offset, request.length) = (offset, length);
-        assert_eq!(
-            world.blocks(&request).map(|_| ()),
-            expected,
-            "{offset:#x}+{length:#x}"
-        );
+        assert_eq!(world.blocks(&request).map(|_| ()), expected, "{offset:#x}+{length:#x}");
     }
     for (offset, length) in [(0, BLOCK), (BLOCK, 0), (0, 1)] {
         let mut request = world.request(Operation::Flush, key, 0, 0);
         (request.offset, request.length) = (offset, length);
-        assert_eq!(
-            world.blocks(&request),
-            Err(Denied::Bounds),
-            "a flush names no range"
-        );
+        assert_eq!(world.blocks(&request), Err(Denied::Bounds), "a flush names no range");
     }
 }
 
@@ -159,34 +132,16 @@ fn memory_must_cover_the_request() {
         (at(own, u64::MAX - BLOCK + 1), Err(Denied::Memory)),
         (at(own, u64::MAX - 3), Err(Denied::Memory)),
         (at(world.region_b, 0), Err(Denied::Memory)),
-        (
-            at(RegionKey::new(own.index(), KeyInstance(own.instance().0 + 1)), 0),
-            Err(Denied::Memory),
-        ),
-        (
-            at(RegionKey::new(RegionIndex(LIMITS.regions), own.instance()), 0),
-            Err(Denied::Memory),
-        ),
-        (
-            at(RegionKey::new(RegionIndex(u32::MAX), own.instance()), 0),
-            Err(Denied::Memory),
-        ),
-        (
-            at(RegionKey::new(RegionIndex(5), own.instance()), 0),
-            Err(Denied::Memory),
-        ),
+        (at(RegionKey::new(own.index(), KeyInstance(own.instance().0 + 1)), 0), Err(Denied::Memory)),
+        (at(RegionKey::new(RegionIndex(LIMITS.regions), own.instance()), 0), Err(Denied::Memory)),
+        (at(RegionKey::new(RegionIndex(u32::MAX), own.instance()), 0), Err(Denied::Memory)),
+        (at(RegionKey::new(RegionIndex(5), own.instance()), 0), Err(Denied::Memory)),
     ];
     for (memory, expected) in cases {
-        let request = Request {
-            memory,
-            ..world.request(Operation::Read, key, 0, 1)
-        };
+        let request = Request { memory, ..world.request(Operation::Read, key, 0, 1) };
         assert_eq!(world.blocks(&request).map(|_| ()), expected, "{memory:?}");
         // Where no data moves the memory is not looked at.
-        let request = Request {
-            memory,
-            ..world.request(Operation::Deallocate, key, 0, 1)
-        };
+        let request = Request { memory, ..world.request(Operation::Deallocate, key, 0, 1) };
         assert_eq!(world.blocks(&request), Ok(vec![0]), "{memory:?}");
     }
 }
@@ -195,21 +150,13 @@ fn memory_must_cover_the_request() {
 #[test]
 fn s4_r13_the_earliest_failing_check_decides() {
     let mut world = World::new();
-    let corrupt = world
-        .tables
-        .create(&spec(A, Access::READ, &[range(0, 8)]))
-        .unwrap();
-    world
-        .tables
-        .corrupt_pointer_for_test(corrupt.index(), LIMITS.lba_entries, 1);
+    let corrupt = world.tables.create(&spec(A, Access::READ, &[range(0, 8)])).unwrap();
+    world.tables.corrupt_pointer_for_test(corrupt.index(), LIMITS.lba_entries, 1);
     let foreign = RegionKey::new(RegionIndex(1), KeyInstance(99));
     // From the last check to the first, each request also fails all that the ones before it fail.
     let mut request = world.request(Operation::Read, corrupt, 0, 1);
     assert_eq!(world.blocks(&request), Err(Denied::TableCorrupt));
-    request.memory = Memory {
-        region: foreign,
-        offset: 1,
-    };
+    request.memory = Memory { region: foreign, offset: 1 };
     assert_eq!(world.blocks(&request), Err(Denied::Memory));
     request.length = BLOCK - 1;
     assert_eq!(world.blocks(&request), Err(Denied::Alignment));
@@ -235,68 +182,29 @@ fn s4_r13_the_earliest_failing_check_decides() {
 #[test]
 fn s4_r14_a_failed_request_changes_nothing() {
     let mut world = World::new();
-    let key = world
-        .tables
-        .create(&spec(A, Access::READ, &[range(5, 8)]))
-        .unwrap();
-    let held = world
-        .tables
-        .create(&spec(A, Access::READ, &[range(50, 8)]))
-        .unwrap();
-    let closed = world
-        .tables
-        .create(&spec(A, Access::READ, &[range(90, 8)]))
-        .unwrap();
+    let key = world.tables.create(&spec(A, Access::READ, &[range(5, 8)])).unwrap();
+    let held = world.tables.create(&spec(A, Access::READ, &[range(50, 8)])).unwrap();
+    let closed = world.tables.create(&spec(A, Access::READ, &[range(90, 8)])).unwrap();
     let _modify = world.tables.begin(Some(A), held, Purpose::Modify).unwrap();
     let _revoke = world.tables.begin(None, closed, Purpose::Revoke).unwrap();
     let good = world.request(Operation::Read, key, 0, 1);
     world.blocks(&good).unwrap();
     world.blocks(&good).unwrap();
-    let before = (
-        world.tables.published().snapshot(),
-        format!("{:?}", world.directory),
-    );
+    let before = (world.tables.published().snapshot(), format!("{:?}", world.directory));
     let stale = Key::new(key.index(), KeyInstance(77));
     let bad = [
         Request { key: held, ..good },
         Request { key: closed, ..good },
         Request { key: stale, ..good },
-        Request {
-            key: Key(u64::MAX),
-            ..good
-        },
-        Request {
-            key: Key::new(EntryIndex(40), KeyInstance(1)),
-            ..good
-        },
-        Request {
-            operation: Operation::Write { fua: false },
-            ..good
-        },
-        Request {
-            operation: Operation::Deallocate,
-            ..good
-        },
-        Request {
-            offset: 8 * BLOCK,
-            ..good
-        },
+        Request { key: Key(u64::MAX), ..good },
+        Request { key: Key::new(EntryIndex(40), KeyInstance(1)), ..good },
+        Request { operation: Operation::Write { fua: false }, ..good },
+        Request { operation: Operation::Deallocate, ..good },
+        Request { offset: 8 * BLOCK, ..good },
         Request { offset: 1, ..good },
         Request { length: 0, ..good },
-        Request {
-            memory: Memory {
-                region: world.region_b,
-                offset: 0,
-            },
-            ..good
-        },
-        Request {
-            memory: Memory {
-                region: world.region_a,
-                offset: 1 << 40,
-            },
-            ..good
-        },
+        Request { memory: Memory { region: world.region_b, offset: 0 }, ..good },
+        Request { memory: Memory { region: world.region_a, offset: 1 << 40 }, ..good },
     ];
     for request in bad {
         assert!(world.blocks(&request).is_err(), "{request:?}");
@@ -313,75 +221,37 @@ fn s4_r12_pieces_follow_the_ranges() {
     let mut world = World::new();
     let key = world.grant(&[range(1000, 3), range(20, 2), range(500, 4)]);
     let request = Request {
-        memory: Memory {
-            region: world.region_a,
-            offset: 8,
-        },
+        memory: Memory { region: world.region_a, offset: 8 },
         ..world.request(Operation::Write { fua: false }, key, 2, 6)
     };
     let grant = world.directory.check(A, &request).unwrap();
     assert_eq!((grant.blocks(), grant.bytes(), grant.key()), (6, 6 * BLOCK, key));
     assert_eq!(grant.operation(), Operation::Write { fua: false });
-    let piece = |lba, blocks, block| Piece {
-        lba: Lba(lba),
-        blocks,
-        iova: Iova(IOVA + 8 + block * BLOCK),
-    };
+    let piece = |lba, blocks, block| Piece { lba: Lba(lba), blocks, iova: Iova(IOVA + 8 + block * BLOCK) };
     let pieces: Vec<_> = world.directory.pieces(&grant, 0).collect();
     assert_eq!(pieces, [piece(1002, 1, 0), piece(20, 2, 1), piece(500, 3, 3)]);
-    assert_eq!(
-        world.directory.pieces(&grant, 2).collect::<Vec<_>>(),
-        [piece(21, 1, 2), piece(500, 3, 3)]
-    );
-    assert_eq!(
-        world.directory.pieces(&grant, 5).collect::<Vec<_>>(),
-        [piece(502, 1, 5)]
-    );
+    assert_eq!(world.directory.pieces(&grant, 2).collect::<Vec<_>>(), [piece(21, 1, 2), piece(500, 3, 3)]);
+    assert_eq!(world.directory.pieces(&grant, 5).collect::<Vec<_>>(), [piece(502, 1, 5)]);
     assert_eq!(world.directory.pieces(&grant, 6).count(), 0);
     assert_eq!(world.directory.pieces(&grant, u64::MAX).count(), 0);
     world.directory.release(grant);
     let zeroes = world.request(Operation::WriteZeroes { deallocate: true }, key, 2, 2);
     let grant = world.directory.check(A, &zeroes).unwrap();
     let pieces: Vec<_> = world.directory.pieces(&grant, 0).collect();
-    assert_eq!(
-        pieces.iter().map(|p| (p.lba.0, p.iova.0)).collect::<Vec<_>>(),
-        [(1002, 0), (20, 0)]
-    );
+    assert_eq!(pieces.iter().map(|p| (p.lba.0, p.iova.0)).collect::<Vec<_>>(), [(1002, 0), (20, 0)]);
     world.directory.release(grant);
-    let flush = world
-        .directory
-        .check(A, &world.request(Operation::Flush, key, 0, 0))
-        .unwrap();
-    assert_eq!(
-        (
-            flush.blocks(),
-            flush.bytes(),
-            world.directory.pieces(&flush, 0).count()
-        ),
-        (0, 0, 0)
-    );
-    assert!(
-        !world.directory.entry_is_idle(key.index()),
-        "a flush is active I/O"
-    );
+    let flush = world.directory.check(A, &world.request(Operation::Flush, key, 0, 0)).unwrap();
+    assert_eq!((flush.blocks(), flush.bytes(), world.directory.pieces(&flush, 0).count()), (0, 0, 0));
+    assert!(!world.directory.entry_is_idle(key.index()), "a flush is active I/O");
     world.directory.release(flush);
 }
 
 /// S8-R8: a thousand ranges in order, as one request and block by block.
 #[test]
 fn s8_r8_a_grant_of_a_thousand_ranges_is_read_in_order() {
-    let limits = Limits {
-        entries: 16,
-        lba_entries: 1100,
-        regions: 2,
-    };
+    let limits = Limits { entries: 16, lba_entries: 1100, regions: 2 };
     let mut world = World::<32>::with(limits, 0);
-    let big = RegionSpec {
-        domain: A,
-        access: Access::READ_WRITE,
-        iova: Iova(0),
-        bytes: 1 << 40,
-    };
+    let big = RegionSpec { domain: A, access: Access::READ_WRITE, iova: Iova(0), bytes: 1 << 40 };
     // Lengths 1 to 5, scattered backwards over the device.
     let ranges: Vec<_> = (0..1000u64).map(|i| range((1000 - i) * 10, 1 + i % 5)).collect();
     let plain: Vec<u64> = ranges.iter().flat_map(|r| r.first.0..r.end().0).collect();
@@ -393,10 +263,7 @@ fn s8_r8_a_grant_of_a_thousand_ranges_is_read_in_order() {
     let key = world.grant(&ranges);
     world.tables.self_check().unwrap();
     let blocks = plain.len() as u64;
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, key, 0, blocks)),
-        Ok(plain.clone())
-    );
+    assert_eq!(world.blocks(&world.request(Operation::Read, key, 0, blocks)), Ok(plain.clone()));
     for block in 0..blocks {
         let found = world.blocks(&world.request(Operation::Read, key, block, 1));
         assert_eq!(found, Ok(vec![plain[block as usize]]));
@@ -415,20 +282,11 @@ fn s8_r11_a_corrupt_pointer_is_seen() {
     world.delete(freed);
     let request = world.request(Operation::Read, key, 0, 1);
     assert_eq!(world.blocks(&request), Ok(vec![10]));
-    for (root, length) in [
-        (LIMITS.lba_entries, 1),
-        (u32::MAX, 1),
-        (0, 1),
-        (2, 1),
-        (3, 1),
-        (1, LIMITS.lba_entries + 1),
-    ] {
+    for (root, length) in
+        [(LIMITS.lba_entries, 1), (u32::MAX, 1), (0, 1), (2, 1), (3, 1), (1, LIMITS.lba_entries + 1)]
+    {
         world.tables.corrupt_pointer_for_test(key.index(), root, length);
-        assert_eq!(
-            world.blocks(&request),
-            Err(Denied::TableCorrupt),
-            "root {root} length {length}"
-        );
+        assert_eq!(world.blocks(&request), Err(Denied::TableCorrupt), "root {root} length {length}");
         assert_eq!(
             world.blocks(&world.request(Operation::Flush, key, 0, 0)),
             Err(Denied::TableCorrupt),
@@ -452,15 +310,9 @@ fn s4_r11_s8_r6_a_re_used_index_refuses_its_old_key() {
     world.delete(old);
     assert_eq!(world.blocks(&old_request), Err(Denied::EntryInvalid));
     let new = world.grant(&[range(0, 8)]);
-    assert_eq!(
-        (new.index(), new.instance().0),
-        (old.index(), old.instance().0 + 1)
-    );
+    assert_eq!((new.index(), new.instance().0), (old.index(), old.instance().0 + 1));
     assert_eq!(world.blocks(&old_request), Err(Denied::KeyInstance));
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, new, 0, 1)),
-        Ok(vec![0])
-    );
+    assert_eq!(world.blocks(&world.request(Operation::Read, new, 0, 1)), Ok(vec![0]));
 }
 
 /// S4-R10: rights reduced while idle.
@@ -473,10 +325,7 @@ fn s4_r10_reduced_rights_hold_at_once() {
     assert!(world.blocks(&write).is_ok());
     let quiesce = world.tables.begin(Some(A), key, Purpose::Modify).unwrap();
     assert_eq!(world.blocks(&read), Err(Denied::Held));
-    let change = Modification {
-        access: Some(Access::READ),
-        ranges: None,
-    };
+    let change = Modification { access: Some(Access::READ), ranges: None };
     world.tables.finish_modify(quiesce, &change).unwrap();
     assert_eq!(world.blocks(&write), Err(Denied::Access));
     assert_eq!(world.blocks(&read), Ok(vec![0]));
@@ -487,12 +336,7 @@ fn s4_r10_reduced_rights_hold_at_once() {
 #[test]
 fn s8_r13_guessing_the_instance_helps_nobody_else() {
     let mut tables = Tables::<8>::new(LIMITS, KeyInstance(42));
-    let region = |domain| RegionSpec {
-        domain,
-        access: Access::ALL,
-        iova: Iova(0),
-        bytes: BLOCK,
-    };
+    let region = |domain| RegionSpec { domain, access: Access::ALL, iova: Iova(0), bytes: BLOCK };
     let regions = [A, B].map(|domain| tables.create_region(&region(domain)).unwrap());
     let key = tables.create(&spec(A, Access::ALL, &[range(0, 8)])).unwrap();
     let mut directory = Directory::new(tables.published(), 1);
@@ -501,13 +345,7 @@ fn s8_r13_guessing_the_instance_helps_nobody_else() {
         let key = Key::new(key.index(), KeyInstance(instance));
         let guess = |region| {
             let memory = Memory { region, offset: 0 };
-            Request {
-                operation: Operation::Read,
-                key,
-                offset: 0,
-                length: BLOCK,
-                memory,
-            }
+            Request { operation: Operation::Read, key, offset: 0, length: BLOCK, memory }
         };
         match directory.check(A, &guess(regions[0])) {
             Ok(grant) => {
@@ -516,10 +354,7 @@ fn s8_r13_guessing_the_instance_helps_nobody_else() {
             }
             Err(denied) => assert_eq!(denied, Denied::KeyInstance, "S8-R5"),
         }
-        assert_eq!(
-            directory.check(B, &guess(regions[1])).unwrap_err(),
-            Denied::Domain
-        );
+        assert_eq!(directory.check(B, &guess(regions[1])).unwrap_err(), Denied::Domain);
     }
     assert_eq!(opened, [42]);
 }

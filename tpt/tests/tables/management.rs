@@ -7,10 +7,7 @@ use tpt::{
 };
 
 fn modification(ranges: &[LbaRange]) -> Modification<'_> {
-    Modification {
-        access: None,
-        ranges: Some(ranges),
-    }
+    Modification { access: None, ranges: Some(ranges) }
 }
 
 /// S6-R2.
@@ -18,58 +15,30 @@ fn modification(ranges: &[LbaRange]) -> Modification<'_> {
 fn s6_r2_query_returns_what_was_created() {
     let mut world = World::new();
     let ranges = [range(9, 1), range(3, 2)];
-    let spec = GrantSpec {
-        domain: A,
-        access: Access::READ,
-        block_shift: 9,
-        ranges: &ranges,
-        shared: true,
-    };
+    let spec = GrantSpec { domain: A, access: Access::READ, block_shift: 9, ranges: &ranges, shared: true };
     let key = world.tables.create(&spec).unwrap();
     let found = world.tables.query(A, key).unwrap();
     assert_eq!((found.key, found.domain, found.access), (key, A, Access::READ));
-    assert_eq!(
-        (found.block_shift, found.blocks, found.shared),
-        (9, Blocks(3), true)
-    );
+    assert_eq!((found.block_shift, found.blocks, found.shared), (9, Blocks(3), true));
     assert_eq!(found.ranges, ranges);
     assert_eq!(world.tables.keys_of(A), [key]);
     assert_eq!(world.tables.keys_of(B), []);
-    assert_eq!(
-        world.tables.usage(),
-        Usage {
-            entries: 1,
-            lba_entries: 2,
-            regions: 2
-        }
-    );
+    assert_eq!(world.tables.usage(), Usage { entries: 1, lba_entries: 2, regions: 2 });
 }
 
 /// S6-R3, S8-R2: whatever is missing or wrong, nothing stays allocated and the tables are as before.
 #[test]
 fn s6_r3_a_refused_create_leaves_nothing_behind() {
-    let limits = Limits {
-        entries: 16,
-        lba_entries: 20,
-        regions: 2,
-    };
+    let limits = Limits { entries: 16, lba_entries: 20, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     for i in 0..15 {
         world.grant(&[range(i * 10, 1)]);
     }
     let elsewhere = [range(500, 4)];
-    let shared = GrantSpec {
-        shared: true,
-        ..spec(A, Access::READ, &elsewhere)
-    };
+    let shared = GrantSpec { shared: true, ..spec(A, Access::READ, &elsewhere) };
     let before = (world.tables.usage(), world.tables.published().snapshot());
     let many: Vec<_> = (0..6).map(|i| range(1000 + i * 2, 1)).collect();
-    let bad = |first, count| {
-        [LbaRange {
-            first: tpt::Lba(first),
-            count: Blocks(count),
-        }]
-    };
+    let bad = |first, count| [LbaRange { first: tpt::Lba(first), count: Blocks(count) }];
     let (empty, wraps, huge) = (bad(600, 0), bad(u64::MAX, 2), bad(600, 1 << 60));
     let (overlap, twice) = ([range(600, 5), range(604, 1)], [range(600, 1), range(600, 1)]);
     let (free, taken) = ([range(600, 1)], [range(600, 1), range(0, 1)]);
@@ -82,58 +51,20 @@ fn s6_r3_a_refused_create_leaves_nothing_behind() {
         (spec(A, Access::READ, &huge), TableError::Parameter),
         (spec(A, Access::READ, &overlap), TableError::Parameter),
         (spec(A, Access::READ, &twice), TableError::Parameter),
-        (
-            GrantSpec {
-                block_shift: 8,
-                ..shared
-            },
-            TableError::Parameter,
-        ),
-        (
-            GrantSpec {
-                block_shift: 17,
-                ..shared
-            },
-            TableError::Parameter,
-        ),
+        (GrantSpec { block_shift: 8, ..shared }, TableError::Parameter),
+        (GrantSpec { block_shift: 17, ..shared }, TableError::Parameter),
         (spec(B, Access::READ, &taken), TableError::Overlap),
-        (
-            GrantSpec {
-                ranges: &taken,
-                ..shared
-            },
-            TableError::Overlap,
-        ),
+        (GrantSpec { ranges: &taken, ..shared }, TableError::Overlap),
     ];
     for (spec, expected) in cases {
         assert_eq!(world.tables.create(&spec), Err(expected), "{spec:?}");
-        assert_eq!(
-            (world.tables.usage(), world.tables.published().snapshot()),
-            before,
-            "{spec:?}"
-        );
+        assert_eq!((world.tables.usage(), world.tables.published().snapshot()), before, "{spec:?}");
         world.tables.self_check().unwrap();
     }
     world.tables.create(&spec(A, Access::READ, &many[..5])).unwrap();
-    assert_eq!(
-        world.tables.create(&shared),
-        Err(TableError::NoResources),
-        "all 16 entries are in use"
-    );
-    assert_eq!(
-        world.tables.usage(),
-        Usage {
-            entries: 16,
-            lba_entries: 20,
-            regions: 2
-        }
-    );
-    let region = RegionSpec {
-        domain: A,
-        access: Access::READ,
-        iova: Iova(0),
-        bytes: 4,
-    };
+    assert_eq!(world.tables.create(&shared), Err(TableError::NoResources), "all 16 entries are in use");
+    assert_eq!(world.tables.usage(), Usage { entries: 16, lba_entries: 20, regions: 2 });
+    let region = RegionSpec { domain: A, access: Access::READ, iova: Iova(0), bytes: 4 };
     assert_eq!(world.tables.create_region(&region), Err(TableError::NoResources));
     world.tables.self_check().unwrap();
 }
@@ -144,22 +75,12 @@ fn s8_r2_blocks_are_one_domains_own_or_shared() {
     let mut world = World::new();
     let both = [range(10, 10), range(30, 10)];
     let own = world.tables.create(&spec(A, Access::READ, &both)).unwrap();
-    let again = world
-        .tables
-        .create(&spec(A, Access::WRITE, &[range(15, 20)]))
-        .unwrap();
+    let again = world.tables.create(&spec(A, Access::WRITE, &[range(15, 20)])).unwrap();
     let last = [range(39, 1)];
     let theirs = spec(B, Access::READ, &last);
     assert_eq!(world.tables.create(&theirs), Err(TableError::Overlap));
-    let shared = GrantSpec {
-        shared: true,
-        ..theirs
-    };
-    assert_eq!(
-        world.tables.create(&shared),
-        Err(TableError::Overlap),
-        "one side that shares is not enough"
-    );
+    let shared = GrantSpec { shared: true, ..theirs };
+    assert_eq!(world.tables.create(&shared), Err(TableError::Overlap), "one side that shares is not enough");
     world.delete(own);
     let key = world.tables.create(&theirs).unwrap();
     assert_eq!(
@@ -194,10 +115,7 @@ fn s6_r4_r5_r6_delete_waits_for_the_quiescent_point() {
     assert_eq!(world.blocks(&request), Ok(vec![0, 1, 2, 3]));
     // S6-R5: the I/O in flight still finds its blocks, then ends.
     let quiesce = world.tables.begin(Some(A), key, Purpose::Delete).unwrap();
-    assert_eq!(
-        world.directory.pieces(&grant, 0).map(|p| p.blocks).sum::<u64>(),
-        4
-    );
+    assert_eq!(world.directory.pieces(&grant, 0).map(|p| p.blocks).sum::<u64>(), 4);
     world.directory.release(grant);
     world.finish_delete(quiesce);
     assert_eq!(world.tables.usage().entries, 0);
@@ -211,14 +129,8 @@ fn s6_r7_modify_waits_for_the_quiescent_point() {
     let key = world.grant(&[range(0, 8)]);
     let request = world.request(Operation::Read, key, 7, 1);
     let quiesce = world.tables.begin(Some(A), key, Purpose::Modify).unwrap();
-    world
-        .tables
-        .finish_modify(quiesce, &modification(&[range(0, 8), range(100, 1)]))
-        .unwrap();
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, key, 7, 2)),
-        Ok(vec![7, 100])
-    );
+    world.tables.finish_modify(quiesce, &modification(&[range(0, 8), range(100, 1)])).unwrap();
+    assert_eq!(world.blocks(&world.request(Operation::Read, key, 7, 2)), Ok(vec![7, 100]));
     // Given up.
     let grant = world.directory.check(A, &request).unwrap();
     let quiesce = world.tables.begin(Some(A), key, Purpose::Modify).unwrap();
@@ -230,15 +142,9 @@ fn s6_r7_modify_waits_for_the_quiescent_point() {
     let quiesce = world.tables.begin(Some(A), key, Purpose::Modify).unwrap();
     world.directory.release(grant);
     assert!(world.directory.entry_is_idle(quiesce.entry()));
-    world
-        .tables
-        .finish_modify(quiesce, &modification(&[range(50, 1)]))
-        .unwrap();
+    world.tables.finish_modify(quiesce, &modification(&[range(50, 1)])).unwrap();
     assert_eq!(world.blocks(&request), Err(Denied::Bounds));
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, key, 0, 1)),
-        Ok(vec![50])
-    );
+    assert_eq!(world.blocks(&world.request(Operation::Read, key, 0, 1)), Ok(vec![50]));
     assert_eq!(world.tables.usage().lba_entries, 1);
     world.tables.self_check().unwrap();
 }
@@ -246,17 +152,10 @@ fn s6_r7_modify_waits_for_the_quiescent_point() {
 /// S6-R8: what a modify lacks; the old ranges stay and the token can be used again.
 #[test]
 fn s6_r8_a_refused_modify_leaves_the_old_ranges() {
-    let limits = Limits {
-        entries: 32,
-        lba_entries: 4,
-        regions: 2,
-    };
+    let limits = Limits { entries: 32, lba_entries: 4, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     let key = world.grant(&[range(0, 8), range(20, 1)]);
-    world
-        .tables
-        .create(&spec(B, Access::READ, &[range(100, 8)]))
-        .unwrap();
+    world.tables.create(&spec(B, Access::READ, &[range(100, 8)])).unwrap();
     let mut quiesce = world.tables.begin(Some(A), key, Purpose::Modify).unwrap();
     let before = world.tables.published().snapshot();
     let cases: &[(&[LbaRange], TableError)] = &[
@@ -265,10 +164,7 @@ fn s6_r8_a_refused_modify_leaves_the_old_ranges() {
         (&[], TableError::Parameter),
     ];
     for (ranges, expected) in cases {
-        let (token, error) = world
-            .tables
-            .finish_modify(quiesce, &modification(ranges))
-            .unwrap_err();
+        let (token, error) = world.tables.finish_modify(quiesce, &modification(ranges)).unwrap_err();
         assert_eq!(error, *expected);
         assert_eq!(world.tables.published().snapshot(), before);
         world.tables.self_check().unwrap();
@@ -284,16 +180,9 @@ fn s6_r8_a_refused_modify_leaves_the_old_ranges() {
 fn s6_r13_extending_and_truncating_keep_the_key() {
     let mut world = World::new();
     let key = world.grant(&[range(40, 4)]);
-    for ranges in [
-        &[range(40, 4), range(10, 4)][..],
-        &[range(40, 2)],
-        &[range(40, 40)],
-    ] {
+    for ranges in [&[range(40, 4), range(10, 4)][..], &[range(40, 2)], &[range(40, 40)]] {
         let quiesce = world.tables.begin(Some(A), key, Purpose::Modify).unwrap();
-        world
-            .tables
-            .finish_modify(quiesce, &modification(ranges))
-            .unwrap();
+        world.tables.finish_modify(quiesce, &modification(ranges)).unwrap();
         let blocks: Vec<_> = ranges.iter().flat_map(|r| r.first.0..r.end().0).collect();
         let whole = world.request(Operation::Read, key, 0, blocks.len() as u64);
         assert_eq!(world.blocks(&whole), Ok(blocks));
@@ -315,17 +204,12 @@ fn s6_r14_another_domain_cannot_manage() {
             assert_eq!(world.tables.begin(Some(B), key, purpose), Err(TableError::Domain));
         }
     }
-    assert_eq!(
-        world.tables.begin_region_delete(Some(B), region),
-        Err(TableError::Domain)
-    );
+    assert_eq!(world.tables.begin_region_delete(Some(B), region), Err(TableError::Domain));
     assert_eq!(world.tables.published().snapshot(), before);
     let beyond = Key::new(EntryIndex(LIMITS.entries), KeyInstance(1));
     assert_eq!(world.tables.query(A, beyond), Err(TableError::KeyRange));
     assert_eq!(
-        world
-            .tables
-            .begin(None, Key::new(key.index(), KeyInstance(9)), Purpose::Revoke),
+        world.tables.begin(None, Key::new(key.index(), KeyInstance(9)), Purpose::Revoke),
         Err(TableError::KeyInstance)
     );
 }
@@ -340,10 +224,7 @@ fn s6_r11_an_old_key_manages_nothing() {
     let new = world.grant(&[range(0, 8)]);
     assert_eq!(old.index(), new.index());
     assert_eq!(world.tables.query(A, old), Err(TableError::KeyInstance));
-    assert_eq!(
-        world.tables.begin(Some(A), old, Purpose::Delete),
-        Err(TableError::KeyInstance)
-    );
+    assert_eq!(world.tables.begin(Some(A), old, Purpose::Delete), Err(TableError::KeyInstance));
     assert!(world.tables.query(A, new).is_ok());
 }
 
@@ -370,21 +251,12 @@ fn a_revocation_never_reopens() {
     let grant = world.directory.check(A, &request).unwrap();
     let quiesce = world.tables.begin(None, key, Purpose::Revoke).unwrap();
     assert_eq!(world.blocks(&request), Err(Denied::EntryInvalid));
-    assert_eq!(
-        world.tables.begin(None, key, Purpose::Revoke),
-        Err(TableError::Busy)
-    );
-    assert_eq!(
-        world.tables.begin(Some(A), key, Purpose::Delete),
-        Err(TableError::EntryInvalid)
-    );
+    assert_eq!(world.tables.begin(None, key, Purpose::Revoke), Err(TableError::Busy));
+    assert_eq!(world.tables.begin(Some(A), key, Purpose::Delete), Err(TableError::EntryInvalid));
     // The timer ends: still revoked, still draining, nothing re-used.
     world.tables.cancel(quiesce);
     assert_eq!(world.blocks(&request), Err(Denied::EntryInvalid));
-    assert_eq!(
-        world.tables.begin(Some(A), key, Purpose::Modify),
-        Err(TableError::EntryInvalid)
-    );
+    assert_eq!(world.tables.begin(Some(A), key, Purpose::Modify), Err(TableError::EntryInvalid));
     assert_eq!(world.tables.keys_of(A), [key]);
     let same = [range(0, 8)];
     let theirs = spec(B, Access::READ, &same);
@@ -412,9 +284,7 @@ fn a_revocation_overtakes_modify_and_delete() {
             assert_eq!(world.blocks(&request), Err(Denied::EntryInvalid));
             match (first, end) {
                 (Purpose::Modify, 0) => {
-                    let result = world
-                        .tables
-                        .finish_modify(overtaken, &modification(&[range(0, 1)]));
+                    let result = world.tables.finish_modify(overtaken, &modification(&[range(0, 1)]));
                     let (overtaken, error) = result.unwrap_err();
                     assert_eq!(error, TableError::EntryInvalid);
                     world.tables.cancel(overtaken);
@@ -460,79 +330,34 @@ fn a_region_drains_before_it_is_used_again() {
     assert!(world.directory.region_is_idle(quiesce.region()));
     world.tables.finish_region_delete(quiesce);
     assert_eq!(world.tables.regions_of(A), []);
-    assert_eq!(
-        world.tables.begin_region_delete(None, old),
-        Err(TableError::EntryInvalid)
-    );
+    assert_eq!(world.tables.begin_region_delete(None, old), Err(TableError::EntryInvalid));
     assert_eq!(world.blocks(&request), Err(Denied::Memory));
-    let spec = RegionSpec {
-        domain: A,
-        access: Access::READ_WRITE,
-        iova: Iova(0),
-        bytes: BLOCK,
-    };
+    let spec = RegionSpec { domain: A, access: Access::READ_WRITE, iova: Iova(0), bytes: BLOCK };
     let new = world.tables.create_region(&spec).unwrap();
-    assert_eq!(
-        (new.index(), new.instance().0),
-        (old.index(), old.instance().0 + 1)
-    );
+    assert_eq!((new.index(), new.instance().0), (old.index(), old.instance().0 + 1));
     assert_eq!(world.blocks(&request), Err(Denied::Memory));
-    assert_eq!(
-        world.tables.begin_region_delete(Some(A), old),
-        Err(TableError::KeyInstance)
-    );
+    assert_eq!(world.tables.begin_region_delete(Some(A), old), Err(TableError::KeyInstance));
     let beyond = RegionKey::new(RegionIndex(LIMITS.regions), KeyInstance(1));
-    assert_eq!(
-        world.tables.begin_region_delete(None, beyond),
-        Err(TableError::KeyRange)
-    );
+    assert_eq!(world.tables.begin_region_delete(None, beyond), Err(TableError::KeyRange));
     world.region_a = new;
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, key, 0, 1)),
-        Ok(vec![0])
-    );
+    assert_eq!(world.blocks(&world.request(Operation::Read, key, 0, 1)), Ok(vec![0]));
     world.tables.self_check().unwrap();
 }
 
 #[test]
 fn a_region_must_make_sense() {
     let mut world = World::new();
-    let good = RegionSpec {
-        domain: A,
-        access: Access::READ,
-        iova: Iova(4096),
-        bytes: 4096,
-    };
+    let good = RegionSpec { domain: A, access: Access::READ, iova: Iova(4096), bytes: 4096 };
     let before = world.tables.published().snapshot();
     for spec in [
         RegionSpec { bytes: 0, ..good },
-        RegionSpec {
-            iova: Iova(4098),
-            ..good
-        },
-        RegionSpec {
-            iova: Iova(u64::MAX - 3),
-            bytes: 4,
-            ..good
-        },
-        RegionSpec {
-            bytes: u64::MAX,
-            ..good
-        },
-        RegionSpec {
-            access: Access::NONE,
-            ..good
-        },
-        RegionSpec {
-            access: Access::TRIM,
-            ..good
-        },
+        RegionSpec { iova: Iova(4098), ..good },
+        RegionSpec { iova: Iova(u64::MAX - 3), bytes: 4, ..good },
+        RegionSpec { bytes: u64::MAX, ..good },
+        RegionSpec { access: Access::NONE, ..good },
+        RegionSpec { access: Access::TRIM, ..good },
     ] {
-        assert_eq!(
-            world.tables.create_region(&spec),
-            Err(TableError::Parameter),
-            "{spec:?}"
-        );
+        assert_eq!(world.tables.create_region(&spec), Err(TableError::Parameter), "{spec:?}");
     }
     assert_eq!(world.tables.published().snapshot(), before);
     world.tables.create_region(&good).unwrap();
@@ -541,11 +366,7 @@ fn a_region_must_make_sense() {
 /// S8-R12: at a width of 8 bits an index is retired after its last instance, and no old key ever resolves.
 #[test]
 fn s8_r12_an_index_retires_before_its_instance_wraps() {
-    let limits = Limits {
-        entries: 2,
-        lba_entries: 4,
-        regions: 3,
-    };
+    let limits = Limits { entries: 2, lba_entries: 4, regions: 3 };
     let mut world = World::<8>::with(limits, 0);
     let mut seen = std::collections::BTreeSet::new();
     let mut old = vec![];
@@ -553,33 +374,17 @@ fn s8_r12_an_index_retires_before_its_instance_wraps() {
         let key = world.grant(&[range(0, 1)]);
         assert!(seen.insert(key), "life {life} has a key that was used before");
         for stale in &old {
-            let denied = world
-                .blocks(&world.request(Operation::Read, *stale, 0, 1))
-                .unwrap_err();
-            assert!(
-                matches!(denied, Denied::KeyInstance | Denied::EntryInvalid),
-                "{denied:?}"
-            );
+            let denied = world.blocks(&world.request(Operation::Read, *stale, 0, 1)).unwrap_err();
+            assert!(matches!(denied, Denied::KeyInstance | Denied::EntryInvalid), "{denied:?}");
         }
         world.delete(key);
         old.push(key);
     }
-    assert_eq!(
-        world.tables.create(&spec(A, Access::READ, &[range(0, 1)])),
-        Err(TableError::NoResources)
-    );
-    assert_eq!(
-        world.tables.create(&spec(B, Access::READ, &[range(0, 1)])),
-        Err(TableError::NoResources)
-    );
+    assert_eq!(world.tables.create(&spec(A, Access::READ, &[range(0, 1)])), Err(TableError::NoResources));
+    assert_eq!(world.tables.create(&spec(B, Access::READ, &[range(0, 1)])), Err(TableError::NoResources));
     assert_eq!(world.tables.usage().entries, 0);
     // Regions, too: the third one has 256 lives.
-    let region = RegionSpec {
-        domain: A,
-        access: Access::READ,
-        iova: Iova(0),
-        bytes: 4,
-    };
+    let region = RegionSpec { domain: A, access: Access::READ, iova: Iova(0), bytes: 4 };
     for life in 0..256 {
         let key = world.tables.create_region(&region).unwrap();
         assert_eq!(key, RegionKey::new(RegionIndex(2), KeyInstance(life)));
@@ -600,26 +405,15 @@ fn instances_stay_below_the_ceiling() {
     let grant = spec(A, Access::READ, &one);
     for instance in [100, 101] {
         let key = tables.create(&grant).unwrap();
-        assert_eq!(
-            (key.instance().0, tables.highest_instance()),
-            (instance, instance)
-        );
+        assert_eq!((key.instance().0, tables.highest_instance()), (instance, instance));
         let quiesce = tables.begin(None, key, Purpose::Delete).unwrap();
         tables.finish_delete(quiesce);
     }
     let before = tables.published().snapshot();
     assert_eq!(tables.create(&grant), Err(TableError::Ceiling));
-    assert_eq!(
-        (tables.published().snapshot(), tables.usage()),
-        (before, Usage::default())
-    );
+    assert_eq!((tables.published().snapshot(), tables.usage()), (before, Usage::default()));
     tables.set_instance_ceiling(100);
-    let region = RegionSpec {
-        domain: A,
-        access: Access::READ,
-        iova: Iova(0),
-        bytes: 4,
-    };
+    let region = RegionSpec { domain: A, access: Access::READ, iova: Iova(0), bytes: 4 };
     assert_eq!(tables.create_region(&region), Err(TableError::Ceiling));
     tables.set_instance_ceiling(200);
     assert_eq!(tables.create(&grant).unwrap().instance().0, 102);
@@ -635,11 +429,7 @@ fn instances_stay_below_the_ceiling() {
 /// S8-R10, S6-R3: 10,000 cycles of fragmented grants of changing sizes leak nothing and never fail.
 #[test]
 fn s8_r10_ten_thousand_cycles_leak_nothing() {
-    let limits = Limits {
-        entries: 48,
-        lba_entries: 64,
-        regions: 2,
-    };
+    let limits = Limits { entries: 48, lba_entries: 64, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     let mut live = std::collections::VecDeque::new();
     let mut used = 0;
@@ -663,42 +453,23 @@ fn s8_r10_ten_thousand_cycles_leak_nothing() {
     for (key, _) in live {
         world.delete(key);
     }
-    assert_eq!(
-        world.tables.usage(),
-        Usage {
-            entries: 0,
-            lba_entries: 0,
-            regions: 2
-        }
-    );
+    assert_eq!(world.tables.usage(), Usage { entries: 0, lba_entries: 0, regions: 2 });
     let all: Vec<_> = (0..64).map(|i| range(i * 2, 1)).collect();
     let key = world.grant(&all);
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, key, 63, 1)),
-        Ok(vec![126])
-    );
+    assert_eq!(world.blocks(&world.request(Operation::Read, key, 63, 1)), Ok(vec![126]));
 }
 
 /// Segments that one domain no longer needs serve others, without end, as domains come and go.
 #[test]
 fn free_segments_go_to_other_domains() {
-    let limits = Limits {
-        entries: 32,
-        lba_entries: 32,
-        regions: 2,
-    };
+    let limits = Limits { entries: 32, lba_entries: 32, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     let own = world.grant(&[range(0, 1)]);
     let mut seen = std::collections::BTreeSet::new();
     for number in 0..200 {
         let domain = Domain(1000 + number);
         let keys: Vec<_> = (0..16)
-            .map(|i| {
-                world
-                    .tables
-                    .create(&spec(domain, Access::READ, &[range(10 + i, 1)]))
-                    .unwrap()
-            })
+            .map(|i| world.tables.create(&spec(domain, Access::READ, &[range(10 + i, 1)])).unwrap())
             .collect();
         assert_eq!(world.tables.keys_of(domain), keys);
         assert_eq!(
@@ -712,31 +483,19 @@ fn free_segments_go_to_other_domains() {
             assert_eq!(world.directory.check(A, &request).unwrap_err(), Denied::Domain);
             let quiesce = world.tables.begin(Some(domain), key, Purpose::Delete).unwrap();
             world.finish_delete(quiesce);
-            assert_eq!(
-                world.directory.check(domain, &request).unwrap_err(),
-                Denied::EntryInvalid
-            );
+            assert_eq!(world.directory.check(domain, &request).unwrap_err(), Denied::EntryInvalid);
         }
     }
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, own, 0, 1)),
-        Ok(vec![0])
-    );
+    assert_eq!(world.blocks(&world.request(Operation::Read, own, 0, 1)), Ok(vec![0]));
 }
 
 /// A million entries: all are made, found and counted.
 #[test]
 fn a_million_entries() {
     const MILLION: u32 = 1_000_000;
-    let limits = Limits {
-        entries: MILLION,
-        lba_entries: MILLION,
-        regions: 2,
-    };
+    let limits = Limits { entries: MILLION, lba_entries: MILLION, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
-    let keys: Vec<_> = (0..u64::from(MILLION))
-        .map(|i| world.grant(&[range(i * 3, 2)]))
-        .collect();
+    let keys: Vec<_> = (0..u64::from(MILLION)).map(|i| world.grant(&[range(i * 3, 2)])).collect();
     assert_eq!(world.tables.usage().entries, MILLION);
     assert_eq!(
         world.tables.create(&spec(A, Access::READ, &[range(1 << 40, 1)])),
@@ -744,9 +503,6 @@ fn a_million_entries() {
     );
     for (i, key) in keys.iter().enumerate().step_by(997) {
         let first = i as u64 * 3;
-        assert_eq!(
-            world.blocks(&world.request(Operation::Read, *key, 0, 2)),
-            Ok(vec![first, first + 1])
-        );
+        assert_eq!(world.blocks(&world.request(Operation::Read, *key, 0, 2)), Ok(vec![first, first + 1]));
     }
 }

@@ -47,17 +47,15 @@ fn access() -> impl Strategy<Value = u8> {
 fn op() -> impl Strategy<Value = Op> {
     let caller = || prop_oneof![2 => Just(None), 1 => (0..3u8).prop_map(Some)];
     let small = (0..8u8, pick(), 0..16u8, 0..5u8, any::<u8>(), pick(), 0..8u8);
-    let request = small.prop_map(
-        |(operation, key, block, blocks, skew, region, memory)| SmallRequest {
-            operation,
-            key,
-            block: block / 2,
-            blocks,
-            skew,
-            region,
-            memory: memory * 2,
-        },
-    );
+    let request = small.prop_map(|(operation, key, block, blocks, skew, region, memory)| SmallRequest {
+        operation,
+        key,
+        block: block / 2,
+        blocks,
+        skew,
+        region,
+        memory: memory * 2,
+    });
     let optional = || (prop::option::of(access()), prop::option::of(ranges()));
     prop_oneof![
         4 => (0..3u8, access(), prop::bool::weighted(0.2), ranges())
@@ -92,34 +90,18 @@ fn read(domain: u8, key: u8, region: u8) -> Op {
         region: Pick::newest(region),
         memory: 0,
     };
-    Op::Check {
-        poller: 0,
-        domain,
-        request,
-    }
+    Op::Check { poller: 0, domain, request }
 }
 
 /// Two domains with a region each and a grant of the first: every sequence of four of these steps.
 #[test]
 fn every_short_sequence_agrees_with_the_model() {
     let key = Pick::newest(0);
-    let create = |domain, first| Op::Create {
-        domain,
-        access: 7,
-        shared: false,
-        ranges: vec![(first, 2), (8, 3)],
-    };
+    let create =
+        |domain, first| Op::Create { domain, access: 7, shared: false, ranges: vec![(first, 2), (8, 3)] };
     let setup = [
-        Op::CreateRegion {
-            domain: 0,
-            access: 3,
-            bytes: 200,
-        },
-        Op::CreateRegion {
-            domain: 1,
-            access: 3,
-            bytes: 200,
-        },
+        Op::CreateRegion { domain: 0, access: 3, bytes: 200 },
+        Op::CreateRegion { domain: 1, access: 3, bytes: 200 },
         create(0, 2),
     ];
     let steps = [
@@ -128,25 +110,14 @@ fn every_short_sequence_agrees_with_the_model() {
         Op::BeginModify { caller: Some(0), key },
         Op::BeginDelete { caller: Some(0), key },
         Op::BeginRevoke { caller: None, key },
-        Op::Finish {
-            back: 0,
-            access: Some(1),
-            ranges: Some(vec![(40, 6)]),
-        },
-        Op::Finish {
-            back: 1,
-            access: None,
-            ranges: None,
-        },
+        Op::Finish { back: 0, access: Some(1), ranges: Some(vec![(40, 6)]) },
+        Op::Finish { back: 1, access: None, ranges: None },
         Op::Cancel { back: 0 },
         read(0, 0, 1),
         read(1, 0, 0),
         read(0, 1, 1),
         Op::Release { back: 0 },
-        Op::BeginRegionDelete {
-            caller: Some(0),
-            region: Pick::newest(1),
-        },
+        Op::BeginRegionDelete { caller: Some(0), region: Pick::newest(1) },
         Op::FinishRegionDelete { back: 0 },
     ];
     let depth = 4;

@@ -13,17 +13,8 @@ use tpt::{
 /// Tables whose domain A fills `segments` segments, and one key in each.
 fn filled(segments: u32) -> (World, Vec<Key>) {
     let entries = segments * SEGMENT_ENTRIES;
-    let mut world = World::with(
-        Limits {
-            entries,
-            lba_entries: entries,
-            regions: 2,
-        },
-        1,
-    );
-    let keys: Vec<_> = (0..u64::from(entries))
-        .map(|i| world.grant(&[range(i * 8, 8)]))
-        .collect();
+    let mut world = World::with(Limits { entries, lba_entries: entries, regions: 2 }, 1);
+    let keys: Vec<_> = (0..u64::from(entries)).map(|i| world.grant(&[range(i * 8, 8)])).collect();
     let firsts = keys.into_iter().step_by(SEGMENT_ENTRIES as usize).collect();
     (world, firsts)
 }
@@ -42,9 +33,7 @@ fn s4_r8_a_segment_is_fetched_once() {
         }
     }
     let neighbour = Key::new(EntryIndex(keys[0].index().0 + 1), keys[0].instance());
-    world
-        .blocks(&world.request(Operation::Read, neighbour, 0, 1))
-        .unwrap();
+    world.blocks(&world.request(Operation::Read, neighbour, 0, 1)).unwrap();
     assert_eq!(world.directory.counters(), counters(3, 0));
 }
 
@@ -67,10 +56,7 @@ fn s4_r9_an_evicted_segment_comes_back() {
     assert!(fetches > 10 && evictions == fetches - 2, "{fetches} {evictions}");
     world.directory.evict(keys[0].index());
     world.delete(keys[0]);
-    assert_eq!(
-        world.blocks(&world.request(Operation::Read, keys[0], 0, 1)),
-        Err(Denied::EntryInvalid)
-    );
+    assert_eq!(world.blocks(&world.request(Operation::Read, keys[0], 0, 1)), Err(Denied::EntryInvalid));
 }
 
 /// A segment in steady use stays; those used once come and go.
@@ -78,20 +64,13 @@ fn s4_r9_an_evicted_segment_comes_back() {
 fn a_busy_tenant_is_not_swept_out() {
     let (mut world, keys) = filled(8);
     world.directory = Directory::new(world.tables.published(), 2);
-    let requests: Vec<_> = keys
-        .iter()
-        .map(|key| world.request(Operation::Read, *key, 0, 1))
-        .collect();
+    let requests: Vec<_> = keys.iter().map(|key| world.request(Operation::Read, *key, 0, 1)).collect();
     world.blocks(&requests[0]).unwrap();
     for round in 0..70 {
         world.blocks(&requests[0]).unwrap();
         world.blocks(&requests[1 + round % 7]).unwrap();
     }
-    assert_eq!(
-        world.directory.counters(),
-        counters(1 + 70, 69),
-        "the first was fetched once"
-    );
+    assert_eq!(world.directory.counters(), counters(1 + 70, 69), "the first was fetched once");
 }
 
 /// More busy segments than there is room for: every request is still served, every count kept.
@@ -99,21 +78,12 @@ fn a_busy_tenant_is_not_swept_out() {
 fn busy_segments_shut_nobody_out() {
     let (mut world, keys) = filled(8);
     world.directory = Directory::new(world.tables.published(), 1);
-    let requests: Vec<_> = keys
-        .iter()
-        .map(|key| world.request(Operation::Read, *key, 0, 8))
-        .collect();
-    let grants: Vec<_> = requests
-        .iter()
-        .map(|r| world.directory.check(A, r).unwrap())
-        .collect();
+    let requests: Vec<_> = keys.iter().map(|key| world.request(Operation::Read, *key, 0, 8)).collect();
+    let grants: Vec<_> = requests.iter().map(|r| world.directory.check(A, r).unwrap()).collect();
     assert_eq!(world.directory.counters(), counters(8, 7));
     for (key, grant) in keys.iter().zip(grants) {
         assert!(!world.directory.entry_is_idle(key.index()));
-        assert_eq!(
-            world.directory.pieces(&grant, 0).map(|p| p.blocks).sum::<u64>(),
-            8
-        );
+        assert_eq!(world.directory.pieces(&grant, 0).map(|p| p.blocks).sum::<u64>(), 8);
         world.directory.release(grant);
         assert!(world.directory.entry_is_idle(key.index()));
     }
@@ -130,10 +100,7 @@ fn a_guesser_costs_nothing_and_learns_nothing() {
     let before = format!("{:?}", world.directory);
     for index in 0..world.tables.published().limits().entries {
         for instance in 0..3 {
-            let guess = Request {
-                key: Key::new(EntryIndex(index), KeyInstance(instance)),
-                ..used
-            };
+            let guess = Request { key: Key::new(EntryIndex(index), KeyInstance(instance)), ..used };
             assert_eq!(world.directory.check(B, &guess).unwrap_err(), Denied::Domain);
         }
     }
@@ -147,11 +114,7 @@ struct Failing {
 
 impl SegmentSource for Failing {
     fn fetch(&self, segment: u32) -> Option<Arc<Segment>> {
-        if self.fails.load(Relaxed) {
-            None
-        } else {
-            self.published.fetch(segment)
-        }
+        if self.fails.load(Relaxed) { None } else { self.published.fetch(segment) }
     }
 }
 
@@ -160,10 +123,7 @@ impl SegmentSource for Failing {
 fn s4_r9_a_fetch_that_fails_is_e_segment() {
     let (world, keys) = filled(2);
     let published = world.tables.published();
-    let source = Arc::new(Failing {
-        published: Arc::clone(&published),
-        fails: AtomicBool::new(false),
-    });
+    let source = Arc::new(Failing { published: Arc::clone(&published), fails: AtomicBool::new(false) });
     let mut directory = Directory::with_source(published, Arc::clone(&source), 1);
     let requests = [0, 1].map(|i| world.request(Operation::Read, keys[i], 0, 1));
     let grant = directory.check(A, &requests[0]).unwrap();
@@ -197,10 +157,7 @@ fn a_dropped_grant_keeps_its_entry_busy() {
 fn a_grant_is_released_where_it_was_granted() {
     let (mut world, keys) = filled(1);
     let mut other = Directory::new(world.tables.published(), 1);
-    let grant = world
-        .directory
-        .check(A, &world.request(Operation::Read, keys[0], 0, 1))
-        .unwrap();
+    let grant = world.directory.check(A, &world.request(Operation::Read, keys[0], 0, 1)).unwrap();
     let refused = catch_unwind(AssertUnwindSafe(move || other.release(grant)));
     assert!(refused.is_err());
     assert!(!world.directory.entry_is_idle(keys[0].index()));
@@ -213,9 +170,7 @@ fn each_poller_counts_its_own() {
     let mut other = Directory::new(world.tables.published(), 1);
     let access = world.tables.query(A, keys[0]).unwrap().access;
     assert_eq!(access, Access::ALL);
-    let grant = other
-        .check(A, &world.request(Operation::Read, keys[0], 0, 1))
-        .unwrap();
+    let grant = other.check(A, &world.request(Operation::Read, keys[0], 0, 1)).unwrap();
     assert!(world.directory.entry_is_idle(keys[0].index()));
     assert!(!other.entry_is_idle(keys[0].index()));
     other.release(grant);

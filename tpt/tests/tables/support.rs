@@ -7,11 +7,7 @@ use tpt::{
 
 pub(crate) const A: Domain = Domain(7);
 pub(crate) const B: Domain = Domain(8);
-pub(crate) const LIMITS: Limits = Limits {
-    entries: 64,
-    lba_entries: 64,
-    regions: 8,
-};
+pub(crate) const LIMITS: Limits = Limits { entries: 64, lba_entries: 64, regions: 8 };
 pub(crate) const BLOCK: u64 = 4096;
 pub(crate) const IOVA: u64 = 0x10_0000;
 
@@ -31,13 +27,7 @@ pub(crate) fn range(first: u64, count: u64) -> LbaRange {
 }
 
 pub(crate) fn spec(domain: Domain, access: Access, ranges: &[LbaRange]) -> GrantSpec<'_> {
-    GrantSpec {
-        domain,
-        access,
-        block_shift: 12,
-        ranges,
-        shared: false,
-    }
+    GrantSpec { domain, access, block_shift: 12, ranges, shared: false }
 }
 
 /// Tables with one region of domain A and one of B, each for any operation on up to 1 MiB.
@@ -58,22 +48,12 @@ impl<const W: u32> World<W> {
     pub(crate) fn with(limits: Limits, first_instance: u32) -> Self {
         let mut tables = Tables::new(limits, KeyInstance(first_instance));
         let mut region = |domain| {
-            let spec = RegionSpec {
-                domain,
-                access: Access::READ_WRITE,
-                iova: Iova(IOVA),
-                bytes: 1 << 20,
-            };
+            let spec = RegionSpec { domain, access: Access::READ_WRITE, iova: Iova(IOVA), bytes: 1 << 20 };
             tables.create_region(&spec).unwrap()
         };
         let (region_a, region_b) = (region(A), region(B));
         let directory = Directory::new(tables.published(), 4);
-        Self {
-            tables,
-            directory,
-            region_a,
-            region_b,
-        }
+        Self { tables, directory, region_a, region_b }
     }
 
     /// A grant of A with these ranges and all rights.
@@ -83,17 +63,8 @@ impl<const W: u32> World<W> {
 
     /// A request of A for whole blocks.
     pub(crate) fn request(&self, operation: Operation, key: Key, block: u64, blocks: u64) -> Request {
-        let memory = Memory {
-            region: self.region_a,
-            offset: 0,
-        };
-        Request {
-            operation,
-            key,
-            offset: block * BLOCK,
-            length: blocks * BLOCK,
-            memory,
-        }
+        let memory = Memory { region: self.region_a, offset: 0 };
+        Request { operation, key, offset: block * BLOCK, length: blocks * BLOCK, memory }
     }
 
     /// Begins, finds the poller idle, and deletes.
@@ -112,9 +83,7 @@ impl<const W: u32> World<W> {
     pub(crate) fn blocks(&mut self, request: &Request) -> Result<Vec<u64>, tpt::Denied> {
         let grant = self.directory.check(A, request)?;
         let pieces = self.directory.pieces(&grant, 0);
-        let blocks = pieces
-            .flat_map(|piece| piece.lba.0..piece.lba.0 + piece.blocks)
-            .collect();
+        let blocks = pieces.flat_map(|piece| piece.lba.0..piece.lba.0 + piece.blocks).collect();
         self.directory.release(grant);
         Ok(blocks)
     }

@@ -64,9 +64,7 @@ impl Board {
         let mut seen = Seen::default();
         let mut flying: VecDeque<Grant> = VecDeque::new();
         let look = |directory: &Directory, grant: &Grant| {
-            let pieces = directory
-                .pieces(grant, 0)
-                .flat_map(|p| p.lba.0..p.lba.0 + p.blocks);
+            let pieces = directory.pieces(grant, 0).flat_map(|p| p.lba.0..p.lba.0 + p.blocks);
             let blocks: Vec<_> = pieces.collect();
             assert!(is_whole(&blocks), "{blocks:?}");
         };
@@ -74,10 +72,7 @@ impl Board {
             if self.stop.load(Acquire) {
                 break;
             }
-            let request = Request {
-                key: Key(self.keys[turn % KEYS as usize].load(Acquire)),
-                ..template
-            };
+            let request = Request { key: Key(self.keys[turn % KEYS as usize].load(Acquire)), ..template };
             match directory.check(A, &request) {
                 Ok(grant) => {
                     look(&directory, &grant);
@@ -118,11 +113,7 @@ fn s8_r7_a_moving_list_is_never_mixed() {
         .collect();
     let template = world.request(Operation::Read, Key(0), 0, 8);
     let board = Arc::new(Board::default());
-    board
-        .keys
-        .iter()
-        .zip(&keys)
-        .for_each(|(slot, key)| slot.store(key.0, Release));
+    board.keys.iter().zip(&keys).for_each(|(slot, key)| slot.store(key.0, Release));
     let poller = {
         let (board, directory) = (Arc::clone(&board), Directory::new(world.tables.published(), 1));
         thread::spawn(move || board.poll(directory, template, |blocks| plain.iter().any(|p| p == blocks)))
@@ -132,20 +123,14 @@ fn s8_r7_a_moving_list_is_never_mixed() {
         let tokens: Vec<_> = keys.iter().map(begin).collect();
         board.quiesce();
         for (i, token) in (0..).zip(tokens) {
-            let change = Modification {
-                access: None,
-                ranges: Some(&lists(i)[round % 2]),
-            };
+            let change = Modification { access: None, ranges: Some(&lists(i)[round % 2]) };
             world.tables.finish_modify(token, &change).unwrap();
         }
     }
     board.stop.store(true, Release);
     let seen = poller.join().unwrap();
     world.tables.self_check().unwrap();
-    assert!(
-        seen.granted > 0 && seen.invalid == 0 && seen.stale == 0,
-        "{seen:?}"
-    );
+    assert!(seen.granted > 0 && seen.invalid == 0 && seen.stale == 0, "{seen:?}");
     assert_eq!(u64::from(world.tables.usage().lba_entries), 3 * KEYS);
 }
 
@@ -162,11 +147,7 @@ fn s6_r10_no_request_sees_a_half_made_entry() {
         world.grant(&[range(lives, 1), range(lives + 1, 3)])
     };
     let mut keys: Vec<_> = (0..KEYS).map(|_| create(&mut world)).collect();
-    board
-        .keys
-        .iter()
-        .zip(&keys)
-        .for_each(|(slot, key)| slot.store(key.0, Release));
+    board.keys.iter().zip(&keys).for_each(|(slot, key)| slot.store(key.0, Release));
     let poller = {
         let (board, directory) = (Arc::clone(&board), Directory::new(world.tables.published(), 1));
         let of_one_life = |blocks: &[u64]| {

@@ -54,24 +54,12 @@ pub struct Completion {
 impl Completion {
     /// A success that moved `bytes`.
     pub const fn ok(user_data: u64, bytes: u32) -> Self {
-        Self {
-            user_data,
-            status: Status::OK,
-            device_status: 0,
-            bytes,
-            value: 0,
-        }
+        Self { user_data, status: Status::OK, device_status: 0, bytes, value: 0 }
     }
 
     /// A failure that moved nothing.
     pub const fn failed(user_data: u64, status: Status) -> Self {
-        Self {
-            user_data,
-            status,
-            device_status: 0,
-            bytes: 0,
-            value: 0,
-        }
+        Self { user_data, status, device_status: 0, bytes: 0, value: 0 }
     }
 }
 
@@ -172,11 +160,7 @@ impl<M: QueueMemory> AdapterEnd<M> {
                 Ok(new)
             }
             None if self.failed => Ok(0),
-            None => Err(Overrun {
-                tail,
-                head: self.taken,
-                entries: self.entries.get(),
-            }),
+            None => Err(Overrun { tail, head: self.taken, entries: self.entries.get() }),
         }
     }
 
@@ -216,11 +200,7 @@ impl<M: QueueMemory> AdapterEnd<M> {
         let given = distance(self.consumed, self.posted);
         match movement(self.consumed, said, given) {
             Some(_) => Ok(said),
-            None => Err(Violation {
-                said,
-                known: self.consumed,
-                posted: self.posted,
-            }),
+            None => Err(Violation { said, known: self.consumed, posted: self.posted }),
         }
     }
 
@@ -230,10 +210,7 @@ impl<M: QueueMemory> AdapterEnd<M> {
     /// If there is no request without a completion: then the adapter completed one twice.
     #[inline]
     pub fn complete(&mut self, completion: &Completion) {
-        assert!(
-            self.in_flight() != 0,
-            "a completion was posted for which no request was taken"
-        );
+        assert!(self.in_flight() != 0, "a completion was posted for which no request was taken");
         let entry = CompletionEntry {
             user_data: completion.user_data,
             bytes: completion.bytes,
@@ -306,9 +283,7 @@ impl<M: QueueMemory> AdapterEnd<M> {
     /// Says whether the adapter sleeps. Before sleeping: `set_need_wake(true)`, then sleep only if [`Self::has_rung`]
     /// says false.
     pub fn set_need_wake(&self, sleeps: bool) {
-        self.memory
-            .need_wake()
-            .store(u32::from(sleeps), Ordering::Relaxed);
+        self.memory.need_wake().store(u32::from(sleeps), Ordering::Relaxed);
         if sleeps {
             // Store (need_wake), fence, load (tail) against ring's store (tail), fence, load (need_wake).
             fence(Ordering::SeqCst);

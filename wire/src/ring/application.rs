@@ -39,14 +39,7 @@ impl<M: QueueMemory> ApplicationEnd<M> {
         let start = laps.wrapping_mul(2 * entries.get());
         memory.tail().store(start, Ordering::Relaxed);
         memory.cq_head().store(start, Ordering::Relaxed);
-        Self {
-            memory,
-            entries,
-            pushed: start,
-            rung: start,
-            taken: start,
-            popped: start,
-        }
+        Self { memory, entries, pushed: start, rung: start, taken: start, popped: start }
     }
 
     /// The memory beneath.

@@ -58,9 +58,7 @@ fn take_all(adapter: &mut Adapter) -> Vec<u64> {
 fn serve(adapter: &mut Adapter) -> Vec<u64> {
     adapter.poll_doorbell().unwrap();
     let taken = take_all(adapter);
-    taken
-        .iter()
-        .for_each(|&user_data| adapter.complete(&Completion::ok(user_data, 4096)));
+    taken.iter().for_each(|&user_data| adapter.complete(&Completion::ok(user_data, 4096)));
     taken
 }
 
@@ -135,14 +133,7 @@ fn s5_r4_an_overrun_executes_nothing() {
         }
         application.raw_tail_store(jump);
         assert!(adapter.has_rung());
-        assert_eq!(
-            adapter.poll_doorbell(),
-            Err(Overrun {
-                tail: jump,
-                head: 0,
-                entries: 4
-            })
-        );
+        assert_eq!(adapter.poll_doorbell(), Err(Overrun { tail: jump, head: 0, entries: 4 }));
         assert_eq!(adapter.take(), Ok(None));
         adapter.fail();
         assert_eq!((adapter.take(), adapter.take_flushed()), (Ok(None), None));
@@ -190,9 +181,7 @@ fn s5_r15_after_an_error_each_request_is_flushed_once() {
     push(&mut application, 0..6);
     application.ring();
     adapter.poll_doorbell().unwrap();
-    let running: Vec<_> = (0..2)
-        .map(|_| adapter.take().unwrap().unwrap().user_data)
-        .collect();
+    let running: Vec<_> = (0..2).map(|_| adapter.take().unwrap().unwrap().user_data).collect();
     assert_eq!(running, [0, 1]);
     push(&mut application, [6]);
     application.ring();
@@ -204,25 +193,12 @@ fn s5_r15_after_an_error_each_request_is_flushed_once() {
     assert_eq!(adapter.poll_doorbell(), Ok(1));
     assert_eq!(flush(&mut adapter), [6]);
     // What ran ends by itself.
-    running
-        .iter()
-        .for_each(|&user_data| adapter.complete(&Completion::ok(user_data, 4096)));
-    let ended: Vec<_> = pop_all(&mut application)
-        .iter()
-        .map(|c| (c.user_data, Status(c.status)))
-        .collect();
+    running.iter().for_each(|&user_data| adapter.complete(&Completion::ok(user_data, 4096)));
+    let ended: Vec<_> = pop_all(&mut application).iter().map(|c| (c.user_data, Status(c.status))).collect();
     let flushed = (2..7).map(|user_data| (user_data, Status::E_FLUSHED));
-    assert_eq!(
-        ended,
-        flushed
-            .chain([(0, Status::OK), (1, Status::OK)])
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(ended, flushed.chain([(0, Status::OK), (1, Status::OK)]).collect::<Vec<_>>());
     assert_eq!((application.state(), application.outstanding()), (STATE_ERROR, 0));
-    assert!(
-        adapter.end_turn() || !application.begin_wait(),
-        "a sleeper hears of it"
-    );
+    assert!(adapter.end_turn() || !application.begin_wait(), "a sleeper hears of it");
 }
 
 #[test]
@@ -244,17 +220,10 @@ fn s5_r15_flushing_waits_for_room_too() {
 fn full_is_said_and_ends() {
     let (mut application, mut adapter) = pair(2);
     push(&mut application, [1, 2]);
-    assert_eq!(
-        (application.push(&request(3)), application.free()),
-        (Err(Full), 0)
-    );
+    assert_eq!((application.push(&request(3)), application.free()), (Err(Full), 0));
     application.ring();
     assert_eq!(serve(&mut adapter), [1, 2]);
-    assert_eq!(
-        application.push(&request(3)),
-        Err(Full),
-        "the completions are not consumed"
-    );
+    assert_eq!(application.push(&request(3)), Err(Full), "the completions are not consumed");
     assert_eq!(application.untaken(), 2);
     application.pop().unwrap();
     assert_eq!((application.untaken(), application.free()), (0, 1));
@@ -269,10 +238,7 @@ fn no_request_is_taken_without_room_for_its_completion() {
     // An application that announces on without consuming.
     announce(&mut application, 8);
     assert_eq!(adapter.poll_doorbell(), Ok(4));
-    assert_eq!(
-        (adapter.take(), adapter.room(), adapter.has_rung()),
-        (Ok(None), 0, false)
-    );
+    assert_eq!((adapter.take(), adapter.room(), adapter.has_rung()), (Ok(None), 0, false));
     for consumed in 1..=4 {
         application.pop().unwrap();
         assert!(adapter.has_rung());
@@ -291,14 +257,7 @@ fn a_consumed_count_that_cannot_be_true_is_a_violation() {
         adapter.poll_doorbell().unwrap();
         application.memory().cq_head().store(said, Ordering::Relaxed);
         assert!(adapter.has_rung());
-        assert_eq!(
-            adapter.take(),
-            Err(Violation {
-                said,
-                known: 0,
-                posted: 4
-            })
-        );
+        assert_eq!(adapter.take(), Err(Violation { said, known: 0, posted: 4 }));
         assert_eq!((adapter.waiting(), adapter.in_flight()), (4, 0));
         adapter.fail();
         assert_eq!((adapter.take_flushed(), adapter.has_rung()), (None, false));
@@ -327,17 +286,12 @@ fn the_adapters_own_words_are_never_believed() {
         let taken = take_all(&mut adapter);
         for slot in 0..2 {
             for i in 0..4 {
-                adapter
-                    .memory()
-                    .cq_word(slot, i)
-                    .store(u64::MAX, Ordering::Relaxed);
+                adapter.memory().cq_word(slot, i).store(u64::MAX, Ordering::Relaxed);
             }
         }
         adapter.memory().state().store(77, Ordering::Relaxed);
         adapter.memory().need_wake().store(1, Ordering::Relaxed);
-        taken
-            .iter()
-            .for_each(|&user_data| adapter.complete(&Completion::ok(user_data, 1)));
+        taken.iter().for_each(|&user_data| adapter.complete(&Completion::ok(user_data, 1)));
         assert_eq!(pop_data(&mut application), [lap, lap + 100]);
     }
 }
@@ -350,10 +304,7 @@ fn a_submission_head_that_cannot_be_true_is_ignored() {
         application.ring();
         serve(&mut adapter);
         let last = application.memory().cq_word(0, 3);
-        last.store(
-            last.load(Ordering::Relaxed) & 0xffff_ffff | u64::from(nonsense) << 32,
-            Ordering::Relaxed,
-        );
+        last.store(last.load(Ordering::Relaxed) & 0xffff_ffff | u64::from(nonsense) << 32, Ordering::Relaxed);
         assert_eq!(application.pop().map(|c| c.user_data), Some(1));
         assert_eq!((application.untaken(), application.free()), (2, 3));
         assert_eq!(application.pop().map(|c| c.user_data), Some(2));
@@ -460,10 +411,7 @@ fn each_word_of_the_application_is_read_once() {
     let entries = Entries::new(2).unwrap();
     let queue = LocalQueue::new(entries);
     let mut application = ApplicationEnd::new(&queue, entries);
-    let watched = Watched {
-        queue: &queue,
-        reads: RefCell::default(),
-    };
+    let watched = Watched { queue: &queue, reads: RefCell::default() };
     let mut adapter = AdapterEnd::new(&watched, entries);
     for user_data in 0..5 {
         application.push(&request(user_data)).unwrap();
@@ -475,10 +423,7 @@ fn each_word_of_the_application_is_read_once() {
         let mut reads = watched.reads.take();
         reads.retain(|word| word != "cq_head" || user_data < 2);
         let slot = user_data % 2;
-        assert_eq!(
-            reads,
-            (0..8).map(|i| format!("sq {slot} {i}")).collect::<Vec<_>>()
-        );
+        assert_eq!(reads, (0..8).map(|i| format!("sq {slot} {i}")).collect::<Vec<_>>());
         adapter.complete(&Completion::ok(user_data, 0));
         adapter.end_turn();
         assert_eq!(watched.reads.take(), [""; 0]);
@@ -555,18 +500,12 @@ impl Model {
         assert_eq!(self.application.has_completion(), !self.posted.is_empty());
         assert_eq!(self.adapter.waiting() as usize, self.seen.len());
         assert_eq!(self.adapter.in_flight() as usize, self.running.len());
-        assert_eq!(
-            self.adapter.has_rung(),
-            !(self.rung.is_empty() && self.seen.is_empty())
-        );
+        assert_eq!(self.adapter.has_rung(), !(self.rung.is_empty() && self.seen.is_empty()));
     }
 
     fn push(&mut self) {
         let full = self.outstanding() == self.adapter.entries().get() as usize;
-        assert_eq!(
-            self.application.push(&request(self.next)),
-            if full { Err(Full) } else { Ok(()) }
-        );
+        assert_eq!(self.application.push(&request(self.next)), if full { Err(Full) } else { Ok(()) });
         if !full {
             self.pushed.push_back(self.next);
             self.next += 1;
@@ -579,8 +518,7 @@ impl Model {
             let expected = self.seen.pop_front();
             assert_eq!(self.adapter.take_flushed(), expected);
             if let Some(user_data) = expected {
-                self.adapter
-                    .complete(&Completion::failed(user_data, Status::E_FLUSHED));
+                self.adapter.complete(&Completion::failed(user_data, Status::E_FLUSHED));
                 self.posted.push_back((user_data, Status::E_FLUSHED));
             }
         } else {

@@ -34,10 +34,7 @@ struct Job {
 
 impl Jobs {
     pub(crate) fn new(report: Arc<Report>) -> Self {
-        Self {
-            report,
-            background: BTreeMap::new(),
-        }
+        Self { report, background: BTreeMap::new() }
     }
 
     /// Runs `command` to its end.
@@ -59,20 +56,14 @@ impl Jobs {
 
     /// Waits for a background program.
     pub(crate) fn wait(&mut self, name: &str, expect: Expect, limit_s: u64) -> Result<()> {
-        let job = self
-            .background
-            .remove(name)
-            .with_context(|| format!("no program called {name} runs"))?;
+        let job = self.background.remove(name).with_context(|| format!("no program called {name} runs"))?;
         let end = self.end(job, limit_s)?;
         check(name, expect, end)
     }
 
     /// Sends a background program a signal and waits for it.
     pub(crate) fn kill(&mut self, name: &str, signal: i32, expect: Expect, limit_s: u64) -> Result<()> {
-        let job = self
-            .background
-            .get_mut(name)
-            .with_context(|| format!("no program called {name} runs"))?;
+        let job = self.background.get_mut(name).with_context(|| format!("no program called {name} runs"))?;
         if job.child.try_wait()?.is_none()
             && let Some(signal) = Signal::from_named_raw(signal)
         {
@@ -115,17 +106,8 @@ impl Jobs {
             format!("/bin/{}", command.program)
         };
         let mut process = std::process::Command::new(&program);
-        process
-            .args(&command.args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        process
-            .env_clear()
-            .env("PATH", "/bin")
-            .env("HOME", "/tmp")
-            .env("TMPDIR", "/tmp")
-            .current_dir("/tmp");
+        process.args(&command.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        process.env_clear().env("PATH", "/bin").env("HOME", "/tmp").env("TMPDIR", "/tmp").current_dir("/tmp");
         process.envs(command.env.iter().map(|(name, value)| (name, value)));
         if let Some(user) = command.user {
             process.uid(user.uid).gid(user.gid); // and no supplementary groups
@@ -138,12 +120,7 @@ impl Jobs {
             child.stdout.take().map(|pipe| self.read(step, Stream::Out, pipe)),
             child.stderr.take().map(|pipe| self.read(step, Stream::Err, pipe)),
         ];
-        Ok(Job {
-            step,
-            child,
-            readers: readers.into_iter().flatten().collect(),
-            started,
-        })
+        Ok(Job { step, child, readers: readers.into_iter().flatten().collect(), started })
     }
 
     /// Reports what comes out of `pipe`, line by line.
@@ -155,11 +132,7 @@ impl Jobs {
             while matches!(pipe.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line), Ok(length) if length > 0)
             {
                 let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
-                report.send(&Event::Output {
-                    step,
-                    stream,
-                    line: text,
-                });
+                report.send(&Event::Output { step, stream, line: text });
                 line.clear();
             }
         })
@@ -190,11 +163,7 @@ impl Jobs {
             (_, Some(code), _) => End::Code(code),
             (_, None, signal) => End::Signal(signal.unwrap_or_default()),
         };
-        self.report.send(&Event::Ended {
-            step: job.step,
-            end,
-            ms,
-        });
+        self.report.send(&Event::Ended { step: job.step, end, ms });
         Ok(end)
     }
 }
@@ -213,10 +182,7 @@ fn pid(child: &Child) -> Result<Pid> {
 /// Calls `spawn` under a locked-memory limit, which its child inherits. Only init's main thread starts programs.
 fn with_memlock<T>(limit: Option<u64>, spawn: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     let before = getrlimit(Resource::Memlock);
-    let wanted = Rlimit {
-        current: limit,
-        maximum: limit,
-    };
+    let wanted = Rlimit { current: limit, maximum: limit };
     setrlimit(Resource::Memlock, wanted)?;
     let spawned = spawn();
     setrlimit(Resource::Memlock, before)?;

@@ -85,10 +85,7 @@ fn begin(script: &Script, report: &Arc<Report>) -> Result<()> {
         power_off(false);
     });
     let uptime = fs::read_to_string("/proc/uptime")?;
-    let seconds = uptime
-        .split_whitespace()
-        .next()
-        .context("/proc/uptime is empty")?;
+    let seconds = uptime.split_whitespace().next().context("/proc/uptime is empty")?;
     let uptime_ms = seconds.replace('.', "").parse::<u64>()? * 10;
     report.send(&Event::Booted { uptime_ms });
     Ok(())
@@ -98,27 +95,14 @@ fn take(index: usize, step: Step, jobs: &mut Jobs, report: &Report) -> Result<()
     match step {
         Step::Run { command, expect } => jobs.run(index, &command, expect),
         Step::Spawn { name, command } => jobs.spawn(index, name, &command),
-        Step::Wait {
-            name,
-            expect,
-            limit_s,
-        } => jobs.wait(&name, expect, limit_s),
-        Step::Kill {
-            name,
-            signal,
-            expect,
-            limit_s,
-        } => jobs.kill(&name, signal, expect, limit_s),
+        Step::Wait { name, expect, limit_s } => jobs.wait(&name, expect, limit_s),
+        Step::Kill { name, signal, expect, limit_s } => jobs.kill(&name, signal, expect, limit_s),
         Step::WaitForPath { path, limit_s } => wait_for_path(&path, limit_s, jobs),
         Step::BindVfio { address, owner } => setup::bind_vfio(&address, owner),
         Step::Write { path, text } => fs::write(&path, text).with_context(|| format!("writing {path}")),
         Step::KernelLog => setup::kernel_log(|line| {
             let stream = Stream::Kernel;
-            report.send(&Event::Output {
-                step: index,
-                stream,
-                line,
-            });
+            report.send(&Event::Output { step: index, stream, line });
         }),
     }
 }

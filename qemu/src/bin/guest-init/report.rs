@@ -18,19 +18,13 @@ impl Report {
     pub(crate) fn open() -> Result<Self> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            for entry in fs::read_dir("/sys/class/virtio-ports")
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
+            for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
                 let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
                 if name.trim() == RESULTS_PORT {
                     let path = std::path::Path::new("/dev").join(entry.file_name());
                     let port = OpenOptions::new().write(true).open(&path);
                     let port = port.with_context(|| format!("opening {}", path.display()))?;
-                    return Ok(Self {
-                        port: Mutex::new(port),
-                    });
+                    return Ok(Self { port: Mutex::new(port) });
                 }
             }
             if Instant::now() >= deadline {
@@ -46,10 +40,7 @@ impl Report {
             return;
         };
         line.push(b'\n');
-        let mut port = self
-            .port
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut port = self.port.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Err(error) = port.write_all(&line) {
             eprintln!("guest-init: cannot report {event:?}: {error}");
         }

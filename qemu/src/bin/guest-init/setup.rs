@@ -83,10 +83,7 @@ pub(crate) fn bind_vfio(address: &str, owner: Option<User>) -> Result<()> {
 /// Calls `line` with each message in the kernel's log.
 pub(crate) fn kernel_log(mut line: impl FnMut(String)) -> Result<()> {
     let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let mut log = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblock)
-        .open("/dev/kmsg")?;
+    let mut log = OpenOptions::new().read(true).custom_flags(nonblock).open("/dev/kmsg")?;
     let mut record = vec![0; 8192];
     loop {
         // One record a read: `priority,sequence,microseconds,flags;text`, then continuation lines.

@@ -13,10 +13,7 @@ struct State {
 }
 
 fn state(store: &Store) -> Result<State, StoreError> {
-    Ok(State {
-        volumes: store.volumes()?,
-        next_instance: store.next_instance,
-    })
+    Ok(State { volumes: store.volumes()?, next_instance: store.next_instance })
 }
 
 /// What an owner writes into all of a volume, by the first letter of its name.
@@ -104,10 +101,7 @@ fn a_power_cut_at_any_step_loses_nothing() {
                 }
             }
         }
-        assert!(
-            done > 10 && undone > 100,
-            "calls were cut before and after their commit: {done}, {undone}"
-        );
+        assert!(done > 10 && undone > 100, "calls were cut before and after their commit: {done}, {undone}");
     }
 }
 
@@ -117,25 +111,15 @@ fn survivor(disk: &MemoryDisk) -> State {
     let found = state(&store).unwrap();
     for volume in &found.volumes {
         let value = value(volume);
-        assert!(
-            content(disk, volume)
-                .iter()
-                .all(|byte| *byte == 0 || *byte == value),
-            "{}",
-            volume.name
-        );
+        assert!(content(disk, volume).iter().all(|byte| *byte == 0 || *byte == value), "{}", volume.name);
     }
     found
 }
 
 /// Whether one call leads from `old` to `new`: one volume differs, or the instances do.
 fn is_after(new: &State, old: &State) -> bool {
-    let changed = |a: &State, b: &State| {
-        a.volumes
-            .iter()
-            .filter(|volume| !b.volumes.contains(volume))
-            .count()
-    };
+    let changed =
+        |a: &State, b: &State| a.volumes.iter().filter(|volume| !b.volumes.contains(volume)).count();
     let (came, went) = (changed(new, old), changed(old, new));
     let instances = usize::from(new.next_instance > old.next_instance);
     new.next_instance >= old.next_instance && came.max(went) + instances == 1
@@ -157,10 +141,7 @@ fn go_on(disk: &MemoryDisk, found: &State) {
 fn a_power_cut_while_formatting_leaves_a_store_or_something_to_format() {
     let foreign = disk(12, 12);
     foreign.alter(0, |bytes| bytes[1080..1082].copy_from_slice(&[0x53, 0xef]));
-    let force = FormatOptions {
-        force: true,
-        ..FormatOptions::default()
-    };
+    let force = FormatOptions { force: true, ..FormatOptions::default() };
     let whole = foreign.copy();
     drop(try_format(&whole, force).unwrap());
     for step in 0..whole.steps() {

@@ -68,14 +68,7 @@ impl World {
         let store = format(&disk);
         let units = (store.data_blocks() << shift) / UNIT;
         let volumes = BTreeMap::new();
-        Self {
-            disk,
-            store: Some(store),
-            volumes,
-            units,
-            next_instance: 1,
-            next_value: 1,
-        }
+        Self { disk, store: Some(store), volumes, units, next_instance: 1, next_value: 1 }
     }
 
     fn free(&self) -> u64 {
@@ -99,12 +92,7 @@ impl World {
         let units = bytes.div_ceil(UNIT);
         match store.create(&name, bytes, owner) {
             Ok(volume) => {
-                let expected = Expected {
-                    owner,
-                    units,
-                    access: BTreeMap::new(),
-                    value: 0,
-                };
+                let expected = Expected { owner, units, access: BTreeMap::new(), value: 0 };
                 assert!(self.volumes.insert(name, expected).is_none());
                 self.fill(&volume, 0);
             }
@@ -161,29 +149,16 @@ impl World {
     }
 
     fn apply(&mut self, op: &Op) {
-        let Some(mut store) = self.store.take() else {
-            unreachable!()
-        };
+        let Some(mut store) = self.store.take() else { unreachable!() };
         match *op {
-            Op::Create {
-                name: n,
-                bytes,
-                owner,
-            } => self.create(&mut store, name(n), bytes, owner),
+            Op::Create { name: n, bytes, owner } => self.create(&mut store, name(n), bytes, owner),
             Op::Grow { name: n, bytes } => self.grow(&mut store, &name(n), bytes),
             Op::Shrink { name: n, bytes } => self.shrink(&mut store, &name(n), bytes),
             Op::Rename { name: n, new } => self.rename(&mut store, &name(n), name(new)),
             Op::Delete { name: n } => {
-                assert_eq!(
-                    store.delete(&name(n)).is_ok(),
-                    self.volumes.remove(&name(n)).is_some()
-                );
+                assert_eq!(store.delete(&name(n)).is_ok(), self.volumes.remove(&name(n)).is_some());
             }
-            Op::Access {
-                name: n,
-                subject,
-                access,
-            } => {
+            Op::Access { name: n, subject, access } => {
                 self.set_access(&mut store, &name(n), subject, Access::from_bits(access).unwrap());
             }
             Op::Reserve(count) => {
@@ -215,18 +190,12 @@ impl World {
         for (volume, expected) in found.iter().zip(self.volumes.values()) {
             assert_eq!(volume.owner, expected.owner);
             assert_eq!(volume.blocks << shift, expected.units * UNIT);
-            assert_eq!(
-                volume.access.iter().copied().collect::<BTreeMap<_, _>>(),
-                expected.access
-            );
+            assert_eq!(volume.access.iter().copied().collect::<BTreeMap<_, _>>(), expected.access);
             assert!(is_all(&content(&self.disk, volume), expected.value));
             extents.extend(&volume.extents);
         }
         extents.sort_by_key(|extent| extent.first);
-        assert!(
-            extents.windows(2).all(|pair| pair[0].end() <= pair[1].first),
-            "S8-R2: disjoint"
-        );
+        assert!(extents.windows(2).all(|pair| pair[0].end() <= pair[1].first), "S8-R2: disjoint");
         assert_eq!((store.free_blocks() << shift) / UNIT, self.free());
     }
 }
