@@ -34,15 +34,9 @@ struct Median {
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let start = SystemTime::now();
     let mut command = process::cargo();
-    command
-        .args(["bench", "--package", "benches", "--benches", "--"])
-        .args(&args.criterion);
+    command.args(["bench", "--package", "benches", "--benches", "--"]).args(&args.criterion);
     command.envs(args.device.iter().map(|device| ("PORTCULLIS_DEVICE", device)));
-    ensure!(
-        process::passes(&mut command)?,
-        "`{}` failed",
-        process::line(&command)
-    );
+    ensure!(process::passes(&mut command)?, "`{}` failed", process::line(&command));
     let mut medians = Vec::new();
     collect(&tree::target_dir().join("criterion"), start, &mut medians)?;
     medians.sort_by(|a, b| a.name.cmp(&b.name));
@@ -53,17 +47,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         println!("{}", Value::Array(medians.iter().map(of).collect()));
         return Ok(true);
     }
-    let mut rows = vec![
-        ["benchmark", "median", "95 % of it in"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
+    let mut rows = vec![["benchmark", "median", "95 % of it in"].map(str::to_owned).to_vec()];
     for m in &medians {
-        rows.push(vec![
-            m.name.clone(),
-            time(m.median),
-            format!("{} to {}", time(m.low), time(m.high)),
-        ]);
+        rows.push(vec![m.name.clone(), time(m.median), format!("{} to {}", time(m.low), time(m.high))]);
     }
     println!("\n{}", report::table(&rows));
     Ok(true)
@@ -78,9 +64,7 @@ fn collect(folder: &Path, start: SystemTime, medians: &mut Vec<Median>) -> Resul
         let path = entry?.path();
         let estimates = path.join("estimates.json");
         if path.ends_with("new")
-            && fs::metadata(&estimates)
-                .and_then(|m| m.modified())
-                .is_ok_and(|at| at >= start)
+            && fs::metadata(&estimates).and_then(|m| m.modified()).is_ok_and(|at| at >= start)
         {
             medians.extend(read(&path, &estimates)?);
         } else if path.is_dir() {
@@ -105,12 +89,7 @@ fn read(folder: &Path, estimates: &PathBuf) -> Result<Option<Median>> {
     let (Some(name), (Some(low), Some(median), Some(high))) = (name, numbers) else {
         return Ok(None);
     };
-    Ok(Some(Median {
-        name,
-        low,
-        median,
-        high,
-    }))
+    Ok(Some(Median { name, low, median, high }))
 }
 
 fn time(ns: f64) -> String {
@@ -127,9 +106,6 @@ mod tests {
 
     #[test]
     fn times_have_units() {
-        assert_eq!(
-            [time(12.34), time(1500.0), time(2.5e6)],
-            ["12.3 ns", "1.50 us", "2.50 ms"]
-        );
+        assert_eq!([time(12.34), time(1500.0), time(2.5e6)], ["12.3 ns", "1.50 us", "2.50 ms"]);
     }
 }

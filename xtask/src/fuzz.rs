@@ -37,19 +37,11 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// The names of all targets but the canary.
 fn targets() -> Result<Vec<String>> {
     let metadata = tree::metadata()?;
-    let package = metadata
-        .packages
-        .iter()
-        .find(|package| package.name == "fuzz")
-        .context("no package `fuzz`")?;
-    let binaries = package
-        .targets
-        .iter()
-        .filter(|target| target.kind.iter().any(|kind| kind == "bin"));
-    let mut names: Vec<String> = binaries
-        .map(|target| target.name.clone())
-        .filter(|name| name != CANARY)
-        .collect();
+    let package =
+        metadata.packages.iter().find(|package| package.name == "fuzz").context("no package `fuzz`")?;
+    let binaries = package.targets.iter().filter(|target| target.kind.iter().any(|kind| kind == "bin"));
+    let mut names: Vec<String> =
+        binaries.map(|target| target.name.clone()).filter(|name| name != CANARY).collect();
     names.sort();
     Ok(names)
 }
@@ -79,10 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let chosen = match &args.target {
         None => known,
         Some(name) if known.contains(name) => vec![name.clone()],
-        Some(name) => bail!(
-            "no fuzz target is called {name:?}; there are {}",
-            known.join(", ")
-        ),
+        Some(name) => bail!("no fuzz target is called {name:?}; there are {}", known.join(", ")),
     };
     build()?;
     let canary = one(CANARY, CANARY_SECONDS)?;
@@ -101,29 +90,13 @@ fn folder() -> PathBuf {
 
 fn build() -> Result<()> {
     let compiler = Command::new("c++").arg("--version").output();
-    ensure!(
-        compiler.is_ok(),
-        "libFuzzer needs a C++ compiler: apt-get install g++"
-    );
+    ensure!(compiler.is_ok(), "libFuzzer needs a C++ compiler: apt-get install g++");
     eprintln!("fuzz: building with coverage and the address sanitizer");
     let mut command = cargo();
-    command.args([
-        "build",
-        "--release",
-        "--package",
-        "fuzz",
-        "--bins",
-        "--target",
-        TRIPLE,
-    ]);
-    command
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", FLAGS)
-        .env("CARGO_TARGET_DIR", folder());
+    command.args(["build", "--release", "--package", "fuzz", "--bins", "--target", TRIPLE]);
+    command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", folder());
     // Wrapped arithmetic and broken assertions are findings too. Link-time optimisation would only cost time.
-    command
-        .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")
-        .env("CARGO_PROFILE_RELEASE_LTO", "off");
+    command.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true").env("CARGO_PROFILE_RELEASE_LTO", "off");
     command.env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
     ensure!(process::passes(&mut command)?, "the fuzz targets do not build");
     Ok(())
@@ -145,14 +118,7 @@ fn one(name: &str, seconds: u64) -> Result<Run> {
     command
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-artifact_prefix={}/", artifacts.display()));
-    command
-        .args([
-            "-timeout=20",
-            "-rss_limit_mb=3072",
-            "-max_len=4096",
-            "-print_final_stats=1",
-        ])
-        .arg(&corpus);
+    command.args(["-timeout=20", "-rss_limit_mb=3072", "-max_len=4096", "-print_final_stats=1"]).arg(&corpus);
     let seeds = tree::root().join("tests/fuzz/corpus").join(name);
     command.args(Some(seeds).filter(|seeds| seeds.is_dir()));
     eprintln!("\n== {name}, {seconds} s");
@@ -178,24 +144,14 @@ fn one(name: &str, seconds: u64) -> Result<Run> {
         }
     })?;
     run.time = start.elapsed();
-    run.found = files(&artifacts)?
-        .into_iter()
-        .filter(|file| !before.contains(file))
-        .collect();
+    run.found = files(&artifacts)?.into_iter().filter(|file| !before.contains(file)).collect();
     Ok(run)
 }
 
 impl Run {
     /// Takes a line of libFuzzer's; whether it is one of its lines of progress.
     fn take(&mut self, line: &str) -> bool {
-        let after = |word: &str| {
-            line.split_once(word)?
-                .1
-                .split_whitespace()
-                .next()?
-                .parse::<u64>()
-                .ok()
-        };
+        let after = |word: &str| line.split_once(word)?.1.split_whitespace().next()?.parse::<u64>().ok();
         if let Some(executions) = after("stat::number_of_executed_units:") {
             self.executions = Some(executions);
         }
@@ -204,10 +160,7 @@ impl Run {
             return false;
         }
         self.coverage = after(" cov: ").or(self.coverage);
-        let executions = line[1..]
-            .split_whitespace()
-            .next()
-            .and_then(|number| number.parse().ok());
+        let executions = line[1..].split_whitespace().next().and_then(|number| number.parse().ok());
         self.executions = executions.or(self.executions);
         true
     }
@@ -221,24 +174,14 @@ fn remove(folder: &Path) -> Result<()> {
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
+    let mut files = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     files.sort();
     Ok(files)
 }
 
 fn print(canary: &Run, found_dead: bool, runs: &[Run]) {
-    let mut rows = vec![
-        ["target", "", "time", "inputs", "a second", "edges"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    let verdict = if found_dead {
-        "found dead, as it must"
-    } else {
-        "NOT FOUND: the fuzzer does not work"
-    };
+    let mut rows = vec![["target", "", "time", "inputs", "a second", "edges"].map(str::to_owned).to_vec()];
+    let verdict = if found_dead { "found dead, as it must" } else { "NOT FOUND: the fuzzer does not work" };
     rows.push(row(canary, verdict));
     for run in runs {
         rows.push(row(run, if run.well() { "nothing found" } else { "FOUND" }));
@@ -246,18 +189,11 @@ fn print(canary: &Run, found_dead: bool, runs: &[Run]) {
     println!("\n{}", report::table(&rows));
     for run in runs.iter().filter(|run| !run.well()) {
         if run.found.is_empty() {
-            println!(
-                "{}: ended {:?} without keeping an input; see its output above",
-                run.name, run.ended
-            );
+            println!("{}: ended {:?} without keeping an input; see its output above", run.name, run.ended);
         }
         for file in &run.found {
             println!("{}: {}", run.name, file.display());
-            println!(
-                "  replay: cargo run --package fuzz --bin {} -- {}",
-                run.name,
-                file.display()
-            );
+            println!("  replay: cargo run --package fuzz --bin {} -- {}", run.name, file.display());
             let binary = folder().join(TRIPLE).join("release").join(&run.name);
             println!("  with the sanitizer: {} {}", binary.display(), file.display());
         }
@@ -266,9 +202,7 @@ fn print(canary: &Run, found_dead: bool, runs: &[Run]) {
 
 fn row(run: &Run, verdict: &str) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
-    let rate = run
-        .executions
-        .map(|executions| executions / run.time.as_secs().max(1));
+    let rate = run.executions.map(|executions| executions / run.time.as_secs().max(1));
     vec![
         run.name.clone(),
         verdict.to_owned(),
@@ -289,9 +223,7 @@ pub(crate) fn smoke(watcher: &mut Watcher, environment: &[(&str, String)]) -> Re
     for name in targets()? {
         watcher.tally.enter("fuzz");
         let mut command = Command::new(binaries.join(&name));
-        command
-            .current_dir(tree::root())
-            .envs(environment.iter().map(|(name, value)| (name, value)));
+        command.current_dir(tree::root()).envs(environment.iter().map(|(name, value)| (name, value)));
         if watcher.run(&mut command)?.is_some() {
             watcher.take(Some(&format!("test {name} ... FAILED")));
             watcher.take(Some("test result: FAILED. 0 passed; 1 failed; 0 ignored"));

@@ -40,27 +40,12 @@ fn machine(disk: &str, disk_bytes: u64, limit: Duration) -> Result<Guest> {
 pub(crate) fn suites(watcher: &mut Watcher, environment: &[(&str, String)]) -> Result<Option<String>> {
     qemu::install().context("there is no guest to be had (--no-guest does without)")?;
     let mut command = cargo();
-    command.args([
-        "test",
-        "--package",
-        "qemu",
-        "--test",
-        "guest",
-        "--",
-        "--ignored",
-        "--test-threads=1",
-    ]);
+    command.args(["test", "--package", "qemu", "--test", "guest", "--", "--ignored", "--test-threads=1"]);
     let mut trouble: Vec<String> = watcher.run(&mut command)?.into_iter().collect();
     let metadata = tree::metadata()?;
-    let package = metadata
-        .packages
-        .iter()
-        .find(|package| package.name == "tests")
-        .context("no package `tests`")?;
-    let suites = package
-        .targets
-        .iter()
-        .filter(|target| target.kind.iter().any(|kind| kind == "test"));
+    let package =
+        metadata.packages.iter().find(|package| package.name == "tests").context("no package `tests`")?;
+    let suites = package.targets.iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
     for suite in suites {
         trouble.extend(run_suite(watcher, &suite.name, environment)?);
     }
@@ -71,17 +56,13 @@ pub(crate) fn suites(watcher: &mut Watcher, environment: &[(&str, String)]) -> R
 fn run_suite(watcher: &mut Watcher, name: &str, environment: &[(&str, String)]) -> Result<Option<String>> {
     eprintln!("   {name} on {} in a guest", device());
     let program = qemu::build_static("tests", Artifact::Test(name))?;
-    let mut command = Command::new(name)
-        .arg("--test-threads=1")
-        .env("PORTCULLIS_DEVICE", device());
+    let mut command = Command::new(name).arg("--test-threads=1").env("PORTCULLIS_DEVICE", device());
     command = command.user(ADAPTER).memlock(MEMLOCK).limit_s(SUITE_S);
     for (name, value) in environment {
         command = command.env(*name, value.as_str());
     }
     let limit = Duration::from_secs(SUITE_S + 60);
-    let guest = machine(name, 256 << 20, limit)?
-        .program(program, name)
-        .step(Step::run(command));
+    let guest = machine(name, 256 << 20, limit)?.program(program, name).step(Step::run(command));
     let failed_before = watcher.tally.failed;
     watcher.tally.enter(name);
     let outcome = guest.run(&mut |event| {
@@ -115,9 +96,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<bool> {
     ensure!(args.disk > 0, "a disk has at least 1 MiB");
     qemu::install()?;
-    let program = qemu::StaticBuild::new("portcullis-cli", Artifact::Bin("portcullis"))
-        .release()
-        .build()?;
+    let program = qemu::StaticBuild::new("portcullis-cli", Artifact::Bin("portcullis")).release().build()?;
     let portcullis = || Command::new("portcullis").env("PORTCULLIS_SOCKET", SOCKET);
     let serve = portcullis().args([
         "serve",
@@ -137,24 +116,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         .step(Step::spawn("serve", serve.user(ADAPTER).memlock(MEMLOCK)))
         .step(Step::wait_for_path(SOCKET))
         .step(Step::run(ask))
-        .step(Step::Kill {
-            name: "serve".into(),
-            signal: SIGTERM,
-            expect: Expect::Success,
-            limit_s: 30,
-        });
-    let asked = guest
-        .steps
-        .iter()
-        .position(|step| matches!(step, Step::Run { .. }))
-        .unwrap_or(0);
+        .step(Step::Kill { name: "serve".into(), signal: SIGTERM, expect: Expect::Success, limit_s: 30 });
+    let asked = guest.steps.iter().position(|step| matches!(step, Step::Run { .. })).unwrap_or(0);
     let mut behind = Vec::new();
     let outcome = guest.run(&mut |event| match event {
-        Event::Output {
-            step,
-            stream: Stream::Out,
-            line,
-        } if *step == asked => println!("{line}"),
+        Event::Output { step, stream: Stream::Out, line } if *step == asked => println!("{line}"),
         Event::Output { step, line, .. } if *step == asked => eprintln!("{line}"),
         event if args.verbose => eprintln!("{}", told(event)),
         Event::Output { .. } => behind.push(told(event)),
@@ -173,11 +139,7 @@ const SIGTERM: i32 = 15;
 /// An event in a line.
 fn told(event: &Event) -> String {
     match event {
-        Event::Output {
-            stream: Stream::Kernel,
-            line,
-            ..
-        } => format!("kernel: {line}"),
+        Event::Output { stream: Stream::Kernel, line, .. } => format!("kernel: {line}"),
         Event::Output { line, .. } => format!("serve: {line}"),
         other => format!("guest: {other:?}"),
     }

@@ -21,11 +21,7 @@ use clap::{Parser, Subcommand};
 
 /// What a person or CI asks of this repository.
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    about = "One door for people and CI"
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "One door for people and CI")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -82,11 +82,7 @@ impl Mutant {
                 "the mutant {} no longer applies: {place} has {times} times {find:?}",
                 self.name
             );
-            ensure!(
-                find != replace,
-                "the mutant {} changes nothing in {place}",
-                self.name
-            );
+            ensure!(find != replace, "the mutant {} changes nothing in {place}", self.name);
             files.insert(file.clone(), text.replacen(find, replace, 1));
         }
         ensure!(!files.is_empty(), "the mutant {} changes nothing", self.name);
@@ -139,23 +135,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         let (verdict, detail) = match &fate {
             Fate::Caught(test) => ("caught", format!("by {test}")),
             Fate::Hung => ("caught", "the tests hung".to_owned()),
-            Fate::Survived => (
-                "SURVIVED",
-                format!("{} (cargo test {})", mutant.breaks, mutant.test),
-            ),
-            Fate::DoesNotCompile => (
-                "INVALID",
-                format!("does not compile; see {}", copy.log(mutant).display()),
-            ),
+            Fate::Survived => ("SURVIVED", format!("{} (cargo test {})", mutant.breaks, mutant.test)),
+            Fate::DoesNotCompile => {
+                ("INVALID", format!("does not compile; see {}", copy.log(mutant).display()))
+            }
         };
         caught += usize::from(matches!(fate, Fate::Caught(_) | Fate::Hung));
         eprintln!("mutants: {}: {verdict} {detail}", mutant.name);
-        rows.push(vec![
-            mutant.name.clone(),
-            verdict.to_owned(),
-            report::seconds(start.elapsed()),
-            detail,
-        ]);
+        rows.push(vec![mutant.name.clone(), verdict.to_owned(), report::seconds(start.elapsed()), detail]);
     }
     println!("\n{}", report::table(&rows));
     println!("{caught} of {} mutants caught", mutants.len());
@@ -186,9 +173,7 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 impl Copy {
     /// Brings the copy up to date; files that did not change keep their times, so that cargo builds little.
     fn make() -> Result<Self> {
-        let copy = Self {
-            folder: tree::target_dir().join("mutants"),
-        };
+        let copy = Self { folder: tree::target_dir().join("mutants") };
         let wanted = tree::files()?;
         for file in &wanted {
             let bytes = fs::read(tree::root().join(file))?;
@@ -225,10 +210,7 @@ impl Copy {
                 continue;
             }
             let inside = path.strip_prefix(self.tree())?;
-            if wanted
-                .binary_search_by(|file| file.as_path().cmp(inside))
-                .is_err()
-            {
+            if wanted.binary_search_by(|file| file.as_path().cmp(inside)).is_err() {
                 fs::remove_file(&path)?;
             }
         }
@@ -238,18 +220,12 @@ impl Copy {
     fn cargo_test(&self, (test, loom): Tests<'_>, no_run: bool) -> Command {
         let mut command = cargo();
         command.current_dir(self.tree()).arg("test");
-        command
-            .args(Some("--no-run").filter(|_| no_run))
-            .args(Some("--release").filter(|_| loom));
+        command.args(Some("--no-run").filter(|_| no_run)).args(Some("--release").filter(|_| loom));
         command.args(test.split_whitespace());
-        command
-            .env("CARGO_TERM_COLOR", "never")
-            .env("PORTCULLIS_DEVICE", "emu:64M");
+        command.env("CARGO_TERM_COLOR", "never").env("PORTCULLIS_DEVICE", "emu:64M");
         let target = self.folder.join("target");
         if loom {
-            command
-                .env("CARGO_TARGET_DIR", target.join("loom"))
-                .env("RUSTFLAGS", "--cfg loom");
+            command.env("CARGO_TARGET_DIR", target.join("loom")).env("RUSTFLAGS", "--cfg loom");
         } else {
             command.env("CARGO_TARGET_DIR", target);
         }
@@ -280,10 +256,8 @@ impl Copy {
 
     fn fate(&self, mutant: &Mutant, usual: Duration) -> Result<Fate> {
         let changed = mutant.apply(|file| Ok(fs::read_to_string(self.tree().join(file))?))?;
-        let originals = changed
-            .keys()
-            .map(|file| Ok(fs::read(self.tree().join(file))?))
-            .collect::<Result<Vec<_>>>()?;
+        let originals =
+            changed.keys().map(|file| Ok(fs::read(self.tree().join(file))?)).collect::<Result<Vec<_>>>()?;
         for (file, text) in &changed {
             self.write(file, text.as_bytes())?;
         }
@@ -306,13 +280,9 @@ impl Copy {
         Ok(match ended {
             Ended::Well => Fate::Survived,
             Ended::TimedOut => Fate::Hung,
-            Ended::Badly => Fate::Caught(
-                tally
-                    .failures
-                    .first()
-                    .map_or("an abort", String::as_str)
-                    .to_owned(),
-            ),
+            Ended::Badly => {
+                Fate::Caught(tally.failures.first().map_or("an abort", String::as_str).to_owned())
+            }
         })
     }
 }
@@ -340,19 +310,11 @@ mod tests {
             find: find.to_owned(),
             replace: replace.to_owned(),
         };
-        Mutant {
-            name,
-            breaks,
-            test,
-            loom: false,
-            edit: edits.iter().map(edit).collect(),
-        }
+        Mutant { name, breaks, test, loom: false, edit: edits.iter().map(edit).collect() }
     }
 
     fn apply(edits: &[(&str, &str)], text: &str) -> Result<String, String> {
-        let files = mutant(edits)
-            .apply(|_| Ok(text.to_owned()))
-            .map_err(|error| error.to_string())?;
+        let files = mutant(edits).apply(|_| Ok(text.to_owned())).map_err(|error| error.to_string())?;
         Ok(files[Path::new("a.rs")].clone())
     }
 

@@ -26,30 +26,17 @@ pub(crate) fn line(command: &Command) -> String {
     let mut words = Vec::new();
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
-            words.push(format!(
-                "{}={}",
-                name.to_string_lossy(),
-                quoted(&value.to_string_lossy())
-            ));
+            words.push(format!("{}={}", name.to_string_lossy(), quoted(&value.to_string_lossy())));
         }
     }
     let program = command.get_program().to_string_lossy();
-    words.push(
-        program
-            .strip_suffix("/bin/cargo")
-            .map_or(program.as_ref(), |_| "cargo")
-            .to_owned(),
-    );
+    words.push(program.strip_suffix("/bin/cargo").map_or(program.as_ref(), |_| "cargo").to_owned());
     words.extend(command.get_args().map(|word| quoted(&word.to_string_lossy())));
     words.join(" ")
 }
 
 fn quoted(word: &str) -> String {
-    if word.contains([' ', '"', '$', '*']) {
-        format!("'{word}'")
-    } else {
-        word.to_owned()
-    }
+    if word.contains([' ', '"', '$', '*']) { format!("'{word}'") } else { word.to_owned() }
 }
 
 /// Runs to the end, all output on standard error; whether it succeeded.
@@ -64,10 +51,8 @@ pub(crate) fn passes(command: &mut Command) -> Result<bool> {
 
 /// Runs to the end and returns standard output; an error with standard error in it when it fails.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run `{}`", line(command)))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{}`", line(command)))?;
     if !output.status.success() {
         bail!(
             "`{}` failed ({}): {}",
@@ -97,10 +82,7 @@ pub(crate) fn watch(
     each: &mut dyn FnMut(Option<&str>),
 ) -> Result<Ended> {
     let (reader, writer) = io::pipe().context("cannot make a pipe")?;
-    command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let child = command.spawn();
     // The command keeps what it was given; without this the pipe would never end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -123,9 +105,7 @@ fn lines_of(reader: PipeReader) -> Receiver<String> {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-            let text = String::from_utf8_lossy(&line)
-                .trim_end_matches(['\n', '\r'])
-                .to_owned();
+            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
             if sender.send(text).is_err() {
                 return;
             }
@@ -168,11 +148,7 @@ fn drain(
 fn end_family(child: &Child) {
     let mut parents: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         if let Some(parent) = parent_of(pid) {
@@ -222,9 +198,7 @@ mod tests {
         let grandchild: i32 = lines[0].parse().unwrap();
         // A kill is carried out a moment later, and whoever inherits the dead reaps it later still.
         let dead = || match fs::read_to_string(format!("/proc/{grandchild}/stat")) {
-            Ok(stat) => stat
-                .rsplit_once(") ")
-                .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
+            Ok(stat) => stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
             Err(_) => true,
         };
         let deadline = Instant::now() + Duration::from_secs(60);

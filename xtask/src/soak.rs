@@ -79,10 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         outcomes.push(outcome);
     }
     test::summary(&outcomes);
-    println!(
-        "{} steps done in all, {left} left; run it again to go on",
-        state.done.len()
-    );
+    println!("{} steps done in all, {left} left; run it again to go on", state.done.len());
     Ok(outcomes.iter().all(test::Outcome::passed))
 }
 
@@ -97,21 +94,14 @@ fn environment(seed: u64) -> [(&'static str, String); 4] {
 
 /// The state of this very tree; an empty one for any other.
 fn load(file: &PathBuf, fresh: bool) -> Result<State> {
-    let now = State {
-        tree: identity()?,
-        done: BTreeMap::new(),
-    };
+    let now = State { tree: identity()?, done: BTreeMap::new() };
     let text = match fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(now),
         text => text.with_context(|| format!("cannot read {}", file.display()))?,
     };
     let state: State =
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
-    Ok(if fresh || state.tree != now.tree {
-        now
-    } else {
-        state
-    })
+    Ok(if fresh || state.tree != now.tree { now } else { state })
 }
 
 fn save(file: &PathBuf, state: &State) -> Result<()> {
@@ -127,11 +117,7 @@ fn identity() -> Result<String> {
     let git = |args: &[&str]| process::output(Command::new("git").current_dir(tree::root()).args(args));
     let mut changes = DefaultHasher::new();
     git(&["diff", "HEAD"])?.hash(&mut changes);
-    Ok(format!(
-        "{} + {:016x}",
-        git(&["rev-parse", "HEAD"])?.trim(),
-        changes.finish()
-    ))
+    Ok(format!("{} + {:016x}", git(&["rev-parse", "HEAD"])?.trim(), changes.finish()))
 }
 
 #[cfg(test)]
@@ -141,10 +127,7 @@ mod tests {
     #[test]
     fn every_step_has_its_own_key() {
         let steps = steps(3, false);
-        let mut keys: Vec<_> = steps
-            .iter()
-            .map(|(stage, seed)| format!("{stage:?} {seed}"))
-            .collect();
+        let mut keys: Vec<_> = steps.iter().map(|(stage, seed)| format!("{stage:?} {seed}")).collect();
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), 13);

@@ -26,6 +26,8 @@ pub(crate) struct Tally {
     deferred: u64,
     /// The program whose lines are being read.
     program: String,
+    /// A test of it whose outcome is still to come.
+    open: Option<String>,
 }
 
 /// What a line is to a reader.
@@ -52,20 +54,11 @@ impl Tally {
             self.count(rest);
             return Kind::Quiet;
         }
-        if let Some((name, outcome)) = trimmed
-            .strip_prefix("test ")
-            .and_then(|rest| rest.rsplit_once(" ... "))
-        {
-            return self.test(name.trim(), outcome.trim());
+        if let Some(kind) = self.test_line(trimmed) {
+            return kind;
         }
-        if let Some(rest) = trimmed
-            .strip_prefix("Running ")
-            .filter(|_| trimmed.ends_with(')'))
-        {
-            let path = rest
-                .rsplit_once('(')
-                .map_or(rest, |(_, path)| path)
-                .trim_end_matches(')');
+        if let Some(rest) = trimmed.strip_prefix("Running ").filter(|_| trimmed.ends_with(')')) {
+            let path = rest.rsplit_once('(').map_or(rest, |(_, path)| path).trim_end_matches(')');
             let name = path.rsplit('/').next().unwrap_or(path);
             self.enter(name.rsplit_once('-').map_or(name, |(name, _)| name));
             return Kind::Quiet;
@@ -74,14 +67,7 @@ impl Tally {
             self.enter(rest);
             return Kind::Quiet;
         }
-        let building = [
-            "Compiling ",
-            "Checking ",
-            "Downloaded ",
-            "Downloading ",
-            "Blocking ",
-            "Building ",
-        ];
+        let building = ["Compiling ", "Checking ", "Downloaded ", "Downloading ", "Blocking ", "Building "];
         if building.iter().any(|word| trimmed.starts_with(word)) {
             return Kind::Building;
         }
@@ -90,11 +76,24 @@ impl Tally {
             || counting
             || trimmed.starts_with("Finished ")
             || trimmed.starts_with("Fresh ");
-        if quiet || trimmed.starts_with("all doctests ran in ") {
-            Kind::Quiet
-        } else {
-            Kind::Show
+        if quiet || trimmed.starts_with("all doctests ran in ") { Kind::Quiet } else { Kind::Show }
+    }
+
+    /// A line of a test, if it is one. What a test prints itself may stand between its name and its outcome.
+    fn test_line(&mut self, line: &str) -> Option<Kind> {
+        let outcome = |text: &str| ["ok", "FAILED"].contains(&text) || text.starts_with("ignored");
+        if let Some((name, rest)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ...")) {
+            if outcome(rest.trim()) {
+                self.open = None;
+                return Some(self.test(name.trim(), rest.trim()));
+            }
+            self.open = Some(name.trim().to_owned());
+            return Some(Kind::Quiet);
         }
+        if outcome(line) {
+            return self.open.take().map(|name| self.test(&name, line));
+        }
+        None
     }
 
     fn test(&mut self, name: &str, outcome: &str) -> Kind {
@@ -109,15 +108,8 @@ impl Tally {
                 self.deferred += 1;
                 return Kind::Quiet;
             }
-            let reason = if reason.is_empty() {
-                "no reason given"
-            } else {
-                reason
-            };
-            self.skips.push(Skip {
-                name: full,
-                reason: reason.to_owned(),
-            });
+            let reason = if reason.is_empty() { "no reason given" } else { reason };
+            self.skips.push(Skip { name: full, reason: reason.to_owned() });
             return Kind::Quiet;
         }
         if outcome == "FAILED" {
@@ -153,14 +145,19 @@ mod tests {
     const OUTPUT: &str = "   Compiling tpt v0.1.0
      Running unittests src/lib.rs (target/debug/deps/tpt-0123)
 
-running 5 tests
+running 7 tests
 test a::b ... ok
 test c ... FAILED
 test d ... ignored, needs a disk
 test [conformance] e ... ignored (no vfio)
 test f ... ignored, starts a guest
+test [system] g  ... thread panicked at there
+FAILED
+test h ...
+some words
+ok
 
-test result: FAILED. 1 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.12s
+test result: FAILED. 2 passed; 2 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.12s
 
    Doc-tests wire
 test wire/src/lib.rs - x (line 3) ... ok
@@ -170,16 +167,14 @@ thread panicked at here";
     #[test]
     fn lines_are_counted_and_named() {
         let mut tally = Tally::default();
-        let shown: Vec<_> = OUTPUT
-            .lines()
-            .filter(|line| tally.line(line) == Kind::Show)
-            .collect();
-        assert_eq!(shown, ["test c ... FAILED", "thread panicked at here"]);
-        assert_eq!((tally.passed, tally.failed, tally.ignored), (2, 1, 2));
+        let shown: Vec<_> = OUTPUT.lines().filter(|line| tally.line(line) == Kind::Show).collect();
+        assert_eq!(shown, ["test c ... FAILED", "FAILED", "some words", "thread panicked at here"]);
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (3, 2, 2));
         assert!(
             tally.names.contains("tpt::a::b") && tally.names.contains("wire::wire/src/lib.rs - x (line 3)")
         );
-        assert_eq!(tally.failures, ["tpt::c"]);
+        assert_eq!(tally.failures, ["tpt::c", "tpt::[system] g"]);
+        assert!(tally.names.contains("tpt::h"));
         let reasons: Vec<_> = tally.skips.iter().map(|skip| skip.reason.as_str()).collect();
         assert_eq!(reasons, ["needs a disk", "no vfio"]);
     }

@@ -43,8 +43,7 @@ pub(crate) enum Stage {
 
 impl Stage {
     pub(crate) fn name(self) -> String {
-        self.to_possible_value()
-            .map_or_else(String::new, |value| value.get_name().to_owned())
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
@@ -70,11 +69,7 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Runs the stages and prints the summary; whether all passed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let stages = if args.stages.is_empty() {
-        Stage::value_variants()
-    } else {
-        &args.stages
-    };
+    let stages = if args.stages.is_empty() { Stage::value_variants() } else { &args.stages };
     let mut outcomes = Vec::new();
     for &stage in stages {
         outcomes.push(run_stage(stage, args, &[])?);
@@ -86,11 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 impl Args {
     /// As on a command line without options.
     pub(crate) fn plain(no_guest: bool) -> Self {
-        Self {
-            stages: Vec::new(),
-            device: "emu:64M".to_owned(),
-            no_guest,
-        }
+        Self { stages: Vec::new(), device: "emu:64M".to_owned(), no_guest }
     }
 }
 
@@ -122,13 +113,7 @@ pub(crate) fn run_stage(stage: Stage, args: &Args, environment: &[(&str, String)
     if trouble.is_none() && skipped.is_none() && tally.passed + tally.failed == 0 {
         trouble = Some("no test ran".to_owned());
     }
-    let outcome = Outcome {
-        stage,
-        time: start.elapsed(),
-        tally,
-        trouble,
-        skipped,
-    };
+    let outcome = Outcome { stage, time: start.elapsed(), tally, trouble, skipped };
     eprintln!("   {}", describe(&outcome));
     Ok(outcome)
 }
@@ -154,24 +139,14 @@ fn unit() -> Command {
 
 fn suites() -> Command {
     let mut command = cargo();
-    command.args([
-        "test",
-        "--package",
-        "tests",
-        "--lib",
-        "--bins",
-        "--tests",
-        "--no-fail-fast",
-    ]);
+    command.args(["test", "--package", "tests", "--lib", "--bins", "--tests", "--no-fail-fast"]);
     command
 }
 
 /// The models of every package that has a test called `loom`.
 fn loom(watcher: &mut Watcher, environment: &[(&str, String)]) -> Result<Option<String>> {
     let mut command = cargo();
-    command
-        .env("RUSTFLAGS", "--cfg loom")
-        .env("CARGO_TARGET_DIR", tree::target_dir().join("loom"));
+    command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", tree::target_dir().join("loom"));
     command.args(["test", "--release", "--test", "loom", "--no-fail-fast"]);
     for package in &tree::metadata()?.packages {
         if package.targets.iter().any(|target| target.name == "loom") {
@@ -225,16 +200,12 @@ impl Watcher {
         Ok(match ended {
             Ended::Well => None,
             Ended::Badly if self.tally.failed > failed_before => None,
-            Ended::Badly => Some(format!(
-                "`{}` failed; the log is {}",
-                process::line(command),
-                self.log_path
-            )),
-            Ended::TimedOut => Some(format!(
-                "`{}` did not end in {}",
-                process::line(command),
-                report::seconds(LIMIT)
-            )),
+            Ended::Badly => {
+                Some(format!("`{}` failed; the log is {}", process::line(command), self.log_path))
+            }
+            Ended::TimedOut => {
+                Some(format!("`{}` did not end in {}", process::line(command), report::seconds(LIMIT)))
+            }
         })
     }
 
@@ -254,12 +225,7 @@ impl Watcher {
         }
         if self.shown.elapsed() >= SILENCE {
             self.shown = Instant::now();
-            eprintln!(
-                "   {}: {}, {}",
-                self.stage,
-                report::seconds(self.start.elapsed()),
-                self.doing
-            );
+            eprintln!("   {}: {}, {}", self.stage, report::seconds(self.start.elapsed()), self.doing);
         }
     }
 }
@@ -269,10 +235,7 @@ fn describe(outcome: &Outcome) -> String {
         return format!("skipped: {reason}");
     }
     let tally = &outcome.tally;
-    let counts = format!(
-        "{} passed, {} failed, {} skipped",
-        tally.passed, tally.failed, tally.ignored
-    );
+    let counts = format!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
     match &outcome.trouble {
         Some(trouble) => format!("{counts}; FAILED: {trouble}"),
         None => counts,
@@ -305,12 +268,7 @@ pub(crate) fn summary(outcomes: &[Outcome]) {
             println!("failed in {}: {name}", outcome.stage.name());
         }
         for skip in &outcome.tally.skips {
-            println!(
-                "skipped in {}: {}: {}",
-                outcome.stage.name(),
-                skip.name,
-                skip.reason
-            );
+            println!("skipped in {}: {}: {}", outcome.stage.name(), skip.name, skip.reason);
         }
     }
     if let Some(line) = devices(outcomes) {
@@ -343,26 +301,14 @@ mod tests {
         let mut tally = Tally::default();
         tally.names.extend(names.iter().map(|name| (*name).to_owned()));
         tally.passed = tally.names.len() as u64;
-        Outcome {
-            stage,
-            time: Duration::ZERO,
-            tally,
-            trouble: None,
-            skipped: None,
-        }
+        Outcome { stage, time: Duration::ZERO, tally, trouble: None, skipped: None }
     }
 
     #[test]
     fn the_same_tests_are_counted_on_both_devices() {
-        let outcomes = [
-            outcome(Stage::Emu, &["a", "b", "c"]),
-            outcome(Stage::Guest, &["b", "c", "d"]),
-        ];
+        let outcomes = [outcome(Stage::Emu, &["a", "b", "c"]), outcome(Stage::Guest, &["b", "c", "d"])];
         let line = devices(&outcomes).unwrap();
-        assert_eq!(
-            line,
-            "3 tests passed on emu:, 2 of the same on vfio: in the guest (3 there in all)"
-        );
+        assert_eq!(line, "3 tests passed on emu:, 2 of the same on vfio: in the guest (3 there in all)");
         assert!(devices(&outcomes[..1]).is_none());
     }
 

@@ -25,14 +25,10 @@ pub(crate) fn target_dir() -> PathBuf {
 /// The paths, relative to the root, of all files that git tracks or would track, and that exist.
 pub(crate) fn files() -> Result<Vec<PathBuf>> {
     let mut git = Command::new("git");
-    git.current_dir(root())
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    git.current_dir(root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let listed = process::output(&mut git)?;
-    let mut files: Vec<PathBuf> = listed
-        .split('\0')
-        .filter(|name| !name.is_empty())
-        .map(PathBuf::from)
-        .collect();
+    let mut files: Vec<PathBuf> =
+        listed.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect();
     files.sort();
     files.dedup();
     files.retain(|file| root().join(file).is_file());

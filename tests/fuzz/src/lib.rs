@@ -47,11 +47,7 @@ const LONGEST: usize = 2048;
 /// input that caused it stays in a file whose name was printed.
 pub fn smoke(name: &str, function: fn(&[u8])) -> ExitCode {
     let files: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
-    let outcome = if files.is_empty() {
-        made_up(name, function)
-    } else {
-        replay(&files, function)
-    };
+    let outcome = if files.is_empty() { made_up(name, function) } else { replay(&files, function) };
     match outcome {
         Ok(inputs) => {
             println!("{inputs} inputs");
@@ -85,11 +81,7 @@ fn made_up(name: &str, function: fn(&[u8])) -> io::Result<u64> {
     let start = Instant::now();
     let mut random = Random(seed);
     let mut done = 0;
-    for input in corpus
-        .iter()
-        .cloned()
-        .chain((0..inputs).map(|_| random.input(&corpus)))
-    {
+    for input in corpus.iter().cloned().chain((0..inputs).map(|_| random.input(&corpus))) {
         if start.elapsed() > LIMIT {
             println!("stopped after {} s", LIMIT.as_secs());
             break;
@@ -112,9 +104,8 @@ fn corpus(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
-    let mut files = fs::read_dir(folder)?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<io::Result<Vec<_>>>()?;
+    let mut files =
+        fs::read_dir(folder)?.map(|entry| entry.map(|e| e.path())).collect::<io::Result<Vec<_>>>()?;
     files.sort();
     files.into_iter().map(fs::read).collect()
 }

@@ -25,10 +25,8 @@ const BINDINGS: &[&str] = &["portcullis"];
 const FREE: [&str; 5] = ["qemu", "benches", "tests", "fuzz", "xtask"];
 
 /// Of a crate that is seen only in part: who, whom, and the modules that may be named outside of tests.
-const PARTS: [(&str, &str, &[&str]); 2] = [
-    ("store", "driver", &["block", "disk"]),
-    ("fabric", "driver", &["block", "disk"]),
-];
+const PARTS: [(&str, &str, &[&str]); 2] =
+    [("store", "driver", &["block", "disk"]), ("fabric", "driver", &["block", "disk"])];
 
 /// Every member is known, and leans on nothing that its row does not name.
 pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
@@ -36,10 +34,7 @@ pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
     let mut arrows = 0;
     for package in &metadata.packages {
         let Some(allowed) = allowed(package) else {
-            findings.errors.push(format!(
-                "the package `{}` has no place in the arrows",
-                package.name
-            ));
+            findings.errors.push(format!("the package `{}` has no place in the arrows", package.name));
             continue;
         };
         for dependency in ours(metadata, package) {
@@ -47,10 +42,9 @@ pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
             let free = FREE.contains(&package.name.as_str());
             let binding = allowed.contains(&"bindings") && is_binding(metadata, dependency);
             if !free && !binding && !allowed.contains(&dependency) {
-                findings.errors.push(format!(
-                    "`{}` leans on `{dependency}`, which no arrow allows",
-                    package.name
-                ));
+                findings
+                    .errors
+                    .push(format!("`{}` leans on `{dependency}`, which no arrow allows", package.name));
             }
         }
     }
@@ -59,10 +53,7 @@ pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
             findings.errors.extend(parts(package, whom, modules)?);
         }
     }
-    findings.summary = format!(
-        "{} packages, {arrows} arrows between them",
-        metadata.packages.len()
-    );
+    findings.summary = format!("{} packages, {arrows} arrows between them", metadata.packages.len());
     Ok(findings)
 }
 
@@ -73,17 +64,11 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
     if package.folder().starts_with("bindings") {
         return Some(BINDINGS);
     }
-    ARROWS
-        .iter()
-        .find(|(name, _)| *name == package.name)
-        .map(|(_, allowed)| *allowed)
+    ARROWS.iter().find(|(name, _)| *name == package.name).map(|(_, allowed)| *allowed)
 }
 
 fn is_binding(metadata: &Metadata, name: &str) -> bool {
-    metadata
-        .packages
-        .iter()
-        .any(|package| package.name == name && package.folder().starts_with("bindings"))
+    metadata.packages.iter().any(|package| package.name == name && package.folder().starts_with("bindings"))
 }
 
 /// Dependencies on members, for building and running; those for tests are free.
@@ -93,11 +78,7 @@ fn ours<'a>(metadata: &'a Metadata, package: &'a Package) -> impl Iterator<Item 
         .iter()
         .filter(|dependency| dependency.kind.as_deref() != Some("dev"))
         .filter(|dependency| {
-            dependency.path.is_some()
-                || metadata
-                    .packages
-                    .iter()
-                    .any(|member| member.name == dependency.name)
+            dependency.path.is_some() || metadata.packages.iter().any(|member| member.name == dependency.name)
         })
         .map(|dependency| dependency.name.as_str())
 }
@@ -137,19 +118,9 @@ fn named(line: &str, whom: &str) -> Vec<String> {
             continue;
         }
         let rest = &line[at + path.len()..];
-        let group = rest
-            .strip_prefix('{')
-            .map(|group| group.split('}').next().unwrap_or(group));
-        for part in group
-            .unwrap_or(rest)
-            .split(',')
-            .take(if group.is_some() { usize::MAX } else { 1 })
-        {
-            let name: String = part
-                .trim()
-                .chars()
-                .take_while(|c| c.is_alphanumeric() || *c == '_')
-                .collect();
+        let group = rest.strip_prefix('{').map(|group| group.split('}').next().unwrap_or(group));
+        for part in group.unwrap_or(rest).split(',').take(if group.is_some() { usize::MAX } else { 1 }) {
+            let name: String = part.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             if !name.is_empty() {
                 names.push(name);
             }
@@ -185,20 +156,14 @@ mod tests {
 
     #[test]
     fn an_arrow_that_nobody_drew_is_an_error() {
-        let packages = vec![
-            package("tpt", &[("wire", None)]),
-            package("wire", &[("tpt", Some("dev"))]),
-        ];
+        let packages = vec![package("tpt", &[("wire", None)]), package("wire", &[("tpt", Some("dev"))])];
         let findings = check(&Metadata { packages }).unwrap();
         assert_eq!(findings.errors, ["`tpt` leans on `wire`, which no arrow allows"]);
     }
 
     #[test]
     fn a_stranger_is_an_error_and_nobody_leans_on_the_free() {
-        let packages = vec![
-            package("stranger", &[]),
-            package("adapter", &[("qemu", Some("build"))]),
-        ];
+        let packages = vec![package("stranger", &[]), package("adapter", &[("qemu", Some("build"))])];
         let findings = check(&Metadata { packages }).unwrap();
         assert_eq!(findings.errors.len(), 2, "{:?}", findings.errors);
     }

@@ -36,14 +36,9 @@ pub(crate) struct Findings {
 
 impl Findings {
     fn of_command(command: &mut Command) -> Result<Self> {
-        let mut findings = Self {
-            summary: line(command),
-            ..Self::default()
-        };
+        let mut findings = Self { summary: line(command), ..Self::default() };
         if !passes(command)? {
-            findings
-                .errors
-                .push(format!("`{}` failed, see above", line(command)));
+            findings.errors.push(format!("`{}` failed, see above", line(command)));
         }
         Ok(findings)
     }
@@ -54,11 +49,7 @@ fn mutants_apply() -> Result<Findings> {
     let mutants = mutants::list()?;
     let errors = mutants.iter().filter_map(|mutant| mutant.apply(tree::read).err());
     let errors: Vec<String> = errors.map(|error| format!("{error:#}")).collect();
-    Ok(Findings {
-        errors,
-        notes: Vec::new(),
-        summary: format!("{} mutants", mutants.len()),
-    })
+    Ok(Findings { errors, notes: Vec::new(), summary: format!("{} mutants", mutants.len()) })
 }
 
 struct Row {
@@ -71,9 +62,7 @@ type Check = fn(&Metadata) -> Result<Findings>;
 
 /// In the order of the table: the quick ones first.
 const CHECKS: [(&str, Check); 10] = [
-    ("format", |_| {
-        Findings::of_command(cargo().args(["fmt", "--all", "--check"]))
-    }),
+    ("format", |_| Findings::of_command(cargo().args(["fmt", "--all", "--check"]))),
     ("arrows", |metadata| arrows::check(metadata)),
     ("names", |metadata| rules::names(metadata)),
     ("unsafe", |_| rules::unsafety()),
@@ -110,11 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         eprintln!("check: {name}");
         let start = Instant::now();
         let findings = check(&metadata)?;
-        rows.push(Row {
-            name,
-            time: start.elapsed(),
-            findings,
-        });
+        rows.push(Row { name, time: start.elapsed(), findings });
     }
     let passed = rows.iter().all(|row| row.findings.errors.is_empty());
     if args.json {
@@ -147,11 +132,7 @@ fn as_text(rows: &[Row]) -> String {
     let mut lines = vec![["check", "", "time", ""].map(str::to_owned).to_vec()];
     let mut details = String::new();
     for row in rows {
-        let outcome = if row.findings.errors.is_empty() {
-            "ok"
-        } else {
-            "FAIL"
-        };
+        let outcome = if row.findings.errors.is_empty() { "ok" } else { "FAIL" };
         lines.push(vec![
             row.name.to_owned(),
             outcome.to_owned(),

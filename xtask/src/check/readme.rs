@@ -27,23 +27,17 @@ pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
         for link in links_of(&text) {
             links += 1;
             if !tree::root().join(&link).exists() {
-                findings
-                    .errors
-                    .push(format!("{document}: the link {link} leads nowhere"));
+                findings.errors.push(format!("{document}: the link {link} leads nowhere"));
             }
         }
     }
     let portcullis = tree::target_dir().join("debug/portcullis");
     if !passes(cargo().args(["build", "--quiet", "--package", "portcullis-cli"]))? {
-        findings
-            .errors
-            .push("the portcullis command does not build".to_owned());
+        findings.errors.push("the portcullis command does not build".to_owned());
     }
     for (document, command) in &commands {
         if let Err(reason) = exists(metadata, &portcullis, command) {
-            findings
-                .errors
-                .push(format!("{document}: `{}`: {reason}", command.join(" ")));
+            findings.errors.push(format!("{document}: `{}`: {reason}", command.join(" ")));
         }
     }
     findings.summary = format!("{} commands, {links} links", commands.len());
@@ -65,20 +59,10 @@ fn commands_of(text: &str) -> Vec<Vec<String>> {
         if shell != Some(true) {
             continue;
         }
-        let line = line
-            .trim()
-            .trim_start_matches("$ ")
-            .split(" #")
-            .next()
-            .unwrap_or("");
-        let words = line
-            .split_whitespace()
-            .skip_while(|word| *word == "sudo" || word.contains('='));
+        let line = line.trim().trim_start_matches("$ ").split(" #").next().unwrap_or("");
+        let words = line.split_whitespace().skip_while(|word| *word == "sudo" || word.contains('='));
         let words: Vec<String> = words.map(str::to_owned).collect();
-        if words
-            .first()
-            .is_some_and(|word| word == "cargo" || word == "portcullis")
-        {
+        if words.first().is_some_and(|word| word == "cargo" || word == "portcullis") {
             commands.push(words);
         }
     }
@@ -97,42 +81,23 @@ fn links_of(text: &str) -> Vec<String> {
 
 fn exists(metadata: &Metadata, portcullis: &Path, command: &[String]) -> Result<(), String> {
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
-    let after = |word: &str| {
-        words
-            .iter()
-            .position(|known| *known == word)
-            .and_then(|at| words.get(at + 1))
-            .copied()
-    };
+    let after =
+        |word: &str| words.iter().position(|known| *known == word).and_then(|at| words.get(at + 1)).copied();
     match words.as_slice() {
         ["cargo", "xtask", name, ..] => {
-            let known = crate::Cli::command()
-                .get_subcommands()
-                .any(|known| known.get_name() == *name);
-            if known {
-                Ok(())
-            } else {
-                Err("no such xtask".to_owned())
-            }
+            let known = crate::Cli::command().get_subcommands().any(|known| known.get_name() == *name);
+            if known { Ok(()) } else { Err("no such xtask".to_owned()) }
         }
         ["cargo", "run", ..] if words.contains(&"--example") => {
             let example = after("--example").unwrap_or("");
             let mut targets = metadata.packages.iter().flat_map(|package| &package.targets);
             let known = targets
                 .any(|target| target.kind.iter().any(|kind| kind == "example") && target.name == example);
-            if known {
-                Ok(())
-            } else {
-                Err("no such example".to_owned())
-            }
+            if known { Ok(()) } else { Err("no such example".to_owned()) }
         }
         ["cargo", "run", ..] => help(portcullis, after("--").unwrap_or("--help")),
         ["portcullis", name, ..] => help(portcullis, name),
-        [
-            "cargo",
-            "build" | "test" | "install" | "bench" | "doc" | "add",
-            ..,
-        ] => Ok(()),
+        ["cargo", "build" | "test" | "install" | "bench" | "doc" | "add", ..] => Ok(()),
         _ => Err("not a command that this check knows".to_owned()),
     }
 }
@@ -143,12 +108,8 @@ fn help(portcullis: &Path, name: &str) -> Result<(), String> {
     if !name.starts_with('-') {
         command.arg(name);
     }
-    let status = command
-        .arg("--help")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let status =
+        command.arg("--help").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(_) => Err(format!("portcullis does not know `{name}`")),
@@ -168,9 +129,6 @@ mod tests {
 
     #[test]
     fn links_are_paths() {
-        assert_eq!(
-            links_of("[a](A.md#x) [b](https://b) ![c](doc/c.svg) [d](#d)"),
-            ["A.md", "doc/c.svg"]
-        );
+        assert_eq!(links_of("[a](A.md#x) [b](https://b) ![c](doc/c.svg) [d](#d)"), ["A.md", "doc/c.svg"]);
     }
 }

@@ -12,26 +12,16 @@ use crate::tree::{self, Metadata};
 const EMPTY_NAMES: [&str; 7] = ["common", "util", "utils", "base", "helper", "helpers", "misc"];
 
 /// Rooms that hold no unsafe code, whatever they ask.
-const SAFE_ROOMS: [&str; 6] = [
-    "tpt",
-    "store",
-    "driver/src/spec",
-    "driver/src/nvme",
-    "driver/src/virtio",
-    "adapter/src/engine",
-];
+const SAFE_ROOMS: [&str; 6] =
+    ["tpt", "store", "driver/src/spec", "driver/src/nvme", "driver/src/virtio", "adapter/src/engine"];
 
 const SOFT_FILE: usize = 600;
 const HARD_FILE: usize = 1000;
 const SOFT_FUNCTION: usize = 70;
 
 fn rust_files() -> Result<Vec<(PathBuf, String)>> {
-    let files = tree::files()?
-        .into_iter()
-        .filter(|file| file.extension().is_some_and(|e| e == "rs"));
-    files
-        .map(|file| tree::read(&file).map(|text| (file, text)))
-        .collect()
+    let files = tree::files()?.into_iter().filter(|file| file.extension().is_some_and(|e| e == "rs"));
+    files.map(|file| tree::read(&file).map(|text| (file, text))).collect()
 }
 
 /// No package and no module has an empty name.
@@ -39,9 +29,7 @@ pub(super) fn names(metadata: &Metadata) -> Result<Findings> {
     let empty = |name: &str| EMPTY_NAMES.contains(&name);
     let mut findings = Findings::default();
     for package in metadata.packages.iter().filter(|package| empty(&package.name)) {
-        findings
-            .errors
-            .push(format!("the package name `{}` says nothing", package.name));
+        findings.errors.push(format!("the package name `{}` says nothing", package.name));
     }
     let files = rust_files()?;
     for (file, text) in &files {
@@ -58,11 +46,9 @@ pub(super) fn names(metadata: &Metadata) -> Result<Findings> {
                 parts.push(name.to_owned());
             }
         }
-        findings.errors.extend(
-            parts
-                .iter()
-                .map(|name| format!("{}: the name `{name}` says nothing", file.display())),
-        );
+        findings
+            .errors
+            .extend(parts.iter().map(|name| format!("{}: the name `{name}` says nothing", file.display())));
     }
     findings.summary = format!("{} source files", files.len());
     Ok(findings)
@@ -75,16 +61,12 @@ pub(super) fn unsafety() -> Result<Findings> {
         let module = Unsafety::of(&text);
         findings.errors.extend(module.errors(&file));
         if module.opted_in || module.declarations > 0 {
-            findings
-                .notes
-                .push(format!("{} may be unsafe: {} uses", file.display(), module.uses));
+            findings.notes.push(format!("{} may be unsafe: {} uses", file.display(), module.uses));
         }
     }
     let tpt = Path::new("tpt/src/lib.rs");
     if !tree::read(tpt)?.contains("#![forbid(unsafe_code)]") {
-        findings
-            .errors
-            .push("tpt/src/lib.rs does not say `#![forbid(unsafe_code)]`".to_owned());
+        findings.errors.push("tpt/src/lib.rs does not say `#![forbid(unsafe_code)]`".to_owned());
     }
     findings.summary = format!("modules that opt in: {}", findings.notes.len());
     Ok(findings)
@@ -109,25 +91,18 @@ impl Unsafety {
         let source = Source::new(text);
         let raw: Vec<&str> = text.lines().collect();
         let lines: Vec<(usize, &str)> = source.all_lines().collect();
-        let head = lines
-            .iter()
-            .find(|(_, code)| !code.trim().is_empty() && !code.trim_start().starts_with("#!["));
+        let head =
+            lines.iter().find(|(_, code)| !code.trim().is_empty() && !code.trim_start().starts_with("#!["));
         let head = head.map_or(usize::MAX, |(line, _)| *line);
-        let mut this = Self {
-            opted_in: false,
-            unexplained: false,
-            stray: Vec::new(),
-            declarations: 0,
-            uses: 0,
-        };
+        let mut this =
+            Self { opted_in: false, unexplained: false, stray: Vec::new(), declarations: 0, uses: 0 };
         for &(line, code) in &lines {
             this.uses += usize::from(has_word(code, "unsafe"));
             if !code.contains("allow(unsafe_code") {
                 continue;
             }
             let beside = |line: usize| {
-                raw.get(line - 1)
-                    .is_some_and(|text| text.contains("//") && !text.contains("//!"))
+                raw.get(line - 1).is_some_and(|text| text.contains("//") && !text.contains("//!"))
             };
             let explained = beside(line) || (line > 1 && beside(line - 1)) || beside(line + 1);
             let next = lines.get(line).map_or("", |(_, code)| *code);
@@ -149,9 +124,7 @@ impl Unsafety {
         let mut errors = Vec::new();
         let opens_crate = file.ends_with("src/lib.rs");
         if self.unexplained {
-            errors.push(format!(
-                "{name}: allows unsafe code without a comment beside it that says why"
-            ));
+            errors.push(format!("{name}: allows unsafe code without a comment beside it that says why"));
         }
         for line in &self.stray {
             errors.push(format!(
@@ -188,25 +161,19 @@ pub(super) fn words() -> Result<Findings> {
     let mut findings = Findings::default();
     let mut count = 0;
     for file in tree::files()? {
-        let text_file = file.extension().is_some_and(|e| {
-            ["rs", "toml", "md", "sh", "c", "h", "yml"]
-                .iter()
-                .any(|t| e == *t)
-        });
+        let text_file = file
+            .extension()
+            .is_some_and(|e| ["rs", "toml", "md", "sh", "c", "h", "yml"].iter().any(|t| e == *t));
         if !text_file && !file.starts_with(".ci") {
             continue;
         }
         count += 1;
         for (line, text) in tree::read(&file)?.lines().enumerate() {
             for word in reminders.iter().filter(|word| has_word(text, word)) {
-                findings
-                    .errors
-                    .push(format!("{}:{}: {word}", file.display(), line + 1));
+                findings.errors.push(format!("{}:{}: {word}", file.display(), line + 1));
             }
             if text.contains(debug) {
-                findings
-                    .errors
-                    .push(format!("{}:{}: {debug}..)", file.display(), line + 1));
+                findings.errors.push(format!("{}:{}: {debug}..)", file.display(), line + 1));
             }
         }
     }
@@ -236,23 +203,14 @@ pub(super) fn sizes() -> Result<Findings> {
         }
         total += lines;
         if lines > HARD_FILE {
-            findings.errors.push(format!(
-                "{name}: {lines} lines without tests, more than {HARD_FILE}"
-            ));
+            findings.errors.push(format!("{name}: {lines} lines without tests, more than {HARD_FILE}"));
         } else if lines > SOFT_FILE {
+            findings.notes.push(format!("{name}: {lines} lines without tests"));
+        }
+        for function in source.functions().iter().filter(|function| function.lines > SOFT_FUNCTION) {
             findings
                 .notes
-                .push(format!("{name}: {lines} lines without tests"));
-        }
-        for function in source
-            .functions()
-            .iter()
-            .filter(|function| function.lines > SOFT_FUNCTION)
-        {
-            findings.notes.push(format!(
-                "{name}:{}: `{}` has {} lines",
-                function.line, function.name, function.lines
-            ));
+                .push(format!("{name}:{}: `{}` has {} lines", function.line, function.name, function.lines));
         }
     }
     findings.summary = format!("{total} lines of Rust without tests");
@@ -271,10 +229,7 @@ mod tests {
     fn a_module_opts_in_at_its_head_and_says_why() {
         let good = "//! A room.\n#![allow(unsafe_code)] // it maps memory\n\nfn f() { unsafe {} }\n";
         assert_eq!(errors("wire/src/view.rs", good), 0);
-        assert_eq!(
-            errors("wire/src/view.rs", &good.replace(" // it maps memory", "")),
-            1
-        );
+        assert_eq!(errors("wire/src/view.rs", &good.replace(" // it maps memory", "")), 1);
         assert_eq!(errors("wire/src/lib.rs", good), 1);
         assert_eq!(errors("tpt/src/x.rs", good), 1);
         assert_eq!(errors("wire/src/view.rs", &good.replace("unsafe {}", "")), 1);
@@ -284,13 +239,7 @@ mod tests {
     fn unsafe_code_without_opting_in_is_an_error() {
         assert_eq!(errors("wire/src/x.rs", "fn f() { unsafe {} }\n"), 1);
         assert_eq!(errors("wire/src/x.rs", "// unsafe\nfn f() {}\n"), 0);
-        assert_eq!(
-            errors(
-                "wire/src/x.rs",
-                "fn g() {}\n#[allow(unsafe_code)]\nfn f() { unsafe {} }\n"
-            ),
-            2
-        );
+        assert_eq!(errors("wire/src/x.rs", "fn g() {}\n#[allow(unsafe_code)]\nfn f() { unsafe {} }\n"), 2);
     }
 
     #[test]

@@ -22,10 +22,7 @@ impl Source {
     pub(super) fn new(text: &str) -> Self {
         let code = blank(text);
         let tests = test_items(&code);
-        Self {
-            lines: code.lines().map(str::to_owned).collect(),
-            tests,
-        }
+        Self { lines: code.lines().map(str::to_owned).collect(), tests }
     }
 
     /// Lines of code outside of tests, numbered from 1, comments and literals blanked.
@@ -39,10 +36,7 @@ impl Source {
 
     /// All lines, numbered from 1, comments and literals blanked.
     pub(super) fn all_lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.lines
-            .iter()
-            .enumerate()
-            .map(|(line, text)| (line + 1, text.as_str()))
+        self.lines.iter().enumerate().map(|(line, text)| (line + 1, text.as_str()))
     }
 
     /// The functions outside of tests that have a body.
@@ -51,11 +45,8 @@ impl Source {
         let mut functions = Vec::new();
         for start in words(&code, "fn") {
             let rest = &code[start + 2..];
-            let name: String = rest
-                .trim_start()
-                .chars()
-                .take_while(|c| c.is_alphanumeric() || *c == '_')
-                .collect();
+            let name: String =
+                rest.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let line = code[..start].matches('\n').count();
             if name.is_empty() || self.tests.iter().any(|tests| tests.contains(&line)) {
                 continue;
@@ -138,10 +129,7 @@ fn literal_end(chars: &[char], at: usize) -> usize {
     let peek = |ahead: usize| chars.get(at + ahead).copied().unwrap_or('\0');
     let identifier = at > 0 && (chars[at - 1].is_alphanumeric() || chars[at - 1] == '_');
     match (peek(0), peek(1)) {
-        ('/', '/') => chars[at..]
-            .iter()
-            .position(|&c| c == '\n')
-            .map_or(chars.len(), |length| at + length),
+        ('/', '/') => chars[at..].iter().position(|&c| c == '\n').map_or(chars.len(), |length| at + length),
         ('/', '*') => block_comment_end(chars, at),
         ('"', _) => quoted_end(chars, at, '"'),
         ('r', '"' | '#') if !identifier => raw_end(chars, at, 1),
@@ -198,9 +186,7 @@ fn raw_end(chars: &[char], start: usize, prefix: usize) -> usize {
     let closes = |at: usize| {
         chars[at] == '"' && chars[at + 1..].iter().take(hashes).filter(|&&c| c == '#').count() == hashes
     };
-    (open + 1..chars.len())
-        .find(|&at| closes(at))
-        .map_or(chars.len(), |at| at + 1 + hashes)
+    (open + 1..chars.len()).find(|&at| closes(at)).map_or(chars.len(), |at| at + 1 + hashes)
 }
 
 #[cfg(test)]
@@ -220,18 +206,8 @@ mod tests {
     #[test]
     fn tests_are_not_code() {
         let source = Source::new("fn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\nfn c() {}\n");
-        assert_eq!(
-            source.code_lines().map(|(line, _)| line).collect::<Vec<_>>(),
-            [1, 6]
-        );
-        assert_eq!(
-            source
-                .functions()
-                .iter()
-                .map(|f| f.name.as_str())
-                .collect::<Vec<_>>(),
-            ["a", "c"]
-        );
+        assert_eq!(source.code_lines().map(|(line, _)| line).collect::<Vec<_>>(), [1, 6]);
+        assert_eq!(source.functions().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["a", "c"]);
     }
 
     #[test]
@@ -239,10 +215,7 @@ mod tests {
         let source = Source::new("trait T { fn none(&self) -> [u8; 4]; }\nfn one(x: [u8; 2]) {\n  {}\n}\n");
         let functions = source.functions();
         assert_eq!(functions.len(), 1);
-        assert_eq!(
-            (functions[0].name.as_str(), functions[0].line, functions[0].lines),
-            ("one", 2, 3)
-        );
+        assert_eq!((functions[0].name.as_str(), functions[0].line, functions[0].lines), ("one", 2, 3));
     }
 
     #[test]

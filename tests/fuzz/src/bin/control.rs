@@ -9,13 +9,7 @@ fn control(data: &[u8]) {
     let Ok(length) = u32::try_from(data.len()) else {
         return;
     };
-    let header = FrameHeader {
-        magic: FRAME_MAGIC,
-        version: wire::VERSION,
-        reserved: 0,
-        length,
-        id: length,
-    };
+    let header = FrameHeader { magic: FRAME_MAGIC, version: wire::VERSION, reserved: 0, length, id: length };
     wire::fuzz::control(&[header.as_bytes(), data].concat());
 }
 
