@@ -261,7 +261,7 @@ impl Copy {
         }
         match &mut self.target {
             Target::Volume { volume, .. } => {
-                self.queue.flush(volume).context("cannot make the volume durable")?
+                self.queue.flush(volume).context("cannot make the volume durable")?;
             }
             Target::Stream(target) => target.flush().context("cannot write the target")?,
         }

@@ -198,7 +198,11 @@ pub fn pieces(command: Command, blocks: u64, geometry: &Geometry) -> impl Iterat
             return None;
         }
         let count = u32::try_from(left).unwrap_or(u32::MAX).min(most);
-        let data = if command.operation.moves_data() { Iova(command.data.0 + (done << shift)) } else { command.data };
+        let data = if command.operation.moves_data() {
+            Iova(command.data.0 + (done << shift))
+        } else {
+            command.data
+        };
         let piece = Command { lba: command.lba + done, blocks: count, data, ..command };
         done += u64::from(count);
         Some(piece)

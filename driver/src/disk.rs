@@ -108,11 +108,7 @@ const fn name_of(operation: Operation) -> &'static str {
 fn check_range(geometry: &Geometry, operation: Operation, lba: u64, blocks: u64) -> Result<(), DiskError> {
     match lba.checked_add(blocks) {
         Some(end) if end <= geometry.blocks => Ok(()),
-        _ => Err(DiskError {
-            what: name_of(operation),
-            lba,
-            cause: DiskFault::Bounds,
-        }),
+        _ => Err(DiskError { what: name_of(operation), lba, cause: DiskFault::Bounds }),
     }
 }
 
@@ -120,11 +116,7 @@ fn check_range(geometry: &Geometry, operation: Operation, lba: u64, blocks: u64)
 fn whole_blocks(geometry: &Geometry, operation: Operation, lba: u64, bytes: usize) -> Result<u64, DiskError> {
     let bytes = bytes as u64;
     if !bytes.is_multiple_of(u64::from(geometry.block_size())) {
-        return Err(DiskError {
-            what: name_of(operation),
-            lba,
-            cause: DiskFault::Bounds,
-        });
+        return Err(DiskError { what: name_of(operation), lba, cause: DiskFault::Bounds });
     }
     Ok(bytes >> geometry.block_shift)
 }
@@ -187,11 +179,7 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
             "the bounce buffer is less than a block"
         );
         let mapping = mapper.map(memory.clone(), DmaAccess::ReadWrite)?;
-        Ok(Self {
-            queue,
-            bounce: Some(Bounce { mapping, memory }),
-            patience: PATIENCE,
-        })
+        Ok(Self { queue, bounce: Some(Bounce { mapping, memory }), patience: PATIENCE })
     }
 
     /// Waits at most `patience` for a sign of the device instead of [`PATIENCE`].
@@ -203,9 +191,7 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
     /// Bytes moved in one go: whole blocks.
     fn window(&self) -> Option<usize> {
         let block = self.queue.geometry().block_size() as usize;
-        self.bounce
-            .as_ref()
-            .map(|bounce| bounce.memory.len() / block * block)
+        self.bounce.as_ref().map(|bounce| bounce.memory.len() / block * block)
     }
 
     /// Does `operation` on `blocks` blocks from `lba`, again if a reset ended it.
@@ -213,10 +199,7 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
         let mut retries = RETRIES;
         loop {
             match self.attempt(operation, lba, blocks) {
-                Err(DiskError {
-                    cause: DiskFault::Status(DeviceStatus::ABORTED),
-                    ..
-                }) if retries > 0 => {
+                Err(DiskError { cause: DiskFault::Status(DeviceStatus::ABORTED), .. }) if retries > 0 => {
                     retries -= 1;
                 }
                 result => return result,
@@ -228,34 +211,20 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
     fn attempt(&mut self, operation: Operation, lba: u64, blocks: u64) -> Result<(), DiskError> {
         let what = name_of(operation);
         let Some(bounce) = &self.bounce else {
-            return Err(DiskError {
-                what,
-                lba,
-                cause: DiskFault::Gone,
-            });
+            return Err(DiskError { what, lba, cause: DiskFault::Gone });
         };
-        let whole = Command {
-            operation,
-            lba,
-            blocks: 0,
-            data: bounce.mapping.iova(),
-            tag: 0,
-        };
+        let whole = Command { operation, lba, blocks: 0, data: bounce.mapping.iova(), tag: 0 };
         let geometry = *self.queue.geometry();
         let flush = (operation == Operation::Flush).then_some(whole);
-        let mut todo = pieces(whole, if flush.is_some() { 0 } else { blocks }, &geometry)
-            .chain(flush)
-            .peekable();
+        let mut todo =
+            pieces(whole, if flush.is_some() { 0 } else { blocks }, &geometry).chain(flush).peekable();
         let mut failure: Option<(u64, DiskFault)> = None;
         let mut wait = Wait::new(self.patience);
         loop {
             while failure.is_none()
                 && let Some(piece) = todo.peek()
             {
-                match self.queue.submit(&Command {
-                    tag: piece.lba,
-                    ..*piece
-                }) {
+                match self.queue.submit(&Command { tag: piece.lba, ..*piece }) {
                     Ok(()) => drop(todo.next()),
                     Err(SubmitError::Full) => break,
                     Err(SubmitError::Invalid) => failure = Some((piece.lba, DiskFault::Bounds)),
@@ -278,11 +247,7 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
                 wait = Wait::new(self.patience);
             } else if !wait.pause() {
                 self.give_up();
-                return Err(DiskError {
-                    what,
-                    lba,
-                    cause: DiskFault::Timeout,
-                });
+                return Err(DiskError { what, lba, cause: DiskFault::Timeout });
             }
         }
     }
@@ -321,11 +286,7 @@ impl<Q: BlockQueue> Disk for BlockingQueue<Q> {
             lba,
             whole_blocks(&geometry, Operation::Read, lba, data.len())?,
         )?;
-        let gone = DiskError {
-            what: "read",
-            lba,
-            cause: DiskFault::Gone,
-        };
+        let gone = DiskError { what: "read", lba, cause: DiskFault::Gone };
         for part in data.chunks_mut(self.window().ok_or(gone)?) {
             let blocks = part.len() as u64 >> geometry.block_shift;
             self.run(Operation::Read, lba, blocks)?;
@@ -338,17 +299,8 @@ impl<Q: BlockQueue> Disk for BlockingQueue<Q> {
     fn write(&mut self, mut lba: u64, data: &[u8]) -> Result<(), DiskError> {
         let geometry = *self.queue.geometry();
         let operation = Operation::Write { fua: false };
-        check_range(
-            &geometry,
-            operation,
-            lba,
-            whole_blocks(&geometry, operation, lba, data.len())?,
-        )?;
-        let gone = DiskError {
-            what: "write",
-            lba,
-            cause: DiskFault::Gone,
-        };
+        check_range(&geometry, operation, lba, whole_blocks(&geometry, operation, lba, data.len())?)?;
+        let gone = DiskError { what: "write", lba, cause: DiskFault::Gone };
         for part in data.chunks(self.window().ok_or(gone)?) {
             let blocks = part.len() as u64 >> geometry.block_shift;
             self.bounce.as_ref().ok_or(gone)?.fill(part);
@@ -366,18 +318,12 @@ impl<Q: BlockQueue> Disk for BlockingQueue<Q> {
         let geometry = *self.queue.geometry();
         // Write Zeroes with the deallocate bit reads as zero where the device says so; the Deallocate command is
         // only a hint that the device may ignore, so it never serves for zeroing.
-        let operation = Operation::WriteZeroes {
-            deallocate: geometry.deallocate_zeroes,
-        };
+        let operation = Operation::WriteZeroes { deallocate: geometry.deallocate_zeroes };
         check_range(&geometry, operation, lba, blocks)?;
         if geometry.write_zeroes {
             return self.run(operation, lba, blocks);
         }
-        let gone = DiskError {
-            what: "write zeroes",
-            lba,
-            cause: DiskFault::Gone,
-        };
+        let gone = DiskError { what: "write zeroes", lba, cause: DiskFault::Gone };
         let window = self.window().ok_or(gone)? as u64 >> geometry.block_shift;
         self.bounce.as_ref().ok_or(gone)?.fill_zero();
         while blocks > 0 {
@@ -407,11 +353,7 @@ struct Wait {
 
 impl Wait {
     fn new(patience: Duration) -> Self {
-        Self {
-            since: Instant::now(),
-            patience,
-            turns: 0,
-        }
+        Self { since: Instant::now(), patience, turns: 0 }
     }
 
     /// False when it has lasted too long.

@@ -22,10 +22,7 @@ impl Pages {
     /// # Errors
     /// The kernel's, when there is no memory.
     pub fn new(bytes: usize) -> io::Result<Self> {
-        let len = bytes
-            .max(1)
-            .checked_next_multiple_of(PAGE)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let len = bytes.max(1).checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::InvalidInput)?;
         let map = MmapRaw::from(MmapOptions::new().len(len).populate().map_anon()?);
         // A child must not share them: copy-on-write would part this process from its device.
         map.advise(Advice::DontFork)?;
@@ -63,16 +60,10 @@ impl DmaBuffer {
     /// What the mapper says; the kernel's when there is no memory.
     pub fn new(mapper: &dyn Mapper, bytes: usize, access: DmaAccess) -> Result<Self, DmaError> {
         let pages = Pages::new(bytes);
-        let pages = Arc::new(pages.map_err(|source| DmaError::Os {
-            what: "allocating memory for DMA",
-            source,
-        })?);
+        let pages =
+            Arc::new(pages.map_err(|source| DmaError::Os { what: "allocating memory for DMA", source })?);
         let mapping = mapper.map(pages.clone(), access)?;
-        Ok(Self {
-            iova: mapping.iova().0,
-            _mapping: mapping,
-            pages,
-        })
+        Ok(Self { iova: mapping.iova().0, _mapping: mapping, pages })
     }
 
     /// Where the device sees the byte at `offset`.
@@ -195,11 +186,7 @@ mod tests {
         let mapper = NullMapper::default();
         let buffer = DmaBuffer::new(&mapper, PAGE + 1, DmaAccess::Read).unwrap();
         assert_eq!((buffer.len(), mapper.mappings()), (2 * PAGE, 1));
-        assert!(
-            (0..buffer.len())
-                .step_by(8)
-                .all(|at| buffer.load64(at, Ordering::Relaxed) == 0)
-        );
+        assert!((0..buffer.len()).step_by(8).all(|at| buffer.load64(at, Ordering::Relaxed) == 0));
         assert_eq!(buffer.iova(PAGE).0 - buffer.iova(0).0, PAGE as u64);
         drop(buffer);
         assert_eq!(mapper.mappings(), 0);
@@ -214,10 +201,7 @@ mod tests {
         buffer.copy_out(11, &mut bytes);
         assert_eq!(bytes, [4, 5, 6, 7, 8]);
         buffer.copy_in(15, &[0xff, 0xfe]);
-        assert_eq!(
-            buffer.read::<2>(8),
-            [0xff07_0605_0403_0201, 0x1817_1615_1413_12fe]
-        );
+        assert_eq!(buffer.read::<2>(8), [0xff07_0605_0403_0201, 0x1817_1615_1413_12fe]);
         buffer.store32(8, 9);
         assert_eq!(buffer.load64(8, Ordering::Relaxed), 0xff07_0605_0000_0009);
         buffer.zero();

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::block::{BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, SubmitError};
+use crate::block::{
+    BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, SubmitError,
+};
 use crate::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 
 /// Commands that a queue takes before they are polled.
@@ -128,8 +130,7 @@ mod tests {
     #[test]
     fn each_command_ends_once_after_it_was_committed() {
         let mut queue = NullQueue::new(100);
-        let command =
-            |lba, tag| Command { operation: Operation::Read, lba, blocks: 2, data: Iova(0), tag };
+        let command = |lba, tag| Command { operation: Operation::Read, lba, blocks: 2, data: Iova(0), tag };
         assert_eq!(queue.submit(&command(99, 0)), Err(SubmitError::Invalid));
         assert_eq!(queue.submit(&command(u64::MAX, 0)), Err(SubmitError::Invalid));
         for tag in 0..3 {

@@ -37,9 +37,7 @@ const IDENTIFY: u32 = 0x06;
 fn address() -> String {
     let uri = std::env::var("PORTCULLIS_DEVICE")
         .expect("PORTCULLIS_DEVICE=vfio:0000:00:03.0 says which device to use");
-    uri.strip_prefix("vfio:")
-        .expect("PORTCULLIS_DEVICE is no vfio: device")
-        .to_owned()
+    uri.strip_prefix("vfio:").expect("PORTCULLIS_DEVICE is no vfio: device").to_owned()
 }
 
 /// Memory of this process, populated.
@@ -69,10 +67,7 @@ impl Memory {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, where the kernel likes it.
         let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, access, flags) }.unwrap();
-        Arc::new(Self {
-            start: NonNull::new(start.cast()).unwrap(),
-            len,
-        })
+        Arc::new(Self { start: NonNull::new(start.cast()).unwrap(), len })
     }
 
     fn word(&self, at: usize) -> *mut u32 {
@@ -131,19 +126,9 @@ impl Controller {
         let (submissions, completions) = (Memory::new(PAGE), Memory::new(PAGE));
         let maps = [
             device.mapper().map(submissions.clone(), DmaAccess::Read).unwrap(),
-            device
-                .mapper()
-                .map(completions.clone(), DmaAccess::Write)
-                .unwrap(),
+            device.mapper().map(completions.clone(), DmaAccess::Write).unwrap(),
         ];
-        let mut controller = Self {
-            device,
-            submissions,
-            completions,
-            maps,
-            tail: 0,
-            seen: 0,
-        };
+        let mut controller = Self { device, submissions, completions, maps, tail: 0, seen: 0 };
         controller.enable();
         controller
     }
@@ -166,8 +151,7 @@ impl Controller {
         let [low, high] = [iova & 0xffff_ffff, iova >> 32].map(|half| u32::try_from(half).unwrap());
         let words = [IDENTIFY | self.tail << 16, 0, 0, 0, 0, 0, low, high, 0, 0, 1];
         for index in 0..16 {
-            self.submissions
-                .set(at + index * 4, words.get(index).copied().unwrap_or(0));
+            self.submissions.set(at + index * 4, words.get(index).copied().unwrap_or(0));
         }
         self.tail += 1;
         self.device.registers().write32(ADMIN_TAIL, self.tail % 16);
@@ -206,15 +190,8 @@ fn command(device: &VfioDevice) -> u16 {
 fn a_device_is_opened_quiet_and_says_what_it_is() {
     let device = VfioDevice::open(&address()).unwrap();
     assert_eq!(device.class(), DeviceClass::Nvme);
-    assert_eq!(
-        (device.address().to_string(), device.id().vendor),
-        (address(), vendor())
-    );
-    assert_eq!(
-        command(&device) & 0x406,
-        0x402,
-        "memory on, bus master off, INTx off"
-    );
+    assert_eq!((device.address().to_string(), device.id().vendor), (address(), vendor()));
+    assert_eq!(command(&device) & 0x406, 0x402, "memory on, bus master off, INTx off");
     let registers = device.registers();
     assert!(registers.len() >= 0x2000 && device.vectors() > 1);
     assert_ne!(registers.read64(CAP), u64::MAX);
@@ -233,22 +210,13 @@ fn a_device_is_opened_quiet_and_says_what_it_is() {
 #[ignore = "needs an NVMe device bound to vfio-pci"]
 fn the_device_is_opened_by_one_at_a_time() {
     let device = VfioDevice::open(&address()).unwrap();
-    assert!(matches!(
-        VfioDevice::open(&address()),
-        Err(VfioError::GroupBusy { .. })
-    ));
+    assert!(matches!(VfioDevice::open(&address()), Err(VfioError::GroupBusy { .. })));
     drop(device);
     let device = VfioDevice::open(&address()).unwrap();
     // A mapping may outlive its device; it keeps the address space, and so the group.
-    let mapping = device
-        .mapper()
-        .map(Memory::new(PAGE), DmaAccess::ReadWrite)
-        .unwrap();
+    let mapping = device.mapper().map(Memory::new(PAGE), DmaAccess::ReadWrite).unwrap();
     drop(device);
-    assert!(matches!(
-        VfioDevice::open(&address()),
-        Err(VfioError::GroupBusy { .. })
-    ));
+    assert!(matches!(VfioDevice::open(&address()), Err(VfioError::GroupBusy { .. })));
     drop(mapping);
     drop(VfioDevice::open(&address()).unwrap());
 }
@@ -258,14 +226,8 @@ fn the_device_is_opened_by_one_at_a_time() {
 fn errors_say_what_is_missing() {
     let serial_port = VfioDevice::open("0000:00:1d.0").map(drop).unwrap_err();
     assert!(matches!(serial_port, VfioError::NotBound { .. }), "{serial_port}");
-    assert!(matches!(
-        VfioDevice::open("0000:00:0f.0"),
-        Err(VfioError::NoDevice { .. })
-    ));
-    assert!(matches!(
-        VfioDevice::open("../../x"),
-        Err(VfioError::BadAddress(_))
-    ));
+    assert!(matches!(VfioDevice::open("0000:00:0f.0"), Err(VfioError::NoDevice { .. })));
+    assert!(matches!(VfioDevice::open("../../x"), Err(VfioError::BadAddress(_))));
 }
 
 #[test]
@@ -275,36 +237,21 @@ fn mappings_lie_in_the_kernels_ranges_and_are_counted() {
     let before = device.dma().info().unwrap();
     println!("{before:x?}");
     assert_ne!(before.page_sizes & 4096, 0);
-    assert!(
-        before
-            .ranges
-            .iter()
-            .all(|range| range.last < 0xfee0_0000 || range.first > 0xfeef_ffff)
-    );
+    assert!(before.ranges.iter().all(|range| range.last < 0xfee0_0000 || range.first > 0xfeef_ffff));
     let mapper = device.mapper();
     let small = mapper.map(Memory::new(PAGE), DmaAccess::ReadWrite).unwrap();
     let large = mapper.map(Memory::new(4 << 20), DmaAccess::Read).unwrap();
     for mapping in [&small, &large] {
         let (first, last) = (mapping.iova().0, mapping.iova().0 + mapping.len() as u64 - 1);
-        assert!(
-            before
-                .ranges
-                .iter()
-                .any(|range| range.first <= first && last <= range.last)
-        );
+        assert!(before.ranges.iter().any(|range| range.first <= first && last <= range.last));
     }
     assert_eq!(mapper.mappings(), 2);
-    let avail = before
-        .dma_avail
-        .expect("the kernel says how many mappings are left");
+    let avail = before.dma_avail.expect("the kernel says how many mappings are left");
     assert_eq!(device.dma().info().unwrap().dma_avail, Some(avail - 2));
     let freed = small.iova();
     drop(small);
     drop(large);
-    assert_eq!(
-        (mapper.mappings(), device.dma().info().unwrap().dma_avail),
-        (0, Some(avail))
-    );
+    assert_eq!((mapper.mappings(), device.dma().info().unwrap().dma_avail), (0, Some(avail)));
     let next = mapper.map(Memory::new(PAGE), DmaAccess::Write).unwrap();
     assert_ne!(next.iova(), freed, "a freed address is not used again at once");
 }
@@ -326,10 +273,7 @@ fn dma_lands_only_where_the_mapping_allows_it() {
     source.fill(0x0ddb_a115);
     let mapping = mapper.map(source.clone(), DmaAccess::Read).unwrap();
     controller.identify(mapping.iova().0);
-    assert!(
-        source.is_filled_with(0x0ddb_a115),
-        "the device wrote to memory that is mapped for reading"
-    );
+    assert!(source.is_filled_with(0x0ddb_a115), "the device wrote to memory that is mapped for reading");
 
     // Unmapped: the memory is kept here, the address is not.
     let gone = Memory::new(PAGE);
@@ -341,10 +285,7 @@ fn dma_lands_only_where_the_mapping_allows_it() {
     drop(mapping);
     gone.fill(0x5afe_5afe);
     controller.identify(iova);
-    assert!(
-        gone.is_filled_with(0x5afe_5afe),
-        "the device wrote to memory that was unmapped"
-    );
+    assert!(gone.is_filled_with(0x5afe_5afe), "the device wrote to memory that was unmapped");
 }
 
 #[test]
@@ -360,16 +301,9 @@ fn interrupts_arrive_on_their_eventfd() {
         controller.device.route_interrupts(&too_many).unwrap_err().kind(),
         io::ErrorKind::InvalidInput
     );
-    assert_eq!(
-        controller.device.route_interrupts(&[]).unwrap_err().kind(),
-        io::ErrorKind::InvalidInput
-    );
+    assert_eq!(controller.device.route_interrupts(&[]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     controller.device.route_interrupts(&borrowed).unwrap();
-    let mapping = controller
-        .device
-        .mapper()
-        .map(Memory::new(PAGE), DmaAccess::Write)
-        .unwrap();
+    let mapping = controller.device.mapper().map(Memory::new(PAGE), DmaAccess::Write).unwrap();
     let mut interrupts = 0;
     for round in 0..20 {
         if round == 10 {
@@ -380,15 +314,8 @@ fn interrupts_arrive_on_their_eventfd() {
         controller.identify(mapping.iova().0);
         // Completions of the admin queue raise vector 0, and no other.
         let mut polls = [PollFd::new(&fds[0], PollFlags::IN)];
-        let patience = Timespec {
-            tv_sec: 10,
-            tv_nsec: 0,
-        };
-        assert_eq!(
-            poll(&mut polls, Some(&patience)).unwrap(),
-            1,
-            "no interrupt in round {round}"
-        );
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut polls, Some(&patience)).unwrap(), 1, "no interrupt in round {round}");
         let mut count = [0; 8];
         rustix::io::read(&fds[0], &mut count).unwrap();
         interrupts += u64::from_ne_bytes(count);
@@ -404,11 +331,7 @@ fn interrupts_arrive_on_their_eventfd() {
 fn a_reset_stops_the_controller_and_its_bus_mastering() {
     let mut controller = Controller::start();
     let data = Memory::new(PAGE);
-    let mapping = controller
-        .device
-        .mapper()
-        .map(data.clone(), DmaAccess::Write)
-        .unwrap();
+    let mapping = controller.device.mapper().map(data.clone(), DmaAccess::Write).unwrap();
     assert_eq!(command(&controller.device) & 4, 4);
     controller.device.reset().unwrap();
     let registers = controller.device.registers();
@@ -417,16 +340,10 @@ fn a_reset_stops_the_controller_and_its_bus_mastering() {
     controller.submit_identify(mapping.iova().0);
     // A register read is answered after the device has taken the write before it.
     assert_eq!(registers.read32(CSTS) & 1, 0);
-    assert!(
-        !controller.completed() && data.is_filled_with(0),
-        "a controller that was reset goes on"
-    );
+    assert!(!controller.completed() && data.is_filled_with(0), "a controller that was reset goes on");
     controller.enable();
     controller.identify(mapping.iova().0);
-    assert!(
-        !data.is_filled_with(0),
-        "a controller that was reset does not come back"
-    );
+    assert!(!data.is_filled_with(0), "a controller that was reset does not come back");
 }
 
 #[test]
@@ -450,15 +367,7 @@ fn run<Q: BlockQueue>(
     data: Iova,
 ) -> DeviceStatus {
     queue.arm_interrupt(true);
-    queue
-        .submit(&Command {
-            operation,
-            lba,
-            blocks: 1,
-            data,
-            tag: lba,
-        })
-        .unwrap();
+    queue.submit(&Command { operation, lba, blocks: 1, data, tag: lba }).unwrap();
     queue.commit();
     let mut ended = None;
     loop {
@@ -467,15 +376,8 @@ fn run<Q: BlockQueue>(
             assert_eq!((completed.tag, queue.outstanding()), (lba, 0));
             return completed.status;
         }
-        let patience = Timespec {
-            tv_sec: 10,
-            tv_nsec: 0,
-        };
-        assert_eq!(
-            poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&patience)).unwrap(),
-            1,
-            "no interrupt"
-        );
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&patience)).unwrap(), 1, "no interrupt");
         rustix::io::read(fd, &mut [0; 8]).unwrap();
     }
 }
@@ -490,21 +392,13 @@ fn the_nvme_driver_moves_data_by_dma_and_interrupts() {
     let (source, target) = (Memory::new(PAGE), Memory::new(PAGE));
     let from = controller.mapper().map(source.clone(), DmaAccess::Read).unwrap();
     let to = controller.mapper().map(target.clone(), DmaAccess::Write).unwrap();
-    for (value, lba) in [
-        (0x0101_0101, 0),
-        (0x7777_0000, blocks / 2),
-        (0x1234_abcd, blocks - 1),
-    ] {
+    for (value, lba) in [(0x0101_0101, 0), (0x7777_0000, blocks / 2), (0x1234_abcd, blocks - 1)] {
         source.fill(value);
         target.fill(!value);
         assert!(run(&mut queue, &fd, Operation::Write { fua: true }, lba, from.iova()).is_ok());
         assert!(run(&mut queue, &fd, Operation::Read, lba, to.iova()).is_ok());
         let block = queue.geometry().block_size() as usize;
-        assert!(
-            (0..PAGE)
-                .step_by(4)
-                .all(|at| target.get(at) == if at < block { value } else { !value })
-        );
+        assert!((0..PAGE).step_by(4).all(|at| target.get(at) == if at < block { value } else { !value }));
     }
     // A read into a source: whatever the status, its memory stays as it was.
     source.fill(0x600d_c0de);
@@ -522,21 +416,12 @@ fn the_limit_of_locked_memory_is_named_and_survived() {
     let limit: usize = std::env::var("PORTCULLIS_MEMLOCK").unwrap().parse().unwrap();
     let device = VfioDevice::open(&address()).unwrap();
     let mapper = device.mapper();
-    let error = mapper
-        .map(Memory::new(limit + PAGE), DmaAccess::ReadWrite)
-        .map(drop)
-        .unwrap_err();
-    assert!(
-        matches!(&error, DmaError::Os { what, .. } if what.contains("LimitMEMLOCK")),
-        "{error}"
-    );
+    let error = mapper.map(Memory::new(limit + PAGE), DmaAccess::ReadWrite).map(drop).unwrap_err();
+    assert!(matches!(&error, DmaError::Os { what, .. } if what.contains("LimitMEMLOCK")), "{error}");
     assert_eq!(mapper.mappings(), 0);
     let within = mapper.map(Memory::new(limit / 2), DmaAccess::ReadWrite).unwrap();
     drop(within);
-    mapper
-        .map(Memory::new(limit / 2), DmaAccess::ReadWrite)
-        .map(drop)
-        .unwrap();
+    mapper.map(Memory::new(limit / 2), DmaAccess::ReadWrite).map(drop).unwrap();
 }
 
 /// `PORTCULLIS_DMA_ENTRIES` says how many mappings the kernel allows.
@@ -560,36 +445,23 @@ fn as_root_a_device_that_the_machine_wants_back_is_given_back() {
     let device = VfioDevice::open(&address()).unwrap();
     let removal = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     device.route_removal(removal.as_fd()).unwrap();
-    let mapping = device
-        .mapper()
-        .map(Memory::new(PAGE), DmaAccess::ReadWrite)
-        .unwrap();
+    let mapping = device.mapper().map(Memory::new(PAGE), DmaAccess::ReadWrite).unwrap();
     let driver = "/sys/bus/pci/drivers/vfio-pci";
     // The kernel waits in there until the device is closed.
     let unbind = std::thread::spawn(move || std::fs::write(format!("{driver}/unbind"), address()));
-    let patience = Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
+    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
     assert_eq!(
         poll(&mut [PollFd::new(&removal, PollFlags::IN)], Some(&patience)).unwrap(),
         1,
         "nobody asked"
     );
     assert!(!unbind.is_finished());
-    assert_ne!(
-        device.registers().read64(CAP),
-        u64::MAX,
-        "it works until it is given back"
-    );
+    assert_ne!(device.registers().read64(CAP), u64::MAX, "it works until it is given back");
     drop(device);
     unbind.join().unwrap().unwrap();
     // Unmapping works without the device, and nothing panics because it is gone.
     drop(mapping);
-    assert!(matches!(
-        VfioDevice::open(&address()),
-        Err(VfioError::NotBound { .. })
-    ));
+    assert!(matches!(VfioDevice::open(&address()), Err(VfioError::NotBound { .. })));
     std::fs::write(format!("{driver}/bind"), address()).unwrap();
     drop(VfioDevice::open(&address()).unwrap());
 }
@@ -619,10 +491,7 @@ fn virtio_a_block_device_is_reached_through_its_capabilities() {
     // Its reset is its own, by that register.
     assert_eq!(device.reset().unwrap_err().kind(), io::ErrorKind::Unsupported);
     assert!(device.vectors() > 1);
-    let _mapping = device
-        .mapper()
-        .map(Memory::new(PAGE), DmaAccess::ReadWrite)
-        .unwrap();
+    let _mapping = device.mapper().map(Memory::new(PAGE), DmaAccess::ReadWrite).unwrap();
     device.set_bus_master(true).unwrap();
     assert_eq!(command(&device) & 4, 4);
 }

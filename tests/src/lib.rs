@@ -3,6 +3,7 @@
 //! - [`conformance`]: what every block device must do, through the driver.
 //! - [`system`]: what applications and adapter do together, through the whole path.
 #![deny(unsafe_code)]
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used)] // a case that cannot go on has failed
 
 pub mod conformance;
 pub mod process;

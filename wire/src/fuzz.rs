@@ -68,7 +68,7 @@ fn scribble(model: &Model<'_>, what: u8, value: u8) {
         }
         (11, _) => memory.cq_head().store(model.count(model.completed), Ordering::Relaxed),
         (12, 0..=1) => {
-            memory.tail().store(tail.wrapping_add(u32::from(value >> 4)).wrapping_sub(2), Ordering::Relaxed)
+            memory.tail().store(tail.wrapping_add(u32::from(value >> 4)).wrapping_sub(2), Ordering::Relaxed);
         }
         (12, 2..=7) => memory
             .cq_head()

@@ -30,6 +30,7 @@ impl Batch {
 }
 
 /// What follows when all of a batch is quiet.
+#[derive(Clone, Copy)]
 pub(super) enum Then {
     /// Everything in it ends; the caller is told Done.
     End(Caller),
@@ -187,11 +188,10 @@ impl Control {
         }
         for (session, key, quiesce) in batch.regions {
             self.tables.finish_region_delete(quiesce);
-            if let Some(session) = self.sessions.get_mut(&session) {
-                if let Some(held) = session.regions.remove(&key) {
-                    session.pinned_bytes -= held.bytes;
-                    drop(held.mapping);
-                }
+            let Some(session) = self.sessions.get_mut(&session) else { continue };
+            if let Some(held) = session.regions.remove(&key) {
+                session.pinned_bytes -= held.bytes;
+                drop(held.mapping);
             }
         }
         for (session, queue) in batch.queues {

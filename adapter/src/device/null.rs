@@ -32,3 +32,22 @@ pub fn open(bytes: u64, queues: u16) -> Opened<NullQueue> {
         supervisor: Box::new(NothingToLookAfter),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portcullis::Access;
+
+    #[test]
+    fn volumes_are_kept_and_data_is_not() {
+        let adapter = crate::Embedded::open("null:64M").unwrap();
+        let session = adapter.session().unwrap();
+        session.create_volume("v", 1 << 20).unwrap();
+        let volume = session.open("v", Access::READ_WRITE).unwrap();
+        let mut queue = session.queue(8).unwrap();
+        queue.write_at(&volume, 0, &[1; 8192]).unwrap();
+        let mut read = [7; 8192];
+        queue.read_at(&volume, 0, &mut read).unwrap();
+        assert!(read != [1; 8192], "what was written is nowhere");
+        assert_eq!(session.volumes().count(), 1);
+    }
+}

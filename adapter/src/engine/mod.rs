@@ -4,24 +4,25 @@
 //! attached to it. A turn makes no system call, takes no lock, allocates nothing and is bounded in every direction, so
 //! that it can be run from a seed as well as from a thread. Time, device and shared memory are given to it.
 
+mod admission;
 mod parse;
 mod port;
 mod slots;
+mod submission;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use driver::block::{self, BlockQueue, Completed, DeviceStatus, QueueState, SubmitError};
-use tpt::{Denied, Directory, Operation};
+use driver::block::BlockQueue;
+use tpt::Directory;
 use wire::Status;
-use wire::layout::SubmissionEntry;
 
-use crate::mailbox::{Command, Denial, Drained, PollerShared, Ticket};
+use crate::mailbox::{Command, Drained, PollerShared, Ticket};
 pub use parse::{Parsed, parse};
 use port::PortState;
 pub use port::{Port, PortCounters, QueueId};
-use slots::{Slot, SlotState, Slots};
+use slots::Slots;
 
 /// Nanoseconds from some fixed moment. A simulation has its own.
 pub trait Clock: Send {
@@ -234,348 +235,6 @@ impl State {
         self.end_unstarted(index, Status::E_FLUSHED);
     }
 
-    /// Ends every request of the port that the device has not got; what it has ends with `status` too, but only when
-    /// the device is done with it.
-    fn end_unstarted(&mut self, index: usize, status: Status) {
-        let slots = &self.slots;
-        let keep = |slot: &u32| slots.get(*slot).port != index || slots.get(*slot).outstanding > 0;
-        self.starved.retain(keep);
-        self.held.retain(keep);
-        self.flush_next.retain(keep);
-        let mut at = 0;
-        while let Some(slot) = self.ports[index].as_ref().and_then(|p| p.in_flight.get(at).copied()) {
-            self.slots.get_mut(slot).fail(status, 0);
-            if self.slots.get(slot).outstanding == 0 {
-                self.finish(slot); // takes it out of the list
-            } else {
-                at += 1;
-            }
-        }
-    }
-
-    /// Looks again at requests that were held or found the device full.
-    fn retry<Q: BlockQueue>(&mut self, queue: &mut Q, most: usize) -> usize {
-        let mut work = 0;
-        let mut at = 0;
-        for _ in 0..most.min(self.held.len()) {
-            let Some(&slot) = self.held.get(at) else { break };
-            self.held.swap_remove(at);
-            self.admit(queue, slot);
-            match self.held.last() {
-                // Still held: it went to the end again; look at the next one.
-                Some(&last) if last == slot => {
-                    let end = self.held.len() - 1;
-                    self.held.swap(at.min(end), end);
-                    at += 1;
-                }
-                _ => work += 1,
-            }
-        }
-        for _ in 0..most.min(self.starved.len()) {
-            let Some(slot) = self.starved.pop_front() else { break };
-            if !self.start(queue, slot) {
-                // Still no room: keep its place at the front.
-                if let Some(back) = self.starved.pop_back() {
-                    self.starved.push_front(back);
-                }
-                break;
-            }
-            work += 1;
-        }
-        work
-    }
-
-    /// Takes a bounded share from each queue, beginning with another one each turn.
-    fn take_entries<Q: BlockQueue>(&mut self, queue: &mut Q, burst: u32) -> usize {
-        let count = self.ports.len();
-        if count == 0 {
-            return 0;
-        }
-        self.next_port = if self.next_port + 1 >= count { 0 } else { self.next_port + 1 };
-        let mut work = 0;
-        let mut index = self.next_port;
-        for _ in 0..count {
-            work += self.take_from(queue, index, burst);
-            index = if index + 1 >= count { 0 } else { index + 1 };
-        }
-        work
-    }
-
-    fn take_from<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, burst: u32) -> usize {
-        let Some(port) = self.ports[index].as_mut() else { return 0 };
-        match port.state {
-            PortState::Ready => {}
-            PortState::Error => return port.flush(),
-            PortState::Detaching(_) => return 0,
-        }
-        let rung = match port.ring.poll_doorbell() {
-            Ok(rung) => rung,
-            Err(_) => {
-                self.fail_port(index);
-                return 1;
-            }
-        };
-        let mut work = 0;
-        for _ in 0..rung.min(burst) {
-            let Some(port) = self.ports[index].as_mut() else { break };
-            // While the device is full each queue may have a burst of requests waiting for it, so that its cancels are
-            // still seen; the rest waits in the application's own queue and delays nobody.
-            let device_full = !self.starved.is_empty() && port.in_flight.len() >= burst as usize;
-            if device_full || !self.slots.has_room() {
-                break;
-            }
-            match port.ring.take() {
-                Ok(Some(entry)) => self.process(queue, index, &entry),
-                Ok(None) => break, // No room for its completion: the application does not consume.
-                Err(_) => {
-                    self.fail_port(index);
-                    break;
-                }
-            }
-            work += 1;
-        }
-        work
-    }
-
-    fn process<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, entry: &SubmissionEntry) {
-        match parse(entry) {
-            Ok(Parsed::Io { request, deadline_us }) => {
-                let deadline_ns = match deadline_us {
-                    0 => u64::MAX,
-                    us => self.now_ns.saturating_add(u64::from(us) * 1000),
-                };
-                let Some(port) = self.ports[index].as_mut() else { return };
-                let slot = self
-                    .slots
-                    .allocate(Slot::new(index, entry.user_data, request, deadline_ns), &mut port.in_flight);
-                self.admit(queue, slot);
-            }
-            Ok(Parsed::Cancel { target }) => self.cancel(index, entry.user_data, target),
-            Err(status) => self.answer(index, entry.user_data, status),
-        }
-    }
-
-    /// Answers a request that never got a slot.
-    fn answer(&mut self, index: usize, user_data: u64, status: Status) {
-        if let Some(port) = self.ports[index].as_mut() {
-            port.complete(user_data, status, 0, 0);
-        }
-    }
-
-    /// Checks a request against the tables and starts it, holds it or ends it.
-    fn admit<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) {
-        let &Slot { port, request, deadline_ns, .. } = self.slots.get(slot);
-        if self.now_ns > deadline_ns {
-            self.slots.get_mut(slot).fail(Status::E_DEADLINE, 0);
-            return self.finish(slot);
-        }
-        let Some(domain) = self.ports[port].as_ref().map(|p| p.domain) else { return self.finish(slot) };
-        match self.directory.check(domain, &request) {
-            Ok(grant) => {
-                let s = self.slots.get_mut(slot);
-                s.blocks = grant.blocks();
-                s.grant = Some(grant);
-                if request.operation == Operation::Flush {
-                    s.state = SlotState::FlushWaiting;
-                    self.flush_next.push(slot);
-                    self.start_flush(queue);
-                } else {
-                    self.start(queue, slot);
-                }
-            }
-            Err(Denied::Held) => {
-                self.slots.get_mut(slot).state = SlotState::Held;
-                self.held.push(slot);
-            }
-            Err(denied) => {
-                let status = status_of(denied);
-                self.shared.record_denial(Denial {
-                    session: self.session_of(port),
-                    key: request.key,
-                    status,
-                });
-                self.slots.get_mut(slot).fail(status, 0);
-                self.finish(slot);
-            }
-        }
-    }
-
-    fn session_of(&self, port: usize) -> u64 {
-        self.ports[port].as_ref().map_or(0, |p| p.session)
-    }
-
-    /// Hands the pieces of an admitted request to the device, from where it left off. False if the device had no room
-    /// for all: the rest waits in the starved list.
-    fn start<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) -> bool {
-        let geometry = *queue.geometry();
-        let tag = self.slots.tag(slot);
-        let s = self.slots.get_mut(slot);
-        let Some(operation) = device_operation(s.request.operation, &geometry) else {
-            s.fail(Status::E_OPCODE, 0);
-            self.finish(slot);
-            return true;
-        };
-        if s.submitted == 0 && self.now_ns > s.deadline_ns {
-            s.fail(Status::E_DEADLINE, 0);
-            self.finish(slot);
-            return true;
-        }
-        let grant = s.grant.as_ref().expect("an admitted request has its grant");
-        let mut full = false;
-        'pieces: for piece in self.directory.pieces(grant, s.submitted) {
-            let whole = block::Command {
-                operation,
-                lba: piece.lba.0,
-                blocks: 0,
-                data: driver::hal::Iova(piece.iova.0),
-                tag: 0,
-            };
-            for command in block::pieces(whole, piece.blocks, &geometry) {
-                if s.status != Status::OK {
-                    break 'pieces;
-                }
-                let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
-                match queue.submit(&command) {
-                    Ok(()) => {
-                        s.submitted += u64::from(command.blocks);
-                        s.outstanding += 1;
-                    }
-                    Err(SubmitError::Full | SubmitError::Down) => {
-                        full = true;
-                        break 'pieces;
-                    }
-                    Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
-                }
-            }
-        }
-        if s.started_ns == 0 && s.outstanding > 0 {
-            s.started_ns = self.now_ns.max(1);
-        }
-        if full {
-            s.state = SlotState::Starved;
-            self.starved.push_back(slot);
-        } else {
-            s.state = SlotState::Running;
-            if s.status == Status::OK && s.submitted < s.blocks {
-                s.fail(Status::E_TABLE_CORRUPT, 0); // The LBA list ended before the request did.
-            }
-            if s.outstanding == 0 {
-                self.finish(slot);
-            }
-        }
-        !full
-    }
-
-    /// One flush at a time serves all who asked before it started.
-    fn start_flush<Q: BlockQueue>(&mut self, queue: &mut Q) {
-        if self.flush_running || self.flush_next.is_empty() {
-            return;
-        }
-        let flush = block::Command {
-            operation: block::Operation::Flush,
-            lba: 0,
-            blocks: 0,
-            data: driver::hal::Iova(0),
-            tag: FLUSH_TAG,
-        };
-        if queue.submit(&flush).is_err() {
-            return; // Tried again after each poll.
-        }
-        self.flush_running = true;
-        std::mem::swap(&mut self.flushing, &mut self.flush_next);
-        for &slot in &self.flushing {
-            let s = self.slots.get_mut(slot);
-            s.outstanding = 1;
-            s.state = SlotState::Running;
-            s.started_ns = self.now_ns.max(1);
-        }
-    }
-
-    /// The device ended a command.
-    fn ended(&mut self, done: Completed) {
-        if done.tag == FLUSH_TAG {
-            self.flush_running = false;
-            while let Some(slot) = self.flushing.pop() {
-                let s = self.slots.get_mut(slot);
-                s.outstanding = 0;
-                if !done.status.is_ok() {
-                    s.fail(Status::E_DEVICE, done.status.0);
-                }
-                self.finish(slot);
-            }
-            return;
-        }
-        let (slot, blocks) = self.slots.resolve(done.tag);
-        let s = self.slots.get_mut(slot);
-        s.outstanding -= 1;
-        match done.status {
-            DeviceStatus::OK => s.done_blocks += blocks,
-            DeviceStatus::COMPARE_FAILURE => s.fail(Status::E_MISCOMPARE, done.status.0),
-            status => s.fail(Status::E_DEVICE, status.0),
-        }
-        if s.outstanding == 0 && s.state == SlotState::Running {
-            self.finish(slot);
-        }
-    }
-
-    /// A starved request that failed meanwhile ends; a device that is gone takes everything with it.
-    fn after_poll<Q: BlockQueue>(&mut self, queue: &mut Q) {
-        self.start_flush(queue);
-        if queue.state() == QueueState::Gone {
-            while let Some(slot) = self.starved.pop_front() {
-                self.slots.get_mut(slot).fail(Status::E_PATH, 0);
-                if self.slots.get(slot).outstanding == 0 {
-                    self.finish(slot);
-                }
-            }
-            while let Some(slot) = self.flush_next.pop() {
-                self.slots.get_mut(slot).fail(Status::E_PATH, 0);
-                self.finish(slot);
-            }
-        }
-    }
-
-    /// Ends a request that the device can no longer touch: its grant and its slot are free, its completion is posted.
-    fn finish(&mut self, slot: u32) {
-        let s = self.slots.get_mut(slot);
-        assert_eq!(s.outstanding, 0, "a request ends only when the device has ended all its pieces");
-        let (index, user_data, status, device) = (s.port, s.user_data, s.status, s.device_status);
-        let mut bytes = 0;
-        if let Some(grant) = s.grant.take() {
-            if s.done_blocks > 0 {
-                bytes = grant.bytes() / s.blocks * s.done_blocks;
-            }
-            self.directory.release(grant);
-        }
-        let Some(port) = self.ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
-        self.slots.free(slot, &mut port.in_flight);
-        port.complete(user_data, status, u32::try_from(bytes).unwrap_or(u32::MAX), device);
-    }
-
-    /// Cancels a request that the device has not got; one that it has ends as it will.
-    fn cancel(&mut self, index: usize, user_data: u64, target: u64) {
-        let Some(port) = self.ports[index].as_ref() else { return };
-        let found = port.in_flight.iter().copied().find(|&s| self.slots.get(s).user_data == target);
-        let Some(slot) = found else { return self.answer(index, user_data, Status::E_NOT_FOUND) };
-        if self.slots.get(slot).submitted == 0 && self.slots.get(slot).outstanding == 0 {
-            self.starved.retain(|&s| s != slot);
-            self.held.retain(|&s| s != slot);
-            self.flush_next.retain(|&s| s != slot);
-            self.slots.get_mut(slot).fail(Status::E_CANCELLED, 0);
-            self.finish(slot);
-        }
-        self.answer(index, user_data, Status::OK);
-    }
-
-    /// A protocol violation: the queue goes to the error state; no stale slot is executed and no other queue notices.
-    fn fail_port(&mut self, index: usize) {
-        self.shared.record_queue_error();
-        self.end_unstarted(index, Status::E_FLUSHED);
-        if let Some(port) = self.ports[index].as_mut().filter(|port| port.state == PortState::Ready) {
-            port.fail();
-        }
-    }
-
     /// Tells the control plane of entries and regions that no request uses any more.
     fn acknowledge_drains(&mut self) {
         let mut at = 0;
@@ -597,60 +256,13 @@ impl State {
         for index in 0..self.ports.len() {
             let Some(port) = self.ports[index].as_mut() else { continue };
             port.end_turn();
-            if matches!(port.state, PortState::Detaching(_)) && port.in_flight.is_empty() {
-                if let Some(Port { state: PortState::Detaching(ticket), .. }) = self.ports[index].take() {
-                    ticket.acknowledge();
-                }
+            if port.in_flight.is_empty()
+                && let PortState::Detaching(ticket) = &port.state
+            {
+                let ticket = ticket.clone();
+                self.ports[index] = None;
+                ticket.acknowledge();
             }
         }
-    }
-
-    /// A command that the device keeps for too long means that only a reset will end it.
-    fn look_for_stuck<Q: BlockQueue>(&mut self, queue: &Q) {
-        if self.now_ns < self.next_scan_ns {
-            return;
-        }
-        self.next_scan_ns = self.now_ns + SCAN_INTERVAL_NS;
-        let oldest = if queue.outstanding() == 0 { None } else { self.slots.oldest_start() };
-        let stuck = oldest.is_some_and(|at| self.now_ns.saturating_sub(at) > DEVICE_TIMEOUT_NS);
-        self.shared.record_stuck(stuck);
-    }
-}
-
-/// What the device is asked for. Blocks given up must read as zero afterwards, so a deallocate that does not promise
-/// it becomes write zeroes.
-fn device_operation(operation: Operation, geometry: &block::Geometry) -> Option<block::Operation> {
-    match operation {
-        Operation::Read => Some(block::Operation::Read),
-        Operation::Write { fua } => Some(block::Operation::Write { fua }),
-        Operation::Flush => Some(block::Operation::Flush),
-        Operation::Compare => geometry.compare.then_some(block::Operation::Compare),
-        Operation::Deallocate if geometry.deallocate && geometry.deallocate_zeroes => {
-            Some(block::Operation::Deallocate)
-        }
-        Operation::Deallocate => {
-            geometry.write_zeroes.then_some(block::Operation::WriteZeroes { deallocate: true })
-        }
-        Operation::WriteZeroes { deallocate } => {
-            geometry.write_zeroes.then_some(block::Operation::WriteZeroes { deallocate })
-        }
-    }
-}
-
-/// The code that the application gets for a refusal.
-fn status_of(denied: Denied) -> Status {
-    match denied {
-        Denied::KeyRange => Status::E_KEY_RANGE,
-        Denied::Segment => Status::E_SEGMENT,
-        Denied::EntryInvalid => Status::E_ENTRY_INVALID,
-        Denied::KeyInstance => Status::E_KEY_INSTANCE,
-        Denied::Domain => Status::E_PD_MISMATCH,
-        Denied::Access => Status::E_ACCESS,
-        Denied::Bounds => Status::E_BOUNDS,
-        Denied::Alignment => Status::E_ALIGN,
-        Denied::Memory => Status::E_LOCAL_MEM,
-        Denied::TableCorrupt => Status::E_TABLE_CORRUPT,
-        // The engine holds such requests; if one gets here the queue is being torn down.
-        Denied::Held => Status::E_ENTRY_INVALID,
     }
 }

@@ -1,4 +1,5 @@
 //! The engine over a device that does exactly what a test says.
+#![allow(clippy::cast_possible_truncation)] // small numbers of the tests' own
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

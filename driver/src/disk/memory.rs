@@ -68,10 +68,7 @@ impl MemoryDisk {
             deallocate_zeroes: false,
             compare: false,
         };
-        Self {
-            geometry,
-            state: Arc::default(),
-        }
+        Self { geometry, state: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -80,10 +77,7 @@ impl MemoryDisk {
 
     /// A disk of its own with the same content.
     pub fn copy(&self) -> Self {
-        Self {
-            geometry: self.geometry,
-            state: Arc::new(Mutex::new(self.lock().clone())),
-        }
+        Self { geometry: self.geometry, state: Arc::new(Mutex::new(self.lock().clone())) }
     }
 
     /// Writes, zeroings, deallocations and flushes so far.
@@ -128,12 +122,7 @@ impl MemoryDisk {
             return false;
         }
         let size = self.geometry.block_size() as usize;
-        change(
-            self.lock()
-                .live
-                .entry(lba)
-                .or_insert_with(|| vec![0; size].into_boxed_slice()),
-        );
+        change(self.lock().live.entry(lba).or_insert_with(|| vec![0; size].into_boxed_slice()));
         true
     }
 
@@ -158,21 +147,13 @@ impl Disk for MemoryDisk {
     fn read(&mut self, lba: u64, data: &mut [u8]) -> Result<(), DiskError> {
         let blocks = whole_blocks(&self.geometry, Operation::Read, lba, data.len())?;
         check_range(&self.geometry, Operation::Read, lba, blocks)?;
-        let error = |lba, cause| DiskError {
-            what: "read",
-            lba,
-            cause,
-        };
+        let error = |lba, cause| DiskError { what: "read", lba, cause };
         let state = self.lock();
         if state.off {
             return Err(error(lba, DiskFault::Gone));
         }
         for (lba, block) in (lba..).zip(data.chunks_mut(self.geometry.block_size() as usize)) {
-            if state
-                .unreadable
-                .as_ref()
-                .is_some_and(|range| range.contains(&lba))
-            {
+            if state.unreadable.as_ref().is_some_and(|range| range.contains(&lba)) {
                 return Err(error(lba, DiskFault::Status(DeviceStatus::READ_ERROR)));
             }
             match state.live.get(&lba) {
@@ -201,21 +182,13 @@ impl Disk for MemoryDisk {
         }
         stepped.map_err(|cause| {
             state.off_at = None;
-            DiskError {
-                what: name_of(operation),
-                lba,
-                cause,
-            }
+            DiskError { what: name_of(operation), lba, cause }
         })
     }
 
     fn flush(&mut self) -> Result<(), DiskError> {
         let mut state = self.lock();
-        state.step().map_err(|cause| DiskError {
-            what: "flush",
-            lba: 0,
-            cause,
-        })?;
+        state.step().map_err(|cause| DiskError { what: "flush", lba: 0, cause })?;
         state.unflushed.clear();
         Ok(())
     }
@@ -224,11 +197,7 @@ impl Disk for MemoryDisk {
         let operation = Operation::WriteZeroes { deallocate: false };
         check_range(&self.geometry, operation, lba, blocks)?;
         let mut state = self.lock();
-        state.step().map_err(|cause| DiskError {
-            what: name_of(operation),
-            lba,
-            cause,
-        })?;
+        state.step().map_err(|cause| DiskError { what: name_of(operation), lba, cause })?;
         let written: Vec<u64> = state.live.range(lba..lba + blocks).map(|(lba, _)| *lba).collect();
         for lba in written {
             state.put(lba, None);
@@ -240,11 +209,7 @@ impl Disk for MemoryDisk {
         check_range(&self.geometry, Operation::Deallocate, lba, blocks)?;
         let mut state = self.lock();
         // A hint: this disk ignores it, as a device may.
-        state.step().map_err(|cause| DiskError {
-            what: name_of(Operation::Deallocate),
-            lba,
-            cause,
-        })
+        state.step().map_err(|cause| DiskError { what: name_of(Operation::Deallocate), lba, cause })
     }
 }
 

@@ -1,4 +1,5 @@
 //! A queue over plain memory, with the faults that a disk must survive.
+#![allow(unsafe_code)] // it plays the device: it copies to and from memory by address
 
 use std::collections::VecDeque;
 
@@ -164,10 +165,7 @@ impl BlockQueue for Device {
             && let Some(command) = self.committed.pop_back()
         {
             let status = self.execute(&command);
-            ended(Completed {
-                tag: command.tag,
-                status,
-            });
+            ended(Completed { tag: command.tag, status });
             count += 1;
         }
         count
@@ -176,11 +174,7 @@ impl BlockQueue for Device {
         self.submitted.len() + self.committed.len()
     }
     fn state(&self) -> QueueState {
-        if self.faults.gone {
-            QueueState::Gone
-        } else {
-            QueueState::Running
-        }
+        if self.faults.gone { QueueState::Gone } else { QueueState::Running }
     }
     fn arm_interrupt(&mut self, _armed: bool) {}
 }
@@ -203,16 +197,8 @@ fn transfers_larger_than_the_bounce_buffer_keep_their_order() {
         let mut back = vec![0; data.len()];
         disk.read(3, &mut back).unwrap();
         assert!(data == back);
-        assert_eq!(
-            disk.queue.content[(3 << shift) - 1],
-            0xee,
-            "the block before is untouched"
-        );
-        assert_eq!(
-            disk.queue.content[104 << shift],
-            0xee,
-            "the block after is untouched"
-        );
+        assert_eq!(disk.queue.content[(3 << shift) - 1], 0xee, "the block before is untouched");
+        assert_eq!(disk.queue.content[104 << shift], 0xee, "the block after is untouched");
         assert_eq!(disk.queue.most, 4, "several commands are in flight");
     }
 }
@@ -267,16 +253,9 @@ fn an_error_names_the_block_and_leaves_the_disk_usable() {
     let error = disk.read(0, &mut vec![0; 256 << 9]).unwrap_err();
     assert_eq!(
         error,
-        DiskError {
-            what: "read",
-            lba: 42,
-            cause: DiskFault::Status(DeviceStatus::READ_ERROR)
-        }
+        DiskError { what: "read", lba: 42, cause: DiskFault::Status(DeviceStatus::READ_ERROR) }
     );
-    assert_eq!(
-        error.to_string(),
-        "read at device block 42: the device reports sct 2h sc 81h"
-    );
+    assert_eq!(error.to_string(), "read at device block 42: the device reports sct 2h sc 81h");
     assert_eq!(disk.queue.outstanding(), 0);
     disk.read(0, &mut [0; 42 << 9]).unwrap();
 }
@@ -289,10 +268,7 @@ fn commands_that_a_reset_ended_are_issued_again() {
     disk.write(0, &data).unwrap();
     assert_eq!(disk.queue.content[..4096], data);
     disk.queue.faults.resets = 1000;
-    assert_eq!(
-        disk.flush().unwrap_err().cause,
-        DiskFault::Status(DeviceStatus::ABORTED)
-    );
+    assert_eq!(disk.flush().unwrap_err().cause, DiskFault::Status(DeviceStatus::ABORTED));
 }
 
 #[test]
@@ -301,9 +277,8 @@ fn a_silent_device_ends_in_a_timeout_and_its_buffer_is_never_freed() {
     let kept = Arc::downgrade(&memory);
     let mut device = Device::new(9, memory.clone());
     device.faults.silent = true;
-    let mut disk = BlockingQueue::new(device, &Identity, memory)
-        .unwrap()
-        .with_patience(Duration::from_millis(20));
+    let mut disk =
+        BlockingQueue::new(device, &Identity, memory).unwrap().with_patience(Duration::from_millis(20));
     assert_eq!(disk.read(0, &mut [0; 512]).unwrap_err().cause, DiskFault::Timeout);
     // Even if it wakes up later.
     disk.queue.faults.silent = false;
@@ -332,10 +307,8 @@ fn a_memory_disk_loses_only_what_was_not_flushed() {
         let mut data = [0; 4 * 4096];
         disk.read(0, &mut data).unwrap();
         assert_eq!(data[..4096], [1; 4096]);
-        for (sector, old) in data[4096..8192]
-            .chunks(512)
-            .map(|s| (s, 1))
-            .chain(data[8192..12288].chunks(512).map(|s| (s, 0)))
+        for (sector, old) in
+            data[4096..8192].chunks(512).map(|s| (s, 1)).chain(data[8192..12288].chunks(512).map(|s| (s, 0)))
         {
             assert!(sector == [old; 512] || sector == [2; 512]);
         }

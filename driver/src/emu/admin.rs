@@ -77,12 +77,7 @@ impl Admin {
     pub(super) fn note_error(&mut self, queue: u16, command: u16, status: StatusField) {
         self.error_count += 1;
         self.errors.truncate(ERROR_LOG - 1);
-        self.errors.push_front(ErrorEntry {
-            count: self.error_count,
-            queue,
-            command,
-            status,
-        });
+        self.errors.push_front(ErrorEntry { count: self.error_count, queue, command, status });
     }
 
     /// The error log (section 5.16.1.2), newest first.
@@ -138,12 +133,7 @@ impl Controller {
         if let Some(interposer) = &self.shape.interposer {
             interposer.data(command, &mut data);
         }
-        let into = prp::segments(
-            window,
-            [command.prp1, command.prp2],
-            data.len(),
-            Direction::ToHost,
-        )?;
+        let into = prp::segments(window, [command.prp1, command.prp2], data.len(), Direction::ToHost)?;
         into.write_at(0, &data);
         Ok(())
     }
@@ -260,12 +250,7 @@ impl Controller {
         let Some(at) = submission.held.iter().position(|held| held.cdw0.cid() == id) else {
             return false;
         };
-        if !self
-            .shape
-            .interposer
-            .as_ref()
-            .is_some_and(|interposer| interposer.abort_lies())
-        {
+        if !self.shape.interposer.as_ref().is_some_and(|interposer| interposer.abort_lies()) {
             submission.held.remove(at);
             self.complete(window, submission.sender(), id, Err(Status::ABORT_REQUESTED));
             self.interrupt(submission.completion);
@@ -291,11 +276,7 @@ impl Controller {
                     return Err(Status::INVALID_FIELD);
                 }
                 // The same of both kinds: what more is asked of one is of no use.
-                let granted = asked
-                    .nsq_z()
-                    .max(asked.ncq_z())
-                    .saturating_add(1)
-                    .min(self.shape.queues);
+                let granted = asked.nsq_z().max(asked.ncq_z()).saturating_add(1).min(self.shape.queues);
                 spin(&self.admin).granted = granted;
                 Ok(self.granted())
             }
@@ -308,10 +289,7 @@ impl Controller {
                 Ok(0)
             }
             _ => {
-                let at = KEPT
-                    .iter()
-                    .position(|&kept| kept == cdw10.fid())
-                    .ok_or(Status::INVALID_FIELD)?;
+                let at = KEPT.iter().position(|&kept| kept == cdw10.fid()).ok_or(Status::INVALID_FIELD)?;
                 spin(&self.admin).features[at] = value;
                 Ok(0)
             }
@@ -330,10 +308,7 @@ impl Controller {
                 Ok(u32::from(self.cache_enabled()))
             }
             _ => {
-                let at = KEPT
-                    .iter()
-                    .position(|&kept| kept == cdw10.fid())
-                    .ok_or(Status::INVALID_FIELD)?;
+                let at = KEPT.iter().position(|&kept| kept == cdw10.fid()).ok_or(Status::INVALID_FIELD)?;
                 Ok(spin(&self.admin).features[at])
             }
         }
@@ -356,9 +331,7 @@ impl Controller {
             FIRMWARE_LOG => identify::firmware(),
             _ => return Err(Status::INVALID_LOG_PAGE),
         };
-        let offset = usize::try_from(offset)
-            .ok()
-            .filter(|&offset| offset <= page.len() && offset % 4 == 0);
+        let offset = usize::try_from(offset).ok().filter(|&offset| offset <= page.len() && offset % 4 == 0);
         let offset = offset.ok_or(Status::INVALID_FIELD)?;
         if len > self.shape.max_transfer {
             return Err(Status::INVALID_FIELD);

@@ -217,10 +217,7 @@ impl Controller {
 
     #[inline]
     fn raise(&self, vector: u32) {
-        let wanted = self
-            .armed
-            .get(vector as usize)
-            .is_some_and(|armed| armed.load(Ordering::SeqCst));
+        let wanted = self.armed.get(vector as usize).is_some_and(|armed| armed.load(Ordering::SeqCst));
         if wanted && !(vector < 32 && self.masked.load(Ordering::SeqCst) >> vector & 1 == 1) {
             self.signal(vector);
         }
@@ -396,11 +393,7 @@ fn half(word: u64, high: bool) -> u32 {
 fn set_half(word: &AtomicU64, high: bool, value: u32) {
     let old = word.load(Ordering::SeqCst);
     let value = u64::from(value);
-    let new = if high {
-        old & 0xffff_ffff | value << 32
-    } else {
-        old & !0xffff_ffff | value
-    };
+    let new = if high { old & 0xffff_ffff | value << 32 } else { old & !0xffff_ffff | value };
     word.store(new, Ordering::SeqCst);
 }
 

@@ -26,36 +26,23 @@ pub struct FaultyMedia<M> {
 impl<M: Media> FaultyMedia<M> {
     /// Nothing fails yet.
     pub fn new(under: M) -> Self {
-        Self {
-            under,
-            reads: RwLock::default(),
-            writes: RwLock::default(),
-        }
+        Self { under, reads: RwLock::default(), writes: RwLock::default() }
     }
 
     /// Reads and compares that touch one of these bytes fail with Unrecovered Read Error.
     pub fn fail_reads(&self, bytes: Range<u64>) {
-        self.reads
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(bytes);
+        self.reads.write().unwrap_or_else(PoisonError::into_inner).push(bytes);
     }
 
     /// Writes, write zeroes and deallocations that touch one of these bytes fail with Write Fault; nothing is written.
     pub fn fail_writes(&self, bytes: Range<u64>) {
-        self.writes
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(bytes);
+        self.writes.write().unwrap_or_else(PoisonError::into_inner).push(bytes);
     }
 
     /// Nothing fails any more.
     pub fn heal(&self) {
         self.reads.write().unwrap_or_else(PoisonError::into_inner).clear();
-        self.writes
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.writes.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn check(
@@ -65,14 +52,7 @@ impl<M: Media> FaultyMedia<M> {
         error: MediaError,
     ) -> Result<(), MediaError> {
         let bad = bad.read().unwrap_or_else(PoisonError::into_inner);
-        if bad
-            .iter()
-            .any(|bad| offset < bad.end && bad.start < offset + bytes)
-        {
-            Err(error)
-        } else {
-            Ok(())
-        }
+        if bad.iter().any(|bad| offset < bad.end && bad.start < offset + bytes) { Err(error) } else { Ok(()) }
     }
 }
 
@@ -132,14 +112,8 @@ pub enum Lie {
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Lost,
-        Self::Twice,
-        Self::WrongCommand,
-        Self::WrongQueue,
-        Self::WrongPhase,
-        Self::WrongStatus,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Lost, Self::Twice, Self::WrongCommand, Self::WrongQueue, Self::WrongPhase, Self::WrongStatus];
 }
 
 type Edit = Box<dyn Fn(&Sqe, &mut [u8]) + Send>;
@@ -254,10 +228,7 @@ impl Plan {
 impl Interposer for Faults {
     fn before(&self, queue: u16, command: &Sqe) -> Verdict {
         use crate::spec::nvme::admin;
-        let spared = matches!(
-            command.cdw0.opc(),
-            admin::ABORT | admin::DELETE_IO_SQ | admin::DELETE_IO_CQ
-        );
+        let spared = matches!(command.cdw0.opc(), admin::ABORT | admin::DELETE_IO_SQ | admin::DELETE_IO_CQ);
         let hold = if queue == 0 {
             self.holding_admin.load(Ordering::SeqCst) && !spared
         } else {

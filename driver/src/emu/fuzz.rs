@@ -27,11 +27,7 @@ struct Tape(Mutex<std::vec::IntoIter<u8>>);
 
 impl Tape {
     fn byte(&self) -> u8 {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next()
-            .unwrap_or(0)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next().unwrap_or(0)
     }
 
     fn bytes<const N: usize>(&self) -> [u8; N] {
@@ -143,11 +139,7 @@ impl Device for LyingDevice {
 
     fn reset(&self) -> io::Result<()> {
         // The kernel is to be believed: a reset happens, or is said not to have.
-        if self.registers.tape.byte() < 250 {
-            self.under.reset()
-        } else {
-            Err(io::ErrorKind::Other.into())
-        }
+        if self.registers.tape.byte() < 250 { self.under.reset() } else { Err(io::ErrorKind::Other.into()) }
     }
 
     fn vectors(&self) -> u32 {
@@ -171,10 +163,7 @@ impl Ledger {
         queue.poll(budget, &mut |completed| {
             ended += 1;
             let tag = usize::try_from(completed.tag).expect("a tag of ours");
-            assert!(
-                std::mem::replace(&mut self.0[tag], false),
-                "command {tag} ended twice"
-            );
+            assert!(std::mem::replace(&mut self.0[tag], false), "command {tag} ended twice");
         });
         assert_eq!(queue.outstanding() + ended, outstanding);
     }
@@ -222,25 +211,11 @@ pub fn hostile_device(data: &[u8]) {
     memory.span().write(&[FILLER; 65_536]);
     let canary = Pages::populated(4096).expect("memory");
     canary.span().write(&[FILLER; 4096]);
-    let mapping = mapper
-        .map(memory.clone(), DmaAccess::ReadWrite)
-        .expect("a mapping");
-    let _canary_mapping = mapper
-        .map(canary.clone(), DmaAccess::ReadWrite)
-        .expect("a mapping");
-    let registers = Arc::new(LyingRegisters {
-        under: under.registers(),
-        tape: tape.clone(),
-    });
-    let device = LyingDevice {
-        under: under.clone(),
-        registers,
-    };
-    let options = Options {
-        entries: 8,
-        admin_timeout: ADMIN,
-        ..Options::new(1)
-    };
+    let mapping = mapper.map(memory.clone(), DmaAccess::ReadWrite).expect("a mapping");
+    let _canary_mapping = mapper.map(canary.clone(), DmaAccess::ReadWrite).expect("a mapping");
+    let registers = Arc::new(LyingRegisters { under: under.registers(), tape: tape.clone() });
+    let device = LyingDevice { under: under.clone(), registers };
+    let options = Options { entries: 8, admin_timeout: ADMIN, ..Options::new(1) };
     if let Ok(mut driver) = Driver::open_with(device, &options) {
         let mut queue = driver.take_queue().expect("one queue");
         assert!(driver.take_queue().is_none());
@@ -248,21 +223,11 @@ pub fn hostile_device(data: &[u8]) {
     }
     let mut bytes = [0; 4096];
     canary.span().read(&mut bytes);
-    assert!(
-        bytes.iter().all(|&byte| byte == FILLER),
-        "memory of no command changed"
-    );
+    assert!(bytes.iter().all(|&byte| byte == FILLER), "memory of no command changed");
     // Nothing is given further than the largest command from the furthest offset.
     let mut bytes = [0; 32_768];
-    memory
-        .span()
-        .part(32_768, 32_768)
-        .expect("inside")
-        .read(&mut bytes);
-    assert!(
-        bytes.iter().all(|&byte| byte == FILLER),
-        "memory past the commands changed"
-    );
+    memory.span().part(32_768, 32_768).expect("inside").read(&mut bytes);
+    assert!(bytes.iter().all(|&byte| byte == FILLER), "memory past the commands changed");
 }
 
 fn drive(
@@ -300,10 +265,7 @@ fn drive(
             ledger.poll(queue);
         }
         assert_eq!(queue.outstanding(), 0);
-        assert!(
-            ledger.0.iter().all(|outstanding| !outstanding),
-            "a command never ended"
-        );
+        assert!(ledger.0.iter().all(|outstanding| !outstanding), "a command never ended");
     }
 }
 
@@ -336,12 +298,8 @@ mod tests {
             let honesty = random.below(100);
             let tape: Vec<u8> = (0..len)
                 .map(|_| {
-                    if random.below(100) < honesty {
-                        random.below(128)
-                    } else {
-                        random.below(256)
-                    }
-                    .to_le_bytes()[0]
+                    if random.below(100) < honesty { random.below(128) } else { random.below(256) }
+                        .to_le_bytes()[0]
                 })
                 .collect();
             hostile_device(&tape);

@@ -30,9 +30,9 @@ fn text<const N: usize>(text: &str) -> [u8; N] {
 
 /// A number made of the serial number, the same whenever it is the same (FNV-1a).
 fn fingerprint(serial: &str) -> u64 {
-    serial.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    serial
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The controller.
@@ -60,10 +60,7 @@ pub(super) fn controller(shape: &Shape) -> Vec<u8> {
     id.vwc = Vwc(0);
     id.vwc.set_present(shape.media.write_cache());
     id.vwc.set_flush_all(3);
-    let name = format!(
-        "nqn.2026-11.portcullis:software-nvme:{:016x}",
-        fingerprint(&shape.serial)
-    );
+    let name = format!("nqn.2026-11.portcullis:software-nvme:{:016x}", fingerprint(&shape.serial));
     id.subnqn[..name.len()].copy_from_slice(name.as_bytes());
     id.as_bytes().to_vec()
 }
@@ -123,12 +120,7 @@ pub(super) fn descriptors(shape: &Shape) -> Vec<u8> {
 /// The SMART log.
 pub(super) fn health(controller: &Controller) -> Vec<u8> {
     let sum = |counter: fn(&SubmissionSlot) -> u64| -> u128 {
-        controller
-            .submissions
-            .iter()
-            .skip(1)
-            .map(|slot| u128::from(counter(slot)))
-            .sum()
+        controller.submissions.iter().skip(1).map(|slot| u128::from(counter(slot))).sum()
     };
     let units = |blocks: u128| (blocks << controller.shape.block_shift >> 9).div_ceil(1000);
     let mut log = SmartLog::new_zeroed();

@@ -92,14 +92,9 @@ impl Iommu {
     pub(super) fn new(gates: usize) -> std::io::Result<Self> {
         Ok(Self {
             granules: Words::new(GRANULES)?,
-            slots: (0..=MAPPING_LIMIT / SLOTS_AT_ONCE)
-                .map(|_| OnceLock::new())
-                .collect(),
+            slots: (0..=MAPPING_LIMIT / SLOTS_AT_ONCE).map(|_| OnceLock::new()).collect(),
             gates: (0..gates).map(|_| Gate::default()).collect(),
-            ledger: Mutex::new(Ledger {
-                cursor: 1,
-                ..Ledger::default()
-            }),
+            ledger: Mutex::new(Ledger { cursor: 1, ..Ledger::default() }),
             bus_master: AtomicBool::new(false),
             faults: AtomicU64::new(0),
         })
@@ -131,11 +126,7 @@ impl Iommu {
                     .compare_exchange_weak(turn, turn + 1, Ordering::SeqCst, Ordering::Relaxed)
                     .is_ok()
             {
-                return Window {
-                    iommu: self,
-                    gate,
-                    on: self.bus_master.load(Ordering::SeqCst),
-                };
+                return Window { iommu: self, gate, on: self.bus_master.load(Ordering::SeqCst) };
             }
             std::hint::spin_loop();
         }
@@ -165,10 +156,7 @@ impl Iommu {
 
     fn map(&self, memory: Arc<dyn PinnedMemory>, access: DmaAccess) -> Result<(u32, Iova), DmaError> {
         let bytes = memory.len() as u64;
-        assert!(
-            bytes > 0 && bytes.is_multiple_of(PAGE),
-            "pinned memory is whole pages"
-        );
+        assert!(bytes > 0 && bytes.is_multiple_of(PAGE), "pinned memory is whole pages");
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if ledger.held.len() >= MAPPING_LIMIT as usize {
             return Err(DmaError::TooMany { limit: MAPPING_LIMIT });
@@ -176,9 +164,7 @@ impl Iommu {
         // Anything from the second page of the granule to its middle.
         let skew = (1 + ledger.made * 7 % 255) * PAGE;
         let count = usize::try_from((skew + bytes).div_ceil(1 << GRANULE_SHIFT)).unwrap_or(usize::MAX);
-        let start = self
-            .free_granules(ledger.cursor, count)
-            .ok_or(DmaError::NoAddress { bytes })?;
+        let start = self.free_granules(ledger.cursor, count).ok_or(DmaError::NoAddress { bytes })?;
         let number = ledger.free.pop().unwrap_or_else(|| {
             ledger.slots += 1;
             ledger.slots - 1
@@ -199,13 +185,7 @@ impl Iommu {
         }
         ledger.made += 1;
         ledger.cursor = start + count;
-        ledger.held.insert(
-            number,
-            Held {
-                granules: start..start + count,
-                _memory: memory,
-            },
-        );
+        ledger.held.insert(number, Held { granules: start..start + count, _memory: memory });
         Ok((number, Iova(first)))
     }
 
@@ -241,11 +221,7 @@ impl Iommu {
     }
 
     fn mappings(&self) -> u64 {
-        self.ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .held
-            .len() as u64
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).held.len() as u64
     }
 }
 
@@ -269,31 +245,17 @@ impl Window<'_> {
 
     #[inline]
     fn look_up(&self, iova: u64, len: usize, direction: Direction) -> Option<Span<'_>> {
-        let granule = usize::try_from(iova >> GRANULE_SHIFT)
-            .ok()
-            .filter(|&granule| granule < GRANULES)?;
-        let number = self
-            .iommu
-            .granules
-            .at(granule)
-            .load(Ordering::SeqCst)
-            .checked_sub(1)?;
+        let granule = usize::try_from(iova >> GRANULE_SHIFT).ok().filter(|&granule| granule < GRANULES)?;
+        let number = self.iommu.granules.at(granule).load(Ordering::SeqCst).checked_sub(1)?;
         let slot =
             &self.iommu.slots[(number / SLOTS_AT_ONCE) as usize].get()?[(number % SLOTS_AT_ONCE) as usize];
         let offset = iova.checked_sub(slot.first.load(Ordering::Relaxed))?;
         let inside = offset.checked_add(len as u64)? <= slot.len.load(Ordering::Relaxed);
-        let right = if direction == Direction::ToHost {
-            WRITE
-        } else {
-            READ
-        };
+        let right = if direction == Direction::ToHost { WRITE } else { READ };
         if !self.on || !inside || slot.rights.load(Ordering::Relaxed) & right == 0 {
             return None;
         }
-        let start = slot
-            .host
-            .load(Ordering::Relaxed)
-            .wrapping_add(usize::try_from(offset).ok()?);
+        let start = slot.host.load(Ordering::Relaxed).wrapping_add(usize::try_from(offset).ok()?);
         // SAFETY: the granule was live when looked up inside this window. `unmap` clears it, then waits for this
         // window to close before it re-uses the slot or lets go of the memory, which until then stays as
         // `PinnedMemory` promises; the bytes are inside of it.
@@ -324,12 +286,7 @@ impl Mapper for IommuMapper {
     fn map(&self, memory: Arc<dyn PinnedMemory>, access: DmaAccess) -> Result<Box<dyn Mapping>, DmaError> {
         let len = memory.len();
         let (number, iova) = self.0.map(memory, access)?;
-        Ok(Box::new(IommuMapping {
-            iommu: Arc::clone(&self.0),
-            number,
-            iova,
-            len,
-        }))
+        Ok(Box::new(IommuMapping { iommu: Arc::clone(&self.0), number, iova, len }))
     }
 
     fn mappings(&self) -> u64 {
@@ -383,14 +340,9 @@ mod tests {
             assert_eq!(at % PAGE, 0);
             assert_eq!(reach(&iommu, at, 8192, FromHost), read);
             assert_eq!(reach(&iommu, at + 8191, 1, ToHost), write);
-            for (from, len) in [
-                (at - 1, 1),
-                (at, 8193),
-                (at + 8192, 1),
-                (0, 1),
-                (u64::MAX, 1),
-                (at, usize::MAX),
-            ] {
+            for (from, len) in
+                [(at - 1, 1), (at, 8193), (at + 8192, 1), (0, 1), (u64::MAX, 1), (at, usize::MAX)]
+            {
                 assert!(!reach(&iommu, from, len, FromHost) && !reach(&iommu, from, len, ToHost));
             }
             drop(mapping);
@@ -403,9 +355,7 @@ mod tests {
     #[test]
     fn without_bus_mastering_nothing_is_reached() {
         let (iommu, mapper) = iommu();
-        let mapping = mapper
-            .map(Pages::populated(4096).unwrap(), DmaAccess::ReadWrite)
-            .unwrap();
+        let mapping = mapper.map(Pages::populated(4096).unwrap(), DmaAccess::ReadWrite).unwrap();
         iommu.set_bus_master(false);
         assert!(!reach(&iommu, mapping.iova().0, 1, Direction::FromHost));
         iommu.set_bus_master(true);
@@ -429,9 +379,8 @@ mod tests {
     fn the_limit_is_exact_and_recovers() {
         let (_, mapper) = iommu();
         let memory = Pages::populated(4096).unwrap();
-        let mut all: Vec<_> = (0..MAPPING_LIMIT)
-            .map(|_| mapper.map(memory.clone(), DmaAccess::Read).unwrap())
-            .collect();
+        let mut all: Vec<_> =
+            (0..MAPPING_LIMIT).map(|_| mapper.map(memory.clone(), DmaAccess::Read).unwrap()).collect();
         assert_eq!(mapper.mappings(), u64::from(MAPPING_LIMIT));
         assert!(matches!(
             mapper.map(memory.clone(), DmaAccess::Read),

@@ -20,10 +20,7 @@ impl Memory {
     fn new(mapper: &dyn Mapper) -> Self {
         let pages = Pages::populated(65_536).unwrap();
         pages.span().write(&[0xa5; 65_536]);
-        Self {
-            mapping: mapper.map(pages.clone(), DmaAccess::ReadWrite).unwrap(),
-            pages,
-        }
+        Self { mapping: mapper.map(pages.clone(), DmaAccess::ReadWrite).unwrap(), pages }
     }
 
     fn at(&self, offset: u64) -> Iova {
@@ -38,23 +35,12 @@ impl Memory {
 }
 
 fn emulator(faults: &Arc<Faults>) -> Emulator {
-    let config = EmuConfig {
-        queues: 2,
-        ..EmuConfig::new(Arc::new(RamMedia::new(1 << 20).unwrap()))
-    };
-    Emulator::new(EmuConfig {
-        interposer: Some(faults.clone()),
-        ..config
-    })
-    .unwrap()
+    let config = EmuConfig { queues: 2, ..EmuConfig::new(Arc::new(RamMedia::new(1 << 20).unwrap())) };
+    Emulator::new(EmuConfig { interposer: Some(faults.clone()), ..config }).unwrap()
 }
 
 fn options() -> Options {
-    Options {
-        entries: 32,
-        admin_timeout: Duration::from_millis(50),
-        ..Options::new(1)
-    }
+    Options { entries: 32, admin_timeout: Duration::from_millis(50), ..Options::new(1) }
 }
 
 fn open<D: Device>(device: D) -> (Driver<D>, Queue<D::Registers>) {
@@ -64,19 +50,11 @@ fn open<D: Device>(device: D) -> (Driver<D>, Queue<D::Registers>) {
 }
 
 fn read(lba: u64, data: Iova, tag: u64) -> Command {
-    Command {
-        operation: Operation::Read,
-        lba,
-        blocks: 1,
-        data,
-        tag,
-    }
+    Command { operation: Operation::Read, lba, blocks: 1, data, tag }
 }
 
 fn submit<R: Registers>(queue: &mut Queue<R>, commands: impl IntoIterator<Item = Command>) {
-    commands
-        .into_iter()
-        .for_each(|command| queue.submit(&command).unwrap());
+    commands.into_iter().for_each(|command| queue.submit(&command).unwrap());
     queue.commit();
 }
 
@@ -106,10 +84,7 @@ fn every_lie_about_a_completion_costs_at_most_its_own_command() {
         let (mut driver, mut queue) = open(emulator(&faults));
         let memory = Memory::new(&*driver.mapper());
         faults.lie_next(lie);
-        submit(
-            &mut queue,
-            (0..8).map(|tag| read(tag, memory.at(tag * 4096), tag)),
-        );
+        submit(&mut queue, (0..8).map(|tag| read(tag, memory.at(tag * 4096), tag)));
         let mut tags = HashSet::new();
         let mut ended = poll(&mut queue);
         for &(tag, status) in &ended {
@@ -128,9 +103,7 @@ fn every_lie_about_a_completion_costs_at_most_its_own_command() {
         let before = ended.len();
         ended.extend(reset(&mut driver, &mut queue));
         assert!(
-            ended[before..]
-                .iter()
-                .all(|&(tag, status)| status == DeviceStatus::ABORTED && tags.insert(tag))
+            ended[before..].iter().all(|&(tag, status)| status == DeviceStatus::ABORTED && tags.insert(tag))
         );
         assert_eq!((ended.len(), queue.state()), (8, QueueState::Running), "{lie:?}");
         submit(&mut queue, [read(0, memory.at(0), 9)]);
@@ -148,10 +121,7 @@ fn seeded_lies_replay() {
         faults.lie_often(Lie::WrongStatus, 200);
         let mut story = Vec::new();
         for round in 0..40 {
-            submit(
-                &mut queue,
-                (0..4).map(|tag| read(tag, memory.at(0), round * 4 + tag)),
-            );
+            submit(&mut queue, (0..4).map(|tag| read(tag, memory.at(0), round * 4 + tag)));
             story.extend(poll(&mut queue));
             if queue.outstanding() > 16 {
                 story.extend(reset(&mut driver, &mut queue));
@@ -194,10 +164,7 @@ fn held_commands_run_when_released() {
     submit(&mut queue, [read(0, memory.at(0), 1)]);
     assert!(poll(&mut queue).is_empty());
     assert_eq!(faults.release(driver.device().under()), 1);
-    assert_eq!(
-        (poll(&mut queue), memory.byte(0)),
-        (vec![(1, DeviceStatus::OK)], 0)
-    );
+    assert_eq!((poll(&mut queue), memory.byte(0)), (vec![(1, DeviceStatus::OK)], 0));
 }
 
 #[test]
@@ -228,57 +195,23 @@ fn media_errors_come_through_and_change_nothing() {
     let block = |n: u64| n * BLOCK as u64..(n + 1) * BLOCK as u64;
     media.fail_reads(block(5));
     media.fail_writes(block(6));
-    let write = |lba, tag| Command {
-        operation: Operation::Write { fua: false },
-        ..read(lba, memory.at(0), tag)
-    };
-    let zeroes = Command {
-        operation: Operation::WriteZeroes { deallocate: false },
-        ..read(6, memory.at(0), 4)
-    };
-    let both = Command {
-        blocks: 2,
-        ..read(4, memory.at(4096), 5)
-    };
+    let write =
+        |lba, tag| Command { operation: Operation::Write { fua: false }, ..read(lba, memory.at(0), tag) };
+    let zeroes =
+        Command { operation: Operation::WriteZeroes { deallocate: false }, ..read(6, memory.at(0), 4) };
+    let both = Command { blocks: 2, ..read(4, memory.at(4096), 5) };
     submit(
         &mut queue,
-        [
-            read(5, memory.at(512), 0),
-            read(4, memory.at(1024), 1),
-            write(5, 2),
-            write(6, 3),
-            zeroes,
-            both,
-        ],
+        [read(5, memory.at(512), 0), read(4, memory.at(1024), 1), write(5, 2), write(6, 3), zeroes, both],
     );
     let statuses: Vec<DeviceStatus> = poll(&mut queue).into_iter().map(|(_, status)| status).collect();
     let (bad_read, bad_write) = (DeviceStatus::READ_ERROR, DeviceStatus::WRITE_FAULT);
-    assert_eq!(
-        statuses,
-        [
-            bad_read,
-            DeviceStatus::OK,
-            DeviceStatus::OK,
-            bad_write,
-            bad_write,
-            bad_read
-        ]
-    );
-    assert_eq!(
-        (memory.byte(512), memory.byte(1024), memory.byte(4096)),
-        (0xa5, 0, 0xa5)
-    );
+    assert_eq!(statuses, [bad_read, DeviceStatus::OK, DeviceStatus::OK, bad_write, bad_write, bad_read]);
+    assert_eq!((memory.byte(512), memory.byte(1024), memory.byte(4096)), (0xa5, 0, 0xa5));
     media.heal();
-    submit(
-        &mut queue,
-        [read(5, memory.at(512), 0), read(6, memory.at(1024), 1)],
-    );
+    submit(&mut queue, [read(5, memory.at(512), 0), read(6, memory.at(1024), 1)]);
     assert!(poll(&mut queue).iter().all(|&(_, status)| status.is_ok()));
-    assert_eq!(
-        (memory.byte(512), memory.byte(1024)),
-        (0xa5, 0),
-        "written, and not written"
-    );
+    assert_eq!((memory.byte(512), memory.byte(1024)), (0xa5, 0), "written, and not written");
 }
 
 #[test]
@@ -288,10 +221,7 @@ fn commands_can_be_made_to_fail() {
     let memory = Memory::new(&*driver.mapper());
     faults.fail_next(Status::INTERNAL_ERROR);
     submit(&mut queue, [read(0, memory.at(0), 0), read(0, memory.at(512), 1)]);
-    assert_eq!(
-        poll(&mut queue),
-        [(0, DeviceStatus(Status::INTERNAL_ERROR.0)), (1, DeviceStatus::OK)]
-    );
+    assert_eq!(poll(&mut queue), [(0, DeviceStatus(Status::INTERNAL_ERROR.0)), (1, DeviceStatus::OK)]);
     assert_eq!((memory.byte(0), memory.byte(512)), (0xa5, 0));
 }
 
@@ -325,10 +255,7 @@ fn a_fatal_controller_is_reset_and_one_that_stays_so_is_given_up() {
     assert_eq!(driver.watch(), Watch::Failed);
     driver.device().bend_status(Csts(0), Csts(0));
     assert!(reset(&mut driver, &mut queue).is_empty());
-    assert_eq!(
-        (driver.watch(), queue.state()),
-        (Watch::Running, QueueState::Running)
-    );
+    assert_eq!((driver.watch(), queue.state()), (Watch::Running, QueueState::Running));
     driver.device().bend_status(Csts(2), Csts(0));
     reset(&mut driver, &mut queue);
     assert_eq!((driver.watch(), queue.state()), (Watch::Gone, QueueState::Gone));
@@ -339,10 +266,7 @@ fn a_controller_that_is_never_ready_is_not_waited_for_for_ever() {
     let device = Faulty::new(Emulator::ram(1 << 20, 512).unwrap());
     device.bend_status(Csts(0), Csts(1));
     let start = Instant::now();
-    assert!(matches!(
-        Driver::open_with(device, &options()),
-        Err(NvmeError::Timeout { .. })
-    ));
+    assert!(matches!(Driver::open_with(device, &options()), Err(NvmeError::Timeout { .. })));
     assert!(start.elapsed() >= Duration::from_secs(2), "CAP.TO is kept");
 }
 

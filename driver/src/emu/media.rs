@@ -80,16 +80,10 @@ const CHUNK_SHIFT: u32 = 21;
 impl RamMedia {
     /// `bytes` zero bytes. Errors are the kernel's.
     pub fn new(bytes: u64) -> io::Result<Self> {
-        let len = usize::try_from(bytes)
-            .ok()
-            .filter(|&len| len > 0)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let len = usize::try_from(bytes).ok().filter(|&len| len > 0).ok_or(io::ErrorKind::InvalidInput)?;
         let pages = Pages::sparse(len)?;
         pages.prefer_huge();
-        Ok(Self {
-            pages,
-            touched: Words::new((len >> CHUNK_SHIFT) + 1)?,
-        })
+        Ok(Self { pages, touched: Words::new((len >> CHUNK_SHIFT) + 1)? })
     }
 
     /// Calls `each` with the chunk number, the offset and the length of every piece of a range.
@@ -121,12 +115,7 @@ impl Media for RamMedia {
                 if self.touched.at(chunk).load(Ordering::Acquire) == 0 {
                     target.zero();
                 } else {
-                    target.copy_from(
-                        self.pages
-                            .span()
-                            .part(offset, len)
-                            .expect("checked by the controller"),
-                    );
+                    target.copy_from(self.pages.span().part(offset, len).expect("checked by the controller"));
                 }
                 done += len;
             });
@@ -145,11 +134,7 @@ impl Media for RamMedia {
                     self.touched.at(chunk).store(1, Ordering::Release);
                 }
                 let source = span.part(done, len).expect("pieces lie inside");
-                self.pages
-                    .span()
-                    .part(offset, len)
-                    .expect("checked by the controller")
-                    .copy_from(source);
+                self.pages.span().part(offset, len).expect("checked by the controller").copy_from(source);
                 done += len;
             });
             at += span.len() as u64;
@@ -161,11 +146,7 @@ impl Media for RamMedia {
         // Nothing is given back to the kernel: that would be a system call on a poller's thread.
         Self::chunks(offset, bytes, |chunk, offset, len| {
             if self.touched.at(chunk).load(Ordering::Acquire) != 0 {
-                self.pages
-                    .span()
-                    .part(offset, len)
-                    .expect("checked by the controller")
-                    .zero();
+                self.pages.span().part(offset, len).expect("checked by the controller").zero();
             }
         });
         Ok(())
@@ -192,11 +173,7 @@ impl FileMedia {
 
     /// Makes a sparse file of `bytes` bytes; fails where one exists.
     pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.set_len(bytes)?;
         Self::take(file)
     }
@@ -283,14 +260,11 @@ impl Media for FileMedia {
     }
 
     fn zero(&self, offset: u64, bytes: u64, deallocate: bool) -> Result<(), MediaError> {
-        self.punch(offset, bytes, deallocate)
-            .map_err(failed("zeroing", MediaError::Write))
+        self.punch(offset, bytes, deallocate).map_err(failed("zeroing", MediaError::Write))
     }
 
     fn flush(&self) -> Result<(), MediaError> {
-        self.file
-            .sync_data()
-            .map_err(failed("a flush", MediaError::Write))
+        self.file.sync_data().map_err(failed("a flush", MediaError::Write))
     }
 }
 
@@ -319,11 +293,7 @@ const CAPACITY: usize = 16_384;
 impl<M: Media> Cached<M> {
     /// A cache of blocks of `block` bytes.
     pub fn new(under: M, block: usize) -> Self {
-        Self {
-            under,
-            block,
-            cache: Mutex::default(),
-        }
+        Self { under, block, cache: Mutex::default() }
     }
 
     /// What it covers: the durable image.
@@ -448,19 +418,14 @@ impl<M: Media> Media for Cached<M> {
             let read = self.under.read(block * self.block as u64, &segments);
             drop(segments);
             if torn {
-                let newest = contents
-                    .last()
-                    .map(|newest| newest.chunks(512))
-                    .into_iter()
-                    .flatten();
+                let newest = contents.last().map(|newest| newest.chunks(512)).into_iter().flatten();
                 for (to, from) in survivor.chunks_mut(512).zip(newest) {
                     if random.below(2) == 0 {
                         to.copy_from_slice(from);
                     }
                 }
-            } else if let Some(kept) = usize::try_from(choice)
-                .ok()
-                .and_then(|i| contents.get(i.checked_sub(1)?))
+            } else if let Some(kept) =
+                usize::try_from(choice).ok().and_then(|i| contents.get(i.checked_sub(1)?))
             {
                 survivor.copy_from_slice(kept);
             }

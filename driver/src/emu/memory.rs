@@ -33,20 +33,12 @@ impl<'a> Span<'a> {
     /// # Safety
     /// They are mapped readable and writable during `'a`, and no reference to them is used meanwhile.
     pub(super) unsafe fn from_raw(start: *mut u8, len: usize) -> Self {
-        Self {
-            start,
-            len,
-            life: PhantomData,
-        }
+        Self { start, len, life: PhantomData }
     }
 
     /// Names a private buffer.
     pub fn of(bytes: &'a mut [u8]) -> Self {
-        Self {
-            start: bytes.as_mut_ptr(),
-            len: bytes.len(),
-            life: PhantomData,
-        }
+        Self { start: bytes.as_mut_ptr(), len: bytes.len(), life: PhantomData }
     }
 
     /// Bytes.
@@ -74,10 +66,7 @@ impl<'a> Span<'a> {
     /// This and `next` as one, if `next` begins where this ends.
     #[inline]
     pub fn join(self, next: Self) -> Option<Self> {
-        (self.start.wrapping_add(self.len) == next.start).then(|| Self {
-            len: self.len + next.len,
-            ..self
-        })
+        (self.start.wrapping_add(self.len) == next.start).then(|| Self { len: self.len + next.len, ..self })
     }
 
     /// Copies all of `source` here. Panics if the lengths differ.
@@ -116,9 +105,7 @@ impl<'a> Span<'a> {
     pub fn load<const N: usize>(self) -> Option<[u64; N]> {
         let words = self.words::<N>()?;
         // SAFETY: `words` checked length and alignment; the memory is mapped and only touched atomically.
-        Some(std::array::from_fn(|i| unsafe {
-            (*words.add(i)).load(Ordering::Relaxed)
-        }))
+        Some(std::array::from_fn(|i| unsafe { (*words.add(i)).load(Ordering::Relaxed) }))
     }
 
     /// Stores two 64-bit words, the second after the first is visible; `false` if it is shorter or not aligned for them.
@@ -346,10 +333,7 @@ unsafe impl Word for AtomicU64 {}
 impl<T: Word> Words<T> {
     /// `count` words. Errors are the kernel's.
     pub(super) fn new(count: usize) -> std::io::Result<Self> {
-        Ok(Self {
-            pages: Pages::sparse(count * size_of::<T>())?,
-            of: PhantomData,
-        })
+        Ok(Self { pages: Pages::sparse(count * size_of::<T>())?, of: PhantomData })
     }
 
     /// The word at `index`. Panics past the end.
@@ -375,20 +359,10 @@ mod tests {
                 let span = Span::of(&mut target).part(offset, len).unwrap();
                 span.copy_from(Span::of(&mut from).part(offset + 3, len).unwrap());
                 assert_eq!(target[offset..offset + len], source[offset + 3..offset + 3 + len]);
-                assert!(
-                    target[..offset]
-                        .iter()
-                        .chain(&target[offset + len..])
-                        .all(|&b| b == 0xee)
-                );
+                assert!(target[..offset].iter().chain(&target[offset + len..]).all(|&b| b == 0xee));
                 Span::of(&mut target).part(offset, len).unwrap().zero();
                 assert!(target[offset..offset + len].iter().all(|&b| b == 0));
-                assert!(
-                    target[..offset]
-                        .iter()
-                        .chain(&target[offset + len..])
-                        .all(|&b| b == 0xee)
-                );
+                assert!(target[..offset].iter().chain(&target[offset + len..]).all(|&b| b == 0xee));
             }
         }
     }

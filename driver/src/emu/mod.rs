@@ -93,15 +93,7 @@ impl Emulator {
     /// Makes the device, quiet and reset. Errors: `InvalidInput` for a configuration out of range or media that are
     /// not whole blocks; the kernel's.
     pub fn new(config: EmuConfig) -> io::Result<Self> {
-        let EmuConfig {
-            media,
-            block_size,
-            queues,
-            entries,
-            transfer_shift,
-            serial,
-            interposer,
-        } = config;
+        let EmuConfig { media, block_size, queues, entries, transfer_shift, serial, interposer } = config;
         let invalid = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         let block_shift = match block_size {
             512 => 9,
@@ -110,9 +102,7 @@ impl Emulator {
         };
         let bytes = media.bytes();
         if bytes == 0 || bytes % u64::from(block_size) != 0 {
-            return invalid(format!(
-                "{bytes} bytes are not one or more blocks of {block_size}"
-            ));
+            return invalid(format!("{bytes} bytes are not one or more blocks of {block_size}"));
         }
         if !(1..=64).contains(&queues)
             || !(2..=65_536).contains(&entries)
@@ -140,31 +130,23 @@ impl Emulator {
 
     /// A device of `bytes` bytes in memory, with blocks of `block_size` bytes.
     pub fn ram(bytes: u64, block_size: u32) -> io::Result<Self> {
-        Self::new(EmuConfig {
-            block_size,
-            ..EmuConfig::new(Arc::new(RamMedia::new(bytes)?))
-        })
+        Self::new(EmuConfig { block_size, ..EmuConfig::new(Arc::new(RamMedia::new(bytes)?)) })
     }
 
     /// A device in an existing file, with blocks of `block_size` bytes.
     pub fn file(path: &Path, block_size: u32) -> io::Result<Self> {
-        Self::new(EmuConfig {
-            block_size,
-            ..EmuConfig::new(Arc::new(FileMedia::open(path)?))
-        })
+        Self::new(EmuConfig { block_size, ..EmuConfig::new(Arc::new(FileMedia::open(path)?)) })
     }
 
     fn start(controller: &Arc<Controller>) -> io::Result<JoinHandle<()>> {
         let (ready, known) = std::sync::mpsc::channel();
         let inner = Arc::clone(controller);
-        let thread = std::thread::Builder::new()
-            .name("emulated-nvme".to_owned())
-            .spawn(move || {
-                // The handle is known before the first command can be.
-                if known.recv().is_ok() {
-                    inner.work();
-                }
-            })?;
+        let thread = std::thread::Builder::new().name("emulated-nvme".to_owned()).spawn(move || {
+            // The handle is known before the first command can be.
+            if known.recv().is_ok() {
+                inner.work();
+            }
+        })?;
         _ = controller.worker.thread.set(thread.thread().clone());
         ready.send(()).map_err(io::Error::other)?;
         Ok(thread)
@@ -188,9 +170,7 @@ impl Emulator {
     /// Commands that are held.
     pub fn held(&self) -> usize {
         let held = |slot: &queue::SubmissionSlot| {
-            queue::spin(&slot.state)
-                .as_ref()
-                .map_or(0, |queue| queue.held.len())
+            queue::spin(&slot.state).as_ref().map_or(0, |queue| queue.held.len())
         };
         self.controller.submissions.iter().map(held).sum()
     }
@@ -198,9 +178,7 @@ impl Emulator {
     /// Lets held commands run, on this thread, and returns how many did. None does whose controller was disabled or
     /// reset, or whose queue was deleted.
     pub fn release_held(&self) -> usize {
-        (0..=self.controller.shape.queues)
-            .map(|queue| self.controller.release(queue))
-            .sum()
+        (0..=self.controller.shape.queues).map(|queue| self.controller.release(queue)).sum()
     }
 
     /// Cuts the power: registers read as all ones, no memory is touched, and the medium keeps what `seed` leaves it.
@@ -254,10 +232,8 @@ impl Device for Emulator {
     }
 
     fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let fds: Vec<OwnedFd> = eventfds
-            .iter()
-            .map(BorrowedFd::try_clone_to_owned)
-            .collect::<io::Result<_>>()?;
+        let fds: Vec<OwnedFd> =
+            eventfds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<_>>()?;
         self.controller.route(fds);
         Ok(())
     }

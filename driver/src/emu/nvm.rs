@@ -115,16 +115,11 @@ impl Controller {
     /// Bytes from the start of the namespace and how many, if all the blocks exist.
     #[inline]
     fn range(&self, lba: u64, blocks: u32) -> Result<(u64, u64), Status> {
-        let end = lba
-            .checked_add(u64::from(blocks))
-            .ok_or(Status::LBA_OUT_OF_RANGE)?;
+        let end = lba.checked_add(u64::from(blocks)).ok_or(Status::LBA_OUT_OF_RANGE)?;
         if end > self.shape.blocks {
             return Err(Status::LBA_OUT_OF_RANGE);
         }
-        Ok((
-            lba << self.shape.block_shift,
-            u64::from(blocks) << self.shape.block_shift,
-        ))
+        Ok((lba << self.shape.block_shift, u64::from(blocks) << self.shape.block_shift))
     }
 
     /// Whether a write is to be durable when it completes: it says so, or the host turned the cache off.

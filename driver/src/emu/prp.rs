@@ -67,9 +67,7 @@ fn list<'w>(
         let mut bytes = [0u8; BATCH * 8];
         for start in (0..entries).step_by(BATCH) {
             let count = (entries - start).min(BATCH);
-            window
-                .find(at + start as u64 * 8, count * 8, Direction::FromHost)?
-                .read(&mut bytes[..count * 8]);
+            window.find(at + start as u64 * 8, count * 8, Direction::FromHost)?.read(&mut bytes[..count * 8]);
             for entry in bytes[..count * 8].as_chunks::<8>().0 {
                 let page = u64::from_le_bytes(*entry);
                 if page & IN_PAGE != 0 {
@@ -81,9 +79,7 @@ fn list<'w>(
         }
         if chained {
             let mut next = [0u8; 8];
-            window
-                .find(at + entries as u64 * 8, 8, Direction::FromHost)?
-                .read(&mut next);
+            window.find(at + entries as u64 * 8, 8, Direction::FromHost)?.read(&mut next);
             at = u64::from_le_bytes(next);
             if at & IN_PAGE != 0 {
                 return Err(Status::PRP_OFFSET_INVALID);

@@ -71,10 +71,7 @@ pub(super) struct Traffic {
 
 /// Adds to a counter that only the holder of the queue's lock changes.
 fn count(counter: &AtomicU64, more: u64) {
-    counter.store(
-        counter.load(Ordering::Relaxed).wrapping_add(more),
-        Ordering::Relaxed,
-    );
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
 impl Traffic {
@@ -128,14 +125,7 @@ impl SubmissionSlot {
         self.tail.store(0, Ordering::Relaxed);
         self.completion.store(completion, Ordering::Relaxed);
         self.entries.store(entries, Ordering::Release);
-        *state = Some(Submission {
-            id,
-            base,
-            entries,
-            head: 0,
-            completion,
-            held: Vec::new(),
-        });
+        *state = Some(Submission { id, base, entries, head: 0, completion, held: Vec::new() });
     }
 
     /// Ends the queue; when this returns none of its commands runs.
@@ -156,18 +146,9 @@ impl CompletionSlot {
         let mut state = spin(&self.state);
         self.head.store(0, Ordering::Relaxed);
         self.stalled.store(false, Ordering::Relaxed);
-        self.interrupt.store(
-            interrupt.map_or(0, |vector| u32::from(vector) + 1),
-            Ordering::Relaxed,
-        );
+        self.interrupt.store(interrupt.map_or(0, |vector| u32::from(vector) + 1), Ordering::Relaxed);
         self.entries.store(entries, Ordering::Release);
-        *state = Some(Completion {
-            base,
-            entries,
-            tail: 0,
-            phase: true,
-            backlog: VecDeque::new(),
-        });
+        *state = Some(Completion { base, entries, tail: 0, phase: true, backlog: VecDeque::new() });
     }
 
     /// Ends the queue.
@@ -189,9 +170,7 @@ impl CompletionSlot {
 
     /// Whether there are completions that the host has not taken.
     pub(super) fn waiting(&self) -> bool {
-        spin(&self.state)
-            .as_ref()
-            .is_some_and(|queue| queue.tail != self.head.load(Ordering::SeqCst))
+        spin(&self.state).as_ref().is_some_and(|queue| queue.tail != self.head.load(Ordering::SeqCst))
     }
 
     /// Posts as many waiting completions as there is room for.
@@ -215,11 +194,7 @@ impl CompletionSlot {
     /// Posts `entry`, or lets it wait for room.
     #[inline]
     fn post(&self, queue: &mut Completion, window: &Window<'_>, entry: [u64; 2]) -> Result<(), Fault> {
-        let next = if queue.tail + 1 == queue.entries {
-            0
-        } else {
-            queue.tail + 1
-        };
+        let next = if queue.tail + 1 == queue.entries { 0 } else { queue.tail + 1 };
         if queue.backlog.is_empty() && next != self.head.load(Ordering::Acquire) {
             return queue.write(window, entry);
         }
@@ -256,30 +231,16 @@ pub(super) struct Sender {
 }
 
 impl Submission {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "queues have at most 65,536 entries"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "queues have at most 65,536 entries")]
     pub(super) fn sender(&self) -> Sender {
-        Sender {
-            queue: self.id,
-            head: self.head as u16,
-            completion: self.completion,
-        }
+        Sender { queue: self.id, head: self.head as u16, completion: self.completion }
     }
 
     #[inline]
     fn fetch(&mut self, window: &Window<'_>) -> Result<Sqe, Fault> {
         let at = self.base + u64::from(self.head) * SQE_LEN as u64;
-        let words: [u64; 8] = window
-            .find(at, SQE_LEN, Direction::FromHost)?
-            .load()
-            .ok_or(Fault)?;
-        self.head = if self.head + 1 == self.entries {
-            0
-        } else {
-            self.head + 1
-        };
+        let words: [u64; 8] = window.find(at, SQE_LEN, Direction::FromHost)?.load().ok_or(Fault)?;
+        self.head = if self.head + 1 == self.entries { 0 } else { self.head + 1 };
         Ok(zerocopy::transmute!(words))
     }
 }
@@ -335,11 +296,7 @@ impl Controller {
                 }
             }
         }
-        if submission
-            .held
-            .iter()
-            .any(|held| held.cdw0.cid() == command.cdw0.cid())
-        {
+        if submission.held.iter().any(|held| held.cdw0.cid() == command.cdw0.cid()) {
             return self.complete(
                 window,
                 submission.sender(),
@@ -385,12 +342,7 @@ impl Controller {
     /// Posts the completion of command `id`.
     #[inline]
     pub(super) fn complete(&self, window: &Window<'_>, from: Sender, id: u16, outcome: Result<u32, Status>) {
-        let mut entry = Cqe {
-            sqhd: from.head,
-            sqid: from.queue,
-            cid: id,
-            ..Cqe::default()
-        };
+        let mut entry = Cqe { sqhd: from.head, sqid: from.queue, cid: id, ..Cqe::default() };
         match outcome {
             Ok(result) => entry.dw0 = result,
             Err(status) => {
@@ -399,11 +351,7 @@ impl Controller {
                 self.note_error(from.queue, id, entry.status);
             }
         }
-        let mut posting = Posting {
-            entry,
-            wrong_phase: false,
-            copies: 1,
-        };
+        let mut posting = Posting { entry, wrong_phase: false, copies: 1 };
         if let Some(interposer) = &self.shape.interposer {
             interposer.completion(&mut posting);
         }

@@ -79,8 +79,7 @@ impl Entry {
     }
 
     fn set64(self, n: usize, value: u64) -> Self {
-        self.set(n, (value & 0xffff_ffff) as u32)
-            .set(n + 1, (value >> 32) as u32)
+        self.set(n, (value & 0xffff_ffff) as u32).set(n + 1, (value >> 32) as u32)
     }
 
     fn prp(self, first: u64, second: u64) -> Self {
@@ -113,20 +112,13 @@ impl Host {
     fn new(config: EmuConfig) -> Self {
         let device = Emulator::new(config).unwrap();
         let registers = device.registers();
-        let mut host = Self {
-            admin: Self::pair(&device, 0),
-            registers,
-            device,
-        };
+        let mut host = Self { admin: Self::pair(&device, 0), registers, device };
         host.enable();
         host
     }
 
     fn ram(bytes: u64) -> Self {
-        Self::new(EmuConfig {
-            queues: 2,
-            ..EmuConfig::new(Arc::new(RamMedia::new(bytes).unwrap()))
-        })
+        Self::new(EmuConfig { queues: 2, ..EmuConfig::new(Arc::new(RamMedia::new(bytes).unwrap())) })
     }
 
     fn pair(device: &Emulator, id: u16) -> Pair {
@@ -173,8 +165,7 @@ impl Host {
     }
 
     fn ring(&self, pair: &Pair) {
-        self.registers
-            .write32(offset::DOORBELLS + usize::from(pair.id) * 8, u32::from(pair.tail));
+        self.registers.write32(offset::DOORBELLS + usize::from(pair.id) * 8, u32::from(pair.tail));
     }
 
     /// The next completion, if one is there; the doorbell is written.
@@ -189,19 +180,10 @@ impl Host {
             pair.head = 0;
             pair.phase = !pair.phase;
         }
-        self.registers.write32(
-            offset::DOORBELLS + usize::from(pair.id) * 8 + 4,
-            u32::from(pair.head),
-        );
+        self.registers.write32(offset::DOORBELLS + usize::from(pair.id) * 8 + 4, u32::from(pair.head));
         let halves = |dword: u32| ((dword & 0xffff) as u16, (dword >> 16) as u16);
         let ((head, queue), id) = (halves(dword(2)), halves(dword(3)).0);
-        Some(Ended {
-            result: dword(0),
-            head,
-            queue,
-            id,
-            status: (dword(3) >> 17) as u16,
-        })
+        Some(Ended { result: dword(0), head, queue, id, status: (dword(3) >> 17) as u16 })
     }
 
     fn run(&self, pair: &mut Pair, entry: Entry) -> Ended {
@@ -225,13 +207,9 @@ impl Host {
     fn create(&mut self, id: u16) -> Pair {
         let pair = Self::pair(&self.device, id);
         let size = u32::from(ENTRIES - 1) << 16 | u32::from(id);
-        let queue = Entry::new(admin::CREATE_IO_CQ, 0)
-            .set(10, size)
-            .set(11, u32::from(id) << 16 | 3);
+        let queue = Entry::new(admin::CREATE_IO_CQ, 0).set(10, size).set(11, u32::from(id) << 16 | 3);
         assert_eq!(self.admin(queue.prp(pair.completions.at(0), 0)).status, 0);
-        let queue = Entry::new(admin::CREATE_IO_SQ, 0)
-            .set(10, size)
-            .set(11, u32::from(id) << 16 | 1);
+        let queue = Entry::new(admin::CREATE_IO_SQ, 0).set(10, size).set(11, u32::from(id) << 16 | 1);
         assert_eq!(self.admin(queue.prp(pair.submissions.at(0), 0)).status, 0);
         pair
     }
@@ -255,21 +233,9 @@ fn a_block_written_is_read_back_and_nothing_else_changes() {
     let data = host.area(8192);
     data.fill(0x5a);
     let ended = host.run(&mut pair, io(nvm::WRITE, 3, 2).prp(data.at(512), 0).id(9));
-    assert_eq!(
-        ended,
-        Ended {
-            result: 0,
-            head: 1,
-            queue: 1,
-            id: 9,
-            status: 0
-        }
-    );
+    assert_eq!(ended, Ended { result: 0, head: 1, queue: 1, id: 9, status: 0 });
     data.fill(0);
-    assert_eq!(
-        host.run(&mut pair, io(nvm::READ, 2, 4).prp(data.at(0), 0)).status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::READ, 2, 4).prp(data.at(0), 0)).status, 0);
     let mut expected = vec![0; 512];
     expected.extend([0x5a; 1024]);
     expected.resize(8192, 0);
@@ -297,28 +263,17 @@ fn prps_are_held_to_the_letter() {
     list.write(0, &data.at(page).to_le_bytes());
     list.write(8, &(data.at(2 * page) + 8).to_le_bytes());
     assert!(
-        host.run(&mut pair, io(nvm::READ, 0, 24).prp(data.at(0), list.at(0)))
-            .is(Status::PRP_OFFSET_INVALID)
+        host.run(&mut pair, io(nvm::READ, 0, 24).prp(data.at(0), list.at(0))).is(Status::PRP_OFFSET_INVALID)
     );
     // Memory that is not mapped; a list that is not mapped; too large; a source that is not readable.
+    assert!(host.run(&mut pair, io(nvm::READ, 0, 8).prp(page, 0)).is(Status::DATA_TRANSFER_ERROR));
+    assert!(host.run(&mut pair, io(nvm::READ, 0, 24).prp(data.at(0), page)).is(Status::DATA_TRANSFER_ERROR));
     assert!(
-        host.run(&mut pair, io(nvm::READ, 0, 8).prp(page, 0))
-            .is(Status::DATA_TRANSFER_ERROR)
-    );
-    assert!(
-        host.run(&mut pair, io(nvm::READ, 0, 24).prp(data.at(0), page))
-            .is(Status::DATA_TRANSFER_ERROR)
-    );
-    assert!(
-        host.run(&mut pair, io(nvm::READ, 0, 1025).prp(data.at(0), list.at(0)))
-            .is(Status::INVALID_FIELD)
+        host.run(&mut pair, io(nvm::READ, 0, 1025).prp(data.at(0), list.at(0))).is(Status::INVALID_FIELD)
     );
     let source = area(&host.device, 4096, DmaAccess::Read);
     source.fill(7);
-    assert!(
-        host.run(&mut pair, io(nvm::READ, 0, 8).prp(source.at(0), 0))
-            .is(Status::DATA_TRANSFER_ERROR)
-    );
+    assert!(host.run(&mut pair, io(nvm::READ, 0, 8).prp(source.at(0), 0)).is(Status::DATA_TRANSFER_ERROR));
     assert!(source.read::<4096>(0).iter().all(|&byte| byte == 7));
     assert_eq!(host.device.faults(), 3);
 }
@@ -333,9 +288,7 @@ fn lists_chain_from_page_to_page() {
     }
     // 128 pages and 4 bytes into the first: 128 entries, of which the first list page has room for 3, one a link.
     let list = host.area(8192);
-    let pages: Vec<u8> = (1..=128)
-        .flat_map(|page| data.at(page * 4096).to_le_bytes())
-        .collect();
+    let pages: Vec<u8> = (1..=128).flat_map(|page| data.at(page * 4096).to_le_bytes()).collect();
     let start = 4096 - 3 * 8;
     list.write(start, &pages[..16]);
     list.write(4096 - 8, &list.at(4096).to_le_bytes());
@@ -344,11 +297,7 @@ fn lists_chain_from_page_to_page() {
     assert_eq!(host.run(&mut pair, entry).status, 0);
     let back = host.area(4096);
     for page in [0u64, 1, 2, 63, 127] {
-        assert_eq!(
-            host.run(&mut pair, io(nvm::READ, 8 + page * 8, 8).prp(back.at(0), 0))
-                .status,
-            0
-        );
+        assert_eq!(host.run(&mut pair, io(nvm::READ, 8 + page * 8, 8).prp(back.at(0), 0)).status, 0);
         let bytes = back.read::<4096>(0);
         assert!(bytes[..4092].iter().all(|&byte| byte == page as u8) && bytes[4092..] == [page as u8 + 1; 4]);
     }
@@ -356,10 +305,7 @@ fn lists_chain_from_page_to_page() {
     list.write(4096 - 8, &list.at(4104).to_le_bytes());
     data.fill(0xff);
     assert!(host.run(&mut pair, entry).is(Status::PRP_OFFSET_INVALID));
-    assert_eq!(
-        host.run(&mut pair, io(nvm::READ, 8, 8).prp(back.at(0), 0)).status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::READ, 8, 8).prp(back.at(0), 0)).status, 0);
     assert_eq!(back.read::<1>(0), [0]);
 }
 
@@ -370,25 +316,13 @@ fn ranges_do_not_wrap() {
     let data = host.area(8192);
     data.fill(1);
     let last = (1 << 11) - 1;
-    assert_eq!(
-        host.run(&mut pair, io(nvm::WRITE, last, 1).prp(data.at(0), 0))
-            .status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::WRITE, last, 1).prp(data.at(0), 0)).status, 0);
     for opcode in [nvm::READ, nvm::WRITE, nvm::COMPARE, nvm::WRITE_ZEROES] {
-        for (lba, blocks) in [
-            (last, 2),
-            (last + 1, 1),
-            (u64::MAX, 1),
-            (u64::MAX, 2),
-            (1 << 55, 1),
-            (1 << 63, 8),
-        ] {
+        for (lba, blocks) in
+            [(last, 2), (last + 1, 1), (u64::MAX, 1), (u64::MAX, 2), (1 << 55, 1), (1 << 63, 8)]
+        {
             let ended = host.run(&mut pair, io(opcode, lba, blocks).prp(data.at(0), 0));
-            assert!(
-                ended.is(Status::LBA_OUT_OF_RANGE),
-                "{opcode} {lba} {blocks}: {ended:?}"
-            );
+            assert!(ended.is(Status::LBA_OUT_OF_RANGE), "{opcode} {lba} {blocks}: {ended:?}");
         }
     }
     // Dataset management checks all of its ranges before it touches one.
@@ -397,23 +331,12 @@ fn ranges_do_not_wrap() {
     data.write(8, &last.to_le_bytes());
     data.write(20, &2u32.to_le_bytes());
     data.write(24, &last.to_le_bytes());
-    let entry = Entry::new(nvm::DATASET_MANAGEMENT, 1)
-        .set(10, 1)
-        .set(11, 4)
-        .prp(data.at(0), 0);
+    let entry = Entry::new(nvm::DATASET_MANAGEMENT, 1).set(10, 1).set(11, 4).prp(data.at(0), 0);
     assert!(host.run(&mut pair, entry).is(Status::LBA_OUT_OF_RANGE));
-    assert_eq!(
-        host.run(&mut pair, io(nvm::READ, last, 1).prp(data.at(4096), 0))
-            .status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::READ, last, 1).prp(data.at(4096), 0)).status, 0);
     assert_eq!(data.read::<512>(4096), [1; 512]);
     assert_eq!(host.run(&mut pair, entry.set(10, 0)).status, 0);
-    assert_eq!(
-        host.run(&mut pair, io(nvm::READ, last, 1).prp(data.at(4096), 0))
-            .status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::READ, last, 1).prp(data.at(4096), 0)).status, 0);
     assert_eq!(data.read::<512>(4096), [0; 512]);
 }
 
@@ -423,10 +346,7 @@ fn commands_it_does_not_have_are_refused() {
     let mut pair = host.create(1);
     let data = host.area(4096);
     for opcode in [0x04, 0x0c, 0x0d, 0x0e, 0x11, 0x15, 0x19, 0x7f, 0xff] {
-        assert!(
-            host.run(&mut pair, io(opcode, 0, 1).prp(data.at(0), 0))
-                .is(Status::INVALID_OPCODE)
-        );
+        assert!(host.run(&mut pair, io(opcode, 0, 1).prp(data.at(0), 0)).is(Status::INVALID_OPCODE));
     }
     for namespace in [0, 2, u32::MAX] {
         let entry = io(nvm::READ, 0, 1).prp(data.at(0), 0).set(1, namespace);
@@ -435,10 +355,7 @@ fn commands_it_does_not_have_are_refused() {
     assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, u32::MAX)).status, 0);
     for format in [1 << 8, 1 << 14, 3 << 14] {
         let entry = io(nvm::READ, 0, 1).prp(data.at(0), 0);
-        assert!(
-            host.run(&mut pair, entry.set(0, entry.0[0] | format))
-                .is(Status::INVALID_FIELD)
-        );
+        assert!(host.run(&mut pair, entry.set(0, entry.0[0] | format)).is(Status::INVALID_FIELD));
     }
     assert!(host.admin(Entry::new(0x80, 0)).is(Status::INVALID_OPCODE));
 }
@@ -448,10 +365,7 @@ fn queues_are_made_and_deleted_by_the_rules() {
     let mut host = Host::ram(1 << 20);
     let memory = host.area(4096);
     let make = |opcode, id: u32, size: u32, flags: u32| {
-        Entry::new(opcode, 0)
-            .set(10, (size - 1) << 16 | id)
-            .set(11, flags)
-            .prp(memory.at(0), 0)
+        Entry::new(opcode, 0).set(10, (size - 1) << 16 | id).set(11, flags).prp(memory.at(0), 0)
     };
     let cases = [
         (make(admin::CREATE_IO_CQ, 0, 8, 1), Status::INVALID_QUEUE_ID),
@@ -459,27 +373,12 @@ fn queues_are_made_and_deleted_by_the_rules() {
         (make(admin::CREATE_IO_CQ, 1, 1, 1), Status::INVALID_QUEUE_SIZE),
         (make(admin::CREATE_IO_CQ, 1, 1025, 1), Status::INVALID_QUEUE_SIZE),
         (make(admin::CREATE_IO_CQ, 1, 8, 0), Status::INVALID_FIELD),
-        (
-            make(admin::CREATE_IO_CQ, 1, 8, 3 << 16 | 3),
-            Status::INVALID_INTERRUPT_VECTOR,
-        ),
-        (
-            make(admin::CREATE_IO_CQ, 1, 8, 1).prp(memory.at(8), 0),
-            Status::PRP_OFFSET_INVALID,
-        ),
-        (
-            make(admin::CREATE_IO_SQ, 1, 8, 1 << 16 | 1),
-            Status::COMPLETION_QUEUE_INVALID,
-        ),
+        (make(admin::CREATE_IO_CQ, 1, 8, 3 << 16 | 3), Status::INVALID_INTERRUPT_VECTOR),
+        (make(admin::CREATE_IO_CQ, 1, 8, 1).prp(memory.at(8), 0), Status::PRP_OFFSET_INVALID),
+        (make(admin::CREATE_IO_SQ, 1, 8, 1 << 16 | 1), Status::COMPLETION_QUEUE_INVALID),
         (make(admin::CREATE_IO_SQ, 1, 8, 1), Status::INVALID_QUEUE_ID),
-        (
-            Entry::new(admin::DELETE_IO_SQ, 0).set(10, 1),
-            Status::INVALID_QUEUE_ID,
-        ),
-        (
-            Entry::new(admin::DELETE_IO_CQ, 0).set(10, 0),
-            Status::INVALID_QUEUE_ID,
-        ),
+        (Entry::new(admin::DELETE_IO_SQ, 0).set(10, 1), Status::INVALID_QUEUE_ID),
+        (Entry::new(admin::DELETE_IO_CQ, 0).set(10, 0), Status::INVALID_QUEUE_ID),
     ];
     for (at, (entry, status)) in cases.into_iter().enumerate() {
         assert!(host.admin(entry).is(status), "case {at}");
@@ -490,23 +389,11 @@ fn queues_are_made_and_deleted_by_the_rules() {
     assert!(host.admin(number.set(11, 0xffff)).is(Status::INVALID_FIELD));
     let mut pair = host.create(1);
     assert!(host.admin(number.set(11, 0)).is(Status::COMMAND_SEQUENCE_ERROR));
-    assert!(
-        host.admin(make(admin::CREATE_IO_CQ, 1, 8, 1))
-            .is(Status::INVALID_QUEUE_ID)
-    );
-    assert!(
-        host.admin(Entry::new(admin::DELETE_IO_CQ, 0).set(10, 1))
-            .is(Status::INVALID_QUEUE_DELETION)
-    );
+    assert!(host.admin(make(admin::CREATE_IO_CQ, 1, 8, 1)).is(Status::INVALID_QUEUE_ID));
+    assert!(host.admin(Entry::new(admin::DELETE_IO_CQ, 0).set(10, 1)).is(Status::INVALID_QUEUE_DELETION));
     assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1)).status, 0);
-    assert_eq!(
-        host.admin(Entry::new(admin::DELETE_IO_SQ, 0).set(10, 1)).status,
-        0
-    );
-    assert_eq!(
-        host.admin(Entry::new(admin::DELETE_IO_CQ, 0).set(10, 1)).status,
-        0
-    );
+    assert_eq!(host.admin(Entry::new(admin::DELETE_IO_SQ, 0).set(10, 1)).status, 0);
+    assert_eq!(host.admin(Entry::new(admin::DELETE_IO_CQ, 0).set(10, 1)).status, 0);
     let _again = host.create(1);
 }
 
@@ -543,19 +430,11 @@ fn bad_doorbells_change_nothing_and_are_reported() {
     host.ring(&host.admin);
     assert_eq!(host.take_admin(), None);
     let log = host.area(4096);
-    let read = Entry::new(admin::GET_LOG_PAGE, u32::MAX)
-        .set(10, 15 << 16 | 1)
-        .prp(log.at(0), 0);
+    let read = Entry::new(admin::GET_LOG_PAGE, u32::MAX).set(10, 15 << 16 | 1).prp(log.at(0), 0);
     Host::put(&mut host.admin, read.id(44));
     host.ring(&host.admin);
-    assert_eq!(
-        host.take_admin().map(|ended| (ended.id, ended.status)),
-        Some((44, 0))
-    );
-    assert_eq!(
-        host.take_admin().map(|ended| (ended.id, ended.result)),
-        Some((43, 1 << 16))
-    );
+    assert_eq!(host.take_admin().map(|ended| (ended.id, ended.status)), Some((44, 0)));
+    assert_eq!(host.take_admin().map(|ended| (ended.id, ended.result)), Some((43, 1 << 16)));
 }
 
 impl Host {
@@ -571,52 +450,30 @@ impl Host {
 fn event_requests_have_a_limit_and_can_be_aborted() {
     let mut host = Host::ram(1 << 20);
     for id in 0..4 {
-        Host::put(
-            &mut host.admin,
-            Entry::new(admin::ASYNC_EVENT_REQUEST, 0).id(100 + id),
-        );
+        Host::put(&mut host.admin, Entry::new(admin::ASYNC_EVENT_REQUEST, 0).id(100 + id));
     }
     host.ring(&host.admin);
-    assert!(
-        host.admin(Entry::new(admin::ASYNC_EVENT_REQUEST, 0))
-            .is(Status(0x105))
-    );
-    Host::put(
-        &mut host.admin,
-        Entry::new(admin::ABORT, 0).set(10, 102 << 16).id(1),
-    );
+    assert!(host.admin(Entry::new(admin::ASYNC_EVENT_REQUEST, 0)).is(Status(0x105)));
+    Host::put(&mut host.admin, Entry::new(admin::ABORT, 0).set(10, 102 << 16).id(1));
     host.ring(&host.admin);
     let mut ended = [host.take_admin().unwrap(), host.take_admin().unwrap()];
     ended.sort_by_key(|ended| ended.id);
     assert_eq!((ended[0].id, ended[0].result, ended[0].status), (1, 0, 0));
     assert_eq!(ended[1].id, 102);
     assert!(ended[1].is(Status::ABORT_REQUESTED));
-    assert_eq!(
-        host.admin(Entry::new(admin::ABORT, 0).set(10, 77 << 16)).result,
-        1,
-        "not aborted"
-    );
+    assert_eq!(host.admin(Entry::new(admin::ABORT, 0).set(10, 77 << 16)).result, 1, "not aborted");
 }
 
 #[test]
 fn identify_and_logs() {
     let mut host = Host::ram(1 << 20);
     let data = host.area(4096);
-    let identify = |cns: u32, namespace| {
-        Entry::new(admin::IDENTIFY, namespace)
-            .set(10, cns)
-            .prp(data.at(0), 0)
-    };
+    let identify =
+        |cns: u32, namespace| Entry::new(admin::IDENTIFY, namespace).set(10, cns).prp(data.at(0), 0);
     assert_eq!(host.admin(identify(1, 0)).status, 0);
-    assert_eq!(
-        (data.read::<4>(4), data.read::<1>(77), data.read::<2>(512)),
-        (*b"EMU0", [7], [0x66, 0x44])
-    );
+    assert_eq!((data.read::<4>(4), data.read::<1>(77), data.read::<2>(512)), (*b"EMU0", [7], [0x66, 0x44]));
     assert_eq!(host.admin(identify(0, 1)).status, 0);
-    assert_eq!(
-        (data.read::<8>(0), data.read::<1>(26)),
-        (2048u64.to_le_bytes(), [0])
-    );
+    assert_eq!((data.read::<8>(0), data.read::<1>(26)), (2048u64.to_le_bytes(), [0]));
     assert_eq!(host.admin(identify(2, 0)).status, 0);
     assert_eq!(data.read::<8>(0), 1u64.to_le_bytes());
     assert!(host.admin(identify(0, 2)).is(Status::INVALID_NAMESPACE));
@@ -625,26 +482,13 @@ fn identify_and_logs() {
     let log =
         |id: u32, dwords: u32| Entry::new(admin::GET_LOG_PAGE, u32::MAX).set(10, (dwords - 1) << 16 | id);
     let mut pair = host.create(1);
-    assert_eq!(
-        host.run(&mut pair, io(nvm::READ, 0, 8).prp(data.at(0), 0)).status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::READ, 0, 8).prp(data.at(0), 0)).status, 0);
     assert_eq!(host.admin(log(2, 128).prp(data.at(0), 0)).status, 0);
-    assert_eq!(
-        (data.read::<1>(3), data.read::<1>(32), data.read::<1>(64)),
-        ([100], [1], [1])
-    );
+    assert_eq!((data.read::<1>(3), data.read::<1>(32), data.read::<1>(64)), ([100], [1], [1]));
     assert_eq!(host.admin(log(1, 16).prp(data.at(0), 0)).status, 0);
     let newest = u16::from_le_bytes(data.read(12)) >> 1 & 0x7ff;
-    assert_eq!(
-        newest,
-        Status::INVALID_FIELD.0,
-        "the error log has the last failure first"
-    );
-    assert!(
-        host.admin(log(9, 1).prp(data.at(0), 0))
-            .is(Status::INVALID_LOG_PAGE)
-    );
+    assert_eq!(newest, Status::INVALID_FIELD.0, "the error log has the last failure first");
+    assert!(host.admin(log(9, 1).prp(data.at(0), 0)).is(Status::INVALID_LOG_PAGE));
 }
 
 #[test]
@@ -665,12 +509,9 @@ fn dma_needs_bus_mastering_and_a_fault_on_a_queue_is_fatal() {
 #[test]
 fn enabling_needs_what_it_has() {
     let host = Host::ram(1 << 20);
-    for (sizes, configuration) in [
-        (0x0007_0000, 1),
-        (0x0007_0007, 1 | 1 << 7),
-        (0x0007_0007, 1 | 1 << 4),
-        (7, 1),
-    ] {
+    for (sizes, configuration) in
+        [(0x0007_0000, 1), (0x0007_0007, 1 | 1 << 7), (0x0007_0007, 1 | 1 << 4), (7, 1)]
+    {
         host.disable();
         host.registers.write32(offset::AQA, sizes);
         host.registers.write32(offset::CC, configuration);
@@ -683,8 +524,7 @@ fn enabling_needs_what_it_has() {
 #[test]
 fn shutdown_completes() {
     let host = Host::ram(1 << 20);
-    host.registers
-        .write32(offset::CC, 1 | 6 << 16 | 4 << 20 | 1 << 14);
+    host.registers.write32(offset::CC, 1 | 6 << 16 | 4 << 20 | 1 << 14);
     host.wait_status(3 << 2, 2 << 2);
     host.disable();
 }
@@ -698,11 +538,7 @@ struct Holder {
 
 impl Interposer for Holder {
     fn before(&self, queue: u16, _: &Sqe) -> Verdict {
-        if queue > 0 && self.on.load(Ordering::Relaxed) {
-            Verdict::Hold
-        } else {
-            Verdict::Run
-        }
+        if queue > 0 && self.on.load(Ordering::Relaxed) { Verdict::Hold } else { Verdict::Run }
     }
 
     fn abort_lies(&self) -> bool {
@@ -712,14 +548,8 @@ impl Interposer for Holder {
 
 fn holding() -> (Host, Arc<Holder>) {
     let holder = Arc::new(Holder::default());
-    let config = EmuConfig {
-        queues: 2,
-        ..EmuConfig::new(Arc::new(RamMedia::new(1 << 20).unwrap()))
-    };
-    let host = Host::new(EmuConfig {
-        interposer: Some(holder.clone()),
-        ..config
-    });
+    let config = EmuConfig { queues: 2, ..EmuConfig::new(Arc::new(RamMedia::new(1 << 20).unwrap())) };
+    let host = Host::new(EmuConfig { interposer: Some(holder.clone()), ..config });
     (host, holder)
 }
 
@@ -732,22 +562,13 @@ fn a_held_command_moves_its_data_when_released() {
     holder.on.store(true, Ordering::Relaxed);
     Host::put(&mut pair, io(nvm::READ, 0, 8).prp(data.at(0), 0));
     host.ring(&pair);
-    assert_eq!(
-        (host.take(&mut pair), host.device.held(), data.read::<1>(0)),
-        (None, 1, [9])
-    );
+    assert_eq!((host.take(&mut pair), host.device.held(), data.read::<1>(0)), (None, 1, [9]));
     holder.on.store(false, Ordering::Relaxed);
     // Its identifier is taken.
-    assert!(
-        host.run(&mut pair, Entry::new(nvm::FLUSH, 1))
-            .is(Status::COMMAND_ID_CONFLICT)
-    );
+    assert!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1)).is(Status::COMMAND_ID_CONFLICT));
     assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1).id(8)).status, 0);
     assert_eq!(host.device.release_held(), 1);
-    assert_eq!(
-        host.take(&mut pair).map(|ended| (ended.id, ended.status)),
-        Some((7, 0))
-    );
+    assert_eq!(host.take(&mut pair).map(|ended| (ended.id, ended.status)), Some((7, 0)));
     assert_eq!(data.read::<4096>(0), [0; 4096]);
 }
 
@@ -763,18 +584,14 @@ fn an_abort_catches_a_held_command_or_only_says_so() {
         Host::put(&mut pair, io(nvm::READ, 0, 8).prp(data.at(0), 0));
         host.ring(&pair);
         assert_eq!(
-            host.admin(Entry::new(admin::ABORT, 0).set(10, 7 << 16 | 1))
-                .result,
+            host.admin(Entry::new(admin::ABORT, 0).set(10, 7 << 16 | 1)).result,
             0,
             "aborted, it says"
         );
         if lies {
             assert_eq!((host.take(&mut pair), host.device.held()), (None, 1));
             assert_eq!(host.device.release_held(), 1);
-            assert_eq!(
-                (host.take(&mut pair).unwrap().status, data.read::<1>(0)),
-                (0, [0])
-            );
+            assert_eq!((host.take(&mut pair).unwrap().status, data.read::<1>(0)), (0, [0]));
         } else {
             assert!(host.take(&mut pair).unwrap().is(Status::ABORT_REQUESTED));
             assert_eq!((host.device.release_held(), data.read::<1>(0)), (0, [9]));
@@ -795,10 +612,7 @@ fn nothing_held_survives_a_reset() {
         match how {
             0 => host.disable(),
             1 => host.device.reset().unwrap(),
-            2 => assert_eq!(
-                host.admin(Entry::new(admin::DELETE_IO_SQ, 0).set(10, 1)).status,
-                0
-            ),
+            2 => assert_eq!(host.admin(Entry::new(admin::DELETE_IO_SQ, 0).set(10, 1)).status, 0),
             _ => host.device.power_cut(0),
         }
         assert_eq!((host.device.held(), host.device.release_held()), (0, 0));
@@ -825,17 +639,10 @@ impl Interposer for Liar {
 
 #[test]
 fn completions_can_be_made_to_lie() {
-    for (lie, expected) in [
-        (1, vec![2]),
-        (2, vec![1, 1, 2]),
-        (3, vec![0x8001, 2]),
-        (4, vec![]),
-    ] {
+    for (lie, expected) in [(1, vec![2]), (2, vec![1, 1, 2]), (3, vec![0x8001, 2]), (4, vec![])] {
         let config = EmuConfig::new(Arc::new(RamMedia::new(1 << 20).unwrap()));
-        let mut host = Host::new(EmuConfig {
-            interposer: Some(Arc::new(Liar(AtomicU8::new(lie)))),
-            ..config
-        });
+        let mut host =
+            Host::new(EmuConfig { interposer: Some(Arc::new(Liar(AtomicU8::new(lie)))), ..config });
         let mut pair = host.create(1);
         Host::put(&mut pair, Entry::new(nvm::FLUSH, 1).id(1));
         Host::put(&mut pair, Entry::new(nvm::FLUSH, 1).id(2));
@@ -849,9 +656,7 @@ fn completions_can_be_made_to_lie() {
 fn interrupts_follow_ien_routing_and_mask() {
     let mut host = Host::ram(1 << 20);
     let flags = rustix::event::EventfdFlags::NONBLOCK;
-    let fds: Vec<OwnedFd> = (0..3)
-        .map(|_| rustix::event::eventfd(0, flags).unwrap())
-        .collect();
+    let fds: Vec<OwnedFd> = (0..3).map(|_| rustix::event::eventfd(0, flags).unwrap()).collect();
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
     host.device.route_interrupts(&borrowed).unwrap();
     let count = |at: usize| {
@@ -889,10 +694,7 @@ fn features() {
     let get = |feature: u32| Entry::new(admin::GET_FEATURES, 0).set(10, feature);
     let set = |feature: u32, value| Entry::new(admin::SET_FEATURES, 0).set(10, feature).set(11, value);
     assert_eq!(host.admin(get(7)).result, 1 << 16 | 1);
-    assert!(
-        host.admin(get(6)).is(Status::INVALID_FIELD),
-        "memory has no volatile write cache"
-    );
+    assert!(host.admin(get(6)).is(Status::INVALID_FIELD), "memory has no volatile write cache");
     assert!(host.admin(set(6, 0)).is(Status::INVALID_FIELD));
     assert_eq!(host.admin(set(11, 0x1f)).status, 0);
     assert_eq!(host.admin(get(11)).result, 0x1f);
@@ -912,19 +714,12 @@ fn a_power_cut_loses_some_of_what_was_not_flushed() {
     let (mut survived, mut lost, mut torn) = (0, 0, 0);
     for seed in 0..40 {
         let (ram, media) = cached(4096);
-        let mut host = Host::new(EmuConfig {
-            block_size: 4096,
-            ..EmuConfig::new(media.clone())
-        });
+        let mut host = Host::new(EmuConfig { block_size: 4096, ..EmuConfig::new(media.clone()) });
         let mut pair = host.create(1);
         let data = host.area(4096);
         data.fill(1);
         for lba in 0..8 {
-            assert_eq!(
-                host.run(&mut pair, io(nvm::WRITE, lba, 1).prp(data.at(0), 0))
-                    .status,
-                0
-            );
+            assert_eq!(host.run(&mut pair, io(nvm::WRITE, lba, 1).prp(data.at(0), 0)).status, 0);
         }
         assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1)).status, 0);
         data.fill(2);
@@ -939,26 +734,15 @@ fn a_power_cut_loses_some_of_what_was_not_flushed() {
         host.ring(&pair);
         drop(host);
         // The durable image, in a new device.
-        let mut host = Host::new(EmuConfig {
-            block_size: 4096,
-            ..EmuConfig::new(ram)
-        });
+        let mut host = Host::new(EmuConfig { block_size: 4096, ..EmuConfig::new(ram) });
         let mut pair = host.create(1);
         let data = host.area(4096);
         for lba in 0..12u64 {
-            assert_eq!(
-                host.run(&mut pair, io(nvm::READ, lba, 1).prp(data.at(0), 0))
-                    .status,
-                0
-            );
+            assert_eq!(host.run(&mut pair, io(nvm::READ, lba, 1).prp(data.at(0), 0)).status, 0);
             let bytes = data.read::<4096>(0);
             let before = u8::from(lba < 8);
             let sectors: Vec<u8> = bytes.chunks(512).map(|sector| sector[0]).collect();
-            assert!(
-                bytes
-                    .chunks(512)
-                    .all(|sector| sector.iter().all(|&byte| byte == sector[0]))
-            );
+            assert!(bytes.chunks(512).all(|sector| sector.iter().all(|&byte| byte == sector[0])));
             let whole = sectors.iter().all(|&byte| byte == sectors[0]);
             match lba {
                 0..4 => assert!(whole && sectors[0] == 1),
@@ -985,11 +769,7 @@ fn a_disabled_cache_writes_through() {
     let write = io(nvm::WRITE, 0, 1).prp(data.at(0), 0);
     assert_eq!(host.run(&mut pair, write).status, 0);
     assert_eq!(media.unflushed(), 1);
-    assert_eq!(
-        host.admin(Entry::new(admin::SET_FEATURES, 0).set(10, 6).set(11, 0))
-            .status,
-        0
-    );
+    assert_eq!(host.admin(Entry::new(admin::SET_FEATURES, 0).set(10, 6).set(11, 0)).status, 0);
     assert_eq!(media.unflushed(), 0);
     assert_eq!(host.run(&mut pair, write).status, 0);
     assert_eq!(media.unflushed(), 0);
@@ -1004,32 +784,15 @@ fn a_file_keeps_what_was_written_and_is_taken_once() {
     let mut pair = host.create(1);
     let data = host.area(8192);
     data.fill(0x33);
-    assert_eq!(
-        host.run(
-            &mut pair,
-            io(nvm::WRITE, 5, 8).prp(data.at(8), data.at(4096)).id(1)
-        )
-        .status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::WRITE, 5, 8).prp(data.at(8), data.at(4096)).id(1)).status, 0);
     assert_eq!(host.run(&mut pair, io(nvm::WRITE_ZEROES, 6, 1)).status, 0);
-    assert_eq!(
-        host.run(&mut pair, io(nvm::WRITE_ZEROES, 7, 1).set(12, 1 << 25))
-            .status,
-        0
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::WRITE_ZEROES, 7, 1).set(12, 1 << 25)).status, 0);
     assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1)).status, 0);
     assert!(FileMedia::open(&path).is_err(), "another has it");
     // Asleep, the device's thread still hears a doorbell and a reset.
     std::thread::sleep(std::time::Duration::from_millis(20));
-    assert_eq!(
-        host.run(&mut pair, io(nvm::READ, 5, 3).prp(data.at(0), 0)).status,
-        0
-    );
-    assert_eq!(
-        (data.read::<512>(0), data.read::<1024>(512)),
-        ([0x33; 512], [0; 1024])
-    );
+    assert_eq!(host.run(&mut pair, io(nvm::READ, 5, 3).prp(data.at(0), 0)).status, 0);
+    assert_eq!((data.read::<512>(0), data.read::<1024>(512)), ([0x33; 512], [0; 1024]));
     host.disable();
     drop(host);
     let image = std::fs::read(&path).unwrap();
@@ -1051,22 +814,10 @@ fn two_queues_from_two_threads() {
                 for round in 0..2000u32 {
                     let lba = u64::from(pair.id) * 512 + u64::from(round % 64) * 8;
                     data.fill((round % 251) as u8);
-                    assert_eq!(
-                        host.run(&mut pair, io(nvm::WRITE, lba, 8).prp(data.at(0), 0))
-                            .status,
-                        0
-                    );
+                    assert_eq!(host.run(&mut pair, io(nvm::WRITE, lba, 8).prp(data.at(0), 0)).status, 0);
                     data.fill(0xff);
-                    assert_eq!(
-                        host.run(&mut pair, io(nvm::READ, lba, 8).prp(data.at(0), 0))
-                            .status,
-                        0
-                    );
-                    assert!(
-                        data.read::<4096>(0)
-                            .iter()
-                            .all(|&byte| byte == (round % 251) as u8)
-                    );
+                    assert_eq!(host.run(&mut pair, io(nvm::READ, lba, 8).prp(data.at(0), 0)).status, 0);
+                    assert!(data.read::<4096>(0).iter().all(|&byte| byte == (round % 251) as u8));
                 }
             });
         }
@@ -1079,30 +830,12 @@ fn configurations_out_of_range_are_refused() {
     let media = || Arc::new(RamMedia::new(4096 * 3 + 512).unwrap());
     assert!(Emulator::new(EmuConfig::new(media())).is_ok());
     for config in [
-        EmuConfig {
-            block_size: 4096,
-            ..EmuConfig::new(media())
-        },
-        EmuConfig {
-            block_size: 1024,
-            ..EmuConfig::new(media())
-        },
-        EmuConfig {
-            queues: 0,
-            ..EmuConfig::new(media())
-        },
-        EmuConfig {
-            queues: 65,
-            ..EmuConfig::new(media())
-        },
-        EmuConfig {
-            entries: 1,
-            ..EmuConfig::new(media())
-        },
-        EmuConfig {
-            transfer_shift: 0,
-            ..EmuConfig::new(media())
-        },
+        EmuConfig { block_size: 4096, ..EmuConfig::new(media()) },
+        EmuConfig { block_size: 1024, ..EmuConfig::new(media()) },
+        EmuConfig { queues: 0, ..EmuConfig::new(media()) },
+        EmuConfig { queues: 65, ..EmuConfig::new(media()) },
+        EmuConfig { entries: 1, ..EmuConfig::new(media()) },
+        EmuConfig { transfer_shift: 0, ..EmuConfig::new(media()) },
     ] {
         assert!(Emulator::new(config).is_err());
     }

@@ -82,8 +82,7 @@ impl Admin {
         }
         self.cid = if self.cid >= 0xfffe { 0 } else { self.cid + 1 };
         sqe.cdw0.set_cid(self.cid);
-        self.submissions
-            .write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
+        self.submissions.write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
         self.tail = (self.tail + 1) % ENTRIES;
         registers.write32(sq_tail_doorbell(0, self.dstrd), u32::from(self.tail));
         let outcome = self.wait(registers, name);
@@ -102,10 +101,7 @@ impl Admin {
                     return if status.is_success() {
                         Ok(cqe.dw0)
                     } else {
-                        Err(NvmeError::Admin {
-                            command: name,
-                            status,
-                        })
+                        Err(NvmeError::Admin { command: name, status })
                     };
                 }
                 self.anomalies += 1;
@@ -121,10 +117,7 @@ impl Admin {
                     return Err(NvmeError::Fatal);
                 }
                 if late {
-                    return Err(NvmeError::Timeout {
-                        what: name,
-                        after: self.timeout,
-                    });
+                    return Err(NvmeError::Timeout { what: name, after: self.timeout });
                 }
                 std::thread::sleep(Duration::from_micros(50));
             } else {
@@ -171,10 +164,7 @@ impl Admin {
     /// The active namespaces, at most 1024 of them.
     pub(super) fn namespaces(&mut self, registers: &impl Registers) -> Result<Vec<u32>, NvmeError> {
         let list: [u32; NAMESPACE_LIST_LEN] = self.identify(registers, cns::ACTIVE_NAMESPACES, 0)?;
-        Ok(list
-            .into_iter()
-            .take_while(|&nsid| nsid != 0 && nsid != NSID_ALL)
-            .collect())
+        Ok(list.into_iter().take_while(|&nsid| nsid != 0 && nsid != NSID_ALL).collect())
     }
 
     /// Asks for I/O queue pairs and returns how many there may be.

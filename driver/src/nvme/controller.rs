@@ -162,9 +162,8 @@ impl<D: Device> Controller<D> {
         };
         controller.create_queues()?;
         let mut interrupts = interrupts.into_iter();
-        controller.queues = (1..=options.queues)
-            .map(|qid| Some(controller.queue(qid, interrupts.next())))
-            .collect();
+        controller.queues =
+            (1..=options.queues).map(|qid| Some(controller.queue(qid, interrupts.next()))).collect();
         controller.shared.set(Phase::Running, 0);
         Ok(controller)
     }
@@ -269,9 +268,7 @@ impl<D: Device> Controller<D> {
             }
         }
         self.link.disable();
-        self.stage = Stage::Disabling {
-            until: Instant::now() + self.link.patience(),
-        };
+        self.stage = Stage::Disabling { until: Instant::now() + self.link.patience() };
     }
 
     /// Takes a reset as far as it goes without waiting for queues. Queues have to be polled in the meantime: they end
@@ -306,10 +303,7 @@ impl<D: Device> Controller<D> {
             let outcome = match self.link.enabled() {
                 Wait::Done => self.bring_up(),
                 Wait::Pending if Instant::now() < until => return ResetProgress::Pending,
-                Wait::Pending => Err(NvmeError::Timeout {
-                    what: "enabling",
-                    after: self.link.patience(),
-                }),
+                Wait::Pending => Err(NvmeError::Timeout { what: "enabling", after: self.link.patience() }),
                 Wait::Fatal => Err(NvmeError::Fatal),
                 Wait::Absent => Err(NvmeError::Gone),
             };
@@ -326,10 +320,7 @@ impl<D: Device> Controller<D> {
     }
 
     fn start_enabling(&mut self, again: bool) {
-        self.stage = Stage::Enabling {
-            until: Instant::now() + self.link.patience(),
-            again,
-        };
+        self.stage = Stage::Enabling { until: Instant::now() + self.link.patience(), again };
         if let Err(error) = self.link.enable() {
             tracing::warn!(%error, "enabling the controller"); // it will not become ready, and is given up then
         }
@@ -417,33 +408,19 @@ fn identify<D: Device>(link: &mut Link<D>, asked: Option<u32>) -> Result<Profile
         None => namespaces.first().copied(),
     };
     let Some(nsid) = nsid else {
-        return Err(NvmeError::NoNamespace {
-            asked: asked.unwrap_or(0),
-            active: namespaces,
-        });
+        return Err(NvmeError::NoNamespace { asked: asked.unwrap_or(0), active: namespaces });
     };
     let namespace: IdentifyNamespace = admin.identify(registers, cns::NAMESPACE, nsid)?;
-    let limits = match more
-        .then(|| admin.identify(registers, cns::CONTROLLER_COMMAND_SET, 0))
-        .transpose()
-    {
+    let limits = match more.then(|| admin.identify(registers, cns::CONTROLLER_COMMAND_SET, 0)).transpose() {
         Err(NvmeError::Admin { .. }) => None,
         other => other?,
     };
     let traits = Traits::new(&id, limits.as_ref(), nsid, &namespace)?;
-    Ok(Profile {
-        identity: Identity::new(&id, nsid, &namespace),
-        traits,
-        namespaces,
-    })
+    Ok(Profile { identity: Identity::new(&id, nsid, &namespace), traits, namespaces })
 }
 
 fn negotiate(granted: u32, asked: u16) -> Result<(), NvmeError> {
-    if granted < u32::from(asked) {
-        Err(NvmeError::Queues { asked, granted })
-    } else {
-        Ok(())
-    }
+    if granted < u32::from(asked) { Err(NvmeError::Queues { asked, granted }) } else { Ok(()) }
 }
 
 /// Makes an eventfd for each vector, the admin queue's first, and routes them; none if there are too few vectors.
@@ -454,15 +431,9 @@ fn route<D: Device>(device: &D, options: &Options) -> Result<Vec<OwnedFd>, NvmeE
     }
     let make = |_| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let fds: Result<Vec<OwnedFd>, _> = (0..needed).map(make).collect();
-    let fds = fds.map_err(|error| NvmeError::Os {
-        what: "making an eventfd",
-        source: error.into(),
-    })?;
+    let fds = fds.map_err(|error| NvmeError::Os { what: "making an eventfd", source: error.into() })?;
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let routed = device.route_interrupts(&borrowed);
-    routed.map_err(|source| NvmeError::Os {
-        what: "routing the device's interrupts",
-        source,
-    })?;
+    routed.map_err(|source| NvmeError::Os { what: "routing the device's interrupts", source })?;
     Ok(fds)
 }

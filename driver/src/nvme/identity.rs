@@ -49,13 +49,7 @@ impl Identity {
 /// Text from a device, fit to be shown: cut at the first zero, blanks at the ends dropped.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
-    let printable = bytes[..end].iter().map(|&b| {
-        if matches!(b, b' '..=b'~') {
-            char::from(b)
-        } else {
-            '?'
-        }
-    });
+    let printable = bytes[..end].iter().map(|&b| if matches!(b, b' '..=b'~') { char::from(b) } else { '?' });
     printable.collect::<String>().trim().to_owned()
 }
 
@@ -105,10 +99,7 @@ impl From<&SmartLog> for Health {
 pub(super) fn check_capabilities(cap: Cap) -> Result<(), NvmeError> {
     let refuse = |what: String| Err(NvmeError::Unsupported(what));
     if cap.mpsmin() > 0 {
-        return refuse(format!(
-            "its smallest memory page is {} KiB, not 4",
-            4u32 << cap.mpsmin()
-        ));
+        return refuse(format!("its smallest memory page is {} KiB, not 4", 4u32 << cap.mpsmin()));
     }
     if cap.mqes_z() == 0 {
         return refuse("its queues have one entry; two are needed".to_owned());
@@ -158,9 +149,7 @@ impl Traits {
         };
         let (shift, metadata) = (format.bits().lbads(), format.bits().ms());
         if shift != 9 && shift != 12 {
-            return refuse(format!(
-                "its blocks have 2^{shift} bytes; 512 and 4096 are supported"
-            ));
+            return refuse(format!("its blocks have 2^{shift} bytes; 512 and 4096 are supported"));
         }
         if metadata != 0 || ns.dps & 7 != 0 {
             return refuse(format!(
@@ -185,22 +174,14 @@ impl Traits {
             block_shift: shift,
             blocks,
             max_transfer_blocks: blocks_of(pages(id.mdts).unwrap_or(MAX_TRANSFER).min(MAX_TRANSFER)),
-            max_zeroes_blocks: if by_ranges {
-                max_zeroes.min(dmrsl)
-            } else {
-                max_zeroes
-            },
+            max_zeroes_blocks: if by_ranges { max_zeroes.min(dmrsl) } else { max_zeroes },
             write_cache: id.vwc.present(),
             write_zeroes: oncs.write_zeroes(),
             deallocate: oncs.dataset_management() || deallocate_by_zeroes,
             deallocate_zeroes: deallocate_by_zeroes,
             compare: oncs.compare(),
         };
-        Ok(Self {
-            geometry,
-            zeroes_deallocate,
-            deallocate_by_zeroes,
-        })
+        Ok(Self { geometry, zeroes_deallocate, deallocate_by_zeroes })
     }
 }
 
@@ -250,10 +231,7 @@ mod tests {
             let traits = Traits::new(&controller(), None, 1, &namespace(shift, 0)).unwrap();
             let geometry = traits.geometry;
             assert_eq!((geometry.block_shift, geometry.blocks), (shift, 1000));
-            assert_eq!(
-                (geometry.max_transfer_blocks, geometry.max_zeroes_blocks),
-                (most, 65536)
-            );
+            assert_eq!((geometry.max_transfer_blocks, geometry.max_zeroes_blocks), (most, 65536));
             assert!(geometry.write_cache && geometry.write_zeroes && geometry.compare && geometry.deallocate);
             assert!(!geometry.deallocate_zeroes && !traits.zeroes_deallocate && !traits.deallocate_by_zeroes);
         }
@@ -282,12 +260,7 @@ mod tests {
     fn deallocate_zeroes_only_by_write_zeroes() {
         let mut ns = namespace(9, 0);
         ns.dlfeat = Dlfeat(0b0001);
-        assert!(
-            !Traits::new(&controller(), None, 1, &ns)
-                .unwrap()
-                .geometry
-                .deallocate_zeroes
-        );
+        assert!(!Traits::new(&controller(), None, 1, &ns).unwrap().geometry.deallocate_zeroes);
         ns.dlfeat = Dlfeat(0b1001);
         let traits = Traits::new(&controller(), None, 1, &ns).unwrap();
         assert!(traits.geometry.deallocate_zeroes && traits.deallocate_by_zeroes);
@@ -301,10 +274,7 @@ mod tests {
         let mut limits = IdentifyControllerNvm::new_zeroed();
         limits.wzsl = 3;
         let of = |limits: &IdentifyControllerNvm| {
-            Traits::new(&controller(), Some(limits), 1, &namespace(9, 0))
-                .unwrap()
-                .geometry
-                .max_zeroes_blocks
+            Traits::new(&controller(), Some(limits), 1, &namespace(9, 0)).unwrap().geometry.max_zeroes_blocks
         };
         assert_eq!(of(&limits), 64);
         limits.dmrsl.set(10);

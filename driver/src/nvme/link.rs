@@ -40,24 +40,11 @@ impl<D: Device> Link<D> {
     pub(super) fn open(device: D, options: &Options) -> Result<Self, NvmeError> {
         let registers = device.registers();
         let mapper = device.mapper();
-        device.reset().map_err(|source| NvmeError::Os {
-            what: "resetting the device",
-            source,
-        })?;
-        let mut link = Self {
-            device,
-            registers,
-            mapper,
-            cap: Cap(0),
-            admin: None,
-            held: Vec::new(),
-            stopped: true,
-        };
+        device.reset().map_err(|source| NvmeError::Os { what: "resetting the device", source })?;
+        let mut link =
+            Self { device, registers, mapper, cap: Cap(0), admin: None, held: Vec::new(), stopped: true };
         if link.registers.len() < offset::DOORBELLS + 8 {
-            let what = format!(
-                "BAR 0 has {} bytes, which is no NVMe controller",
-                link.registers.len()
-            );
+            let what = format!("BAR 0 has {} bytes, which is no NVMe controller", link.registers.len());
             return Err(NvmeError::Unsupported(what));
         }
         link.cap = Cap(link.registers.read64(offset::CAP));
@@ -67,20 +54,13 @@ impl<D: Device> Link<D> {
         check_capabilities(link.cap)?;
         let needed = cq_head_doorbell(options.queues, link.cap.dstrd()) + 4;
         if link.registers.len() < needed {
-            let what = format!(
-                "BAR 0 has {} bytes, its doorbells need {needed}",
-                link.registers.len()
-            );
+            let what = format!("BAR 0 has {} bytes, its doorbells need {needed}", link.registers.len());
             return Err(NvmeError::Unsupported(what));
         }
         // Of a device that was not really reset.
         link.disable();
         link.wait_for("disabling", Self::disabled)?;
-        link.admin = Some(Admin::new(
-            link.mapper.as_ref(),
-            link.cap.dstrd(),
-            options.admin_timeout,
-        )?);
+        link.admin = Some(Admin::new(link.mapper.as_ref(), link.cap.dstrd(), options.admin_timeout)?);
         Ok(link)
     }
 
@@ -141,10 +121,7 @@ impl<D: Device> Link<D> {
     /// Starts to enable a disabled controller, with an admin queue as new.
     pub(super) fn enable(&mut self) -> Result<(), NvmeError> {
         let bus_master = self.device.set_bus_master(true);
-        bus_master.map_err(|source| NvmeError::Os {
-            what: "letting the device access memory",
-            source,
-        })?;
+        bus_master.map_err(|source| NvmeError::Os { what: "letting the device access memory", source })?;
         self.stopped = false;
         let set = command_set(self.cap.css());
         let (admin, registers) = self.admin()?;
@@ -191,10 +168,7 @@ impl<D: Device> Link<D> {
                 Wait::Fatal => return Err(NvmeError::Fatal),
                 Wait::Absent => return Err(NvmeError::Gone),
                 Wait::Pending if late => {
-                    return Err(NvmeError::Timeout {
-                        what,
-                        after: patience,
-                    });
+                    return Err(NvmeError::Timeout { what, after: patience });
                 }
                 Wait::Pending => std::thread::sleep(Duration::from_micros(200)),
             }

@@ -93,10 +93,7 @@ mod tests {
     #[test]
     fn the_last_page_of_the_address_space() {
         assert_eq!(built(u64::MAX - 4095, 4096), (u64::MAX - 4095, 0, vec![]));
-        assert_eq!(
-            built(u64::MAX - 8191, 8192),
-            (u64::MAX - 8191, u64::MAX - 4095, vec![])
-        );
+        assert_eq!(built(u64::MAX - 8191, 8192), (u64::MAX - 8191, u64::MAX - 4095, vec![]));
     }
 
     proptest! {

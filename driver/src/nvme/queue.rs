@@ -38,10 +38,7 @@ impl QueueMemory {
     pub(super) fn new(mapper: &dyn Mapper, entries: u16, transfer: u64) -> Result<Self, DmaError> {
         let entries = usize::from(entries);
         // A power of two, so that no list crosses a page (Base 2.0, 4.1.1).
-        let list = usize::try_from(prp::list_entries(transfer))
-            .unwrap_or(512)
-            .clamp(2, 512)
-            * 8;
+        let list = usize::try_from(prp::list_entries(transfer)).unwrap_or(512).clamp(2, 512) * 8;
         let stride = list.next_power_of_two();
         Ok(Self {
             submissions: DmaBuffer::new(mapper, entries * SQE_LEN, DmaAccess::Read)?,
@@ -96,17 +93,7 @@ pub struct Queue<R: Registers> {
 
 impl<R: Registers> Queue<R> {
     pub(super) fn new(parts: QueueParts<R>) -> Self {
-        let QueueParts {
-            registers,
-            shared,
-            memory,
-            traits,
-            nsid,
-            qid,
-            entries,
-            dstrd,
-            interrupt,
-        } = parts;
+        let QueueParts { registers, shared, memory, traits, nsid, qid, entries, dstrd, interrupt } = parts;
         // Until someone is about to sleep.
         registers.arm_interrupt(u32::from(qid), false);
         Self {
@@ -147,19 +134,15 @@ impl<R: Registers> Queue<R> {
             Operation::Read => (nvm::READ, geometry.max_transfer_blocks, true),
             Operation::Write { .. } => (nvm::WRITE, geometry.max_transfer_blocks, true),
             Operation::Compare => (nvm::COMPARE, geometry.max_transfer_blocks, geometry.compare),
-            Operation::WriteZeroes { .. } => (
-                nvm::WRITE_ZEROES,
-                geometry.max_zeroes_blocks,
-                geometry.write_zeroes,
-            ),
+            Operation::WriteZeroes { .. } => {
+                (nvm::WRITE_ZEROES, geometry.max_zeroes_blocks, geometry.write_zeroes)
+            }
             Operation::Deallocate if self.traits.deallocate_by_zeroes => {
                 (nvm::WRITE_ZEROES, geometry.max_zeroes_blocks, true)
             }
-            Operation::Deallocate => (
-                nvm::DATASET_MANAGEMENT,
-                geometry.max_zeroes_blocks,
-                geometry.deallocate,
-            ),
+            Operation::Deallocate => {
+                (nvm::DATASET_MANAGEMENT, geometry.max_zeroes_blocks, geometry.deallocate)
+            }
             Operation::Flush => {
                 let mut sqe = Sqe::new(nvm::FLUSH);
                 sqe.nsid = self.nsid;
@@ -207,11 +190,7 @@ impl<R: Registers> Queue<R> {
                 next += 8;
             });
         } else if sqe.cdw0.opc() == nvm::DATASET_MANAGEMENT {
-            let range = DsmRange {
-                attributes: 0,
-                blocks: command.blocks,
-                slba: command.lba,
-            };
+            let range = DsmRange { attributes: 0, blocks: command.blocks, slba: command.lba };
             lists.write::<2>(at, transmute!(range));
             sqe.prp1 = lists.iova(at).0;
         }
@@ -247,10 +226,7 @@ impl<R: Registers> Queue<R> {
             match if ours { self.slots.give_back(cqe.cid) } else { None } {
                 Some(tag) => {
                     count += 1;
-                    ended(Completed {
-                        tag,
-                        status: DeviceStatus(cqe.status.status().0),
-                    });
+                    ended(Completed { tag, status: DeviceStatus(cqe.status.status().0) });
                 }
                 None => self.note_anomaly(cqe),
             }
@@ -306,10 +282,7 @@ impl<R: Registers> Queue<R> {
         let (mut count, _) = self.reap(budget, ended);
         while count < budget {
             let Some(tag) = self.slots.abandon() else { break };
-            ended(Completed {
-                tag,
-                status: DeviceStatus::ABORTED,
-            });
+            ended(Completed { tag, status: DeviceStatus::ABORTED });
             count += 1;
         }
         count
@@ -347,14 +320,8 @@ impl<R: Registers> BlockQueue for Queue<R> {
         };
         sqe.cdw0.set_cid(cid);
         self.point(&mut sqe, command, slot);
-        self.memory
-            .submissions
-            .write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
-        self.tail = if self.tail + 1 == self.entries {
-            0
-        } else {
-            self.tail + 1
-        };
+        self.memory.submissions.write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
+        self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
         Ok(())
     }
 

@@ -60,10 +60,7 @@ impl Shared {
     /// Stopped, in epoch 0, for `queues` queues, which are clean.
     pub(super) fn new(queues: u16) -> Self {
         let reports = (0..queues).map(|_| Report::default()).collect();
-        Self {
-            state: AtomicU64::new(State::new(Phase::Stopped, 0).0),
-            reports,
-        }
+        Self { state: AtomicU64::new(State::new(Phase::Stopped, 0).0), reports }
     }
 
     /// Acquire, with the Release in `set`: who sees `Stopped` sees all that the controller's owner saw before.
@@ -91,9 +88,7 @@ impl Shared {
     }
 
     pub(super) fn all_clean(&self, epoch: u64) -> bool {
-        self.reports
-            .iter()
-            .all(|report| report.clean.load(Ordering::Acquire) >= epoch)
+        self.reports.iter().all(|report| report.clean.load(Ordering::Acquire) >= epoch)
     }
 
     pub(super) fn count_anomaly(&self, index: usize) {
@@ -101,9 +96,6 @@ impl Shared {
     }
 
     pub(super) fn anomalies(&self) -> u64 {
-        self.reports
-            .iter()
-            .map(|report| report.anomalies.load(Ordering::Relaxed))
-            .sum()
+        self.reports.iter().map(|report| report.anomalies.load(Ordering::Relaxed)).sum()
     }
 }

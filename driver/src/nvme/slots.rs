@@ -26,19 +26,8 @@ impl Slots {
     pub(super) fn new(count: u16) -> Self {
         // One more than the slots, so that all ones is no slot.
         let step = u16::try_from((u32::from(count) + 1).next_power_of_two()).unwrap_or(0);
-        let slots = (0..count)
-            .map(|index| Slot {
-                tag: 0,
-                cid: index,
-                busy: false,
-            })
-            .collect();
-        Self {
-            slots,
-            free: (0..count).rev().collect(),
-            step,
-            cursor: 0,
-        }
+        let slots = (0..count).map(|index| Slot { tag: 0, cid: index, busy: false }).collect();
+        Self { slots, free: (0..count).rev().collect(), step, cursor: 0 }
     }
 
     /// Takes a slot; `None` if all are busy. Returns it and the command's id.
@@ -67,11 +56,7 @@ impl Slots {
     /// Gives back any busy slot.
     pub(super) fn abandon(&mut self) -> Option<u64> {
         for _ in 0..self.slots.len() {
-            self.cursor = if self.cursor + 1 >= self.slots.len() {
-                0
-            } else {
-                self.cursor + 1
-            };
+            self.cursor = if self.cursor + 1 >= self.slots.len() { 0 } else { self.cursor + 1 };
             let slot = self.slots[self.cursor];
             if slot.busy {
                 return self.give_back(slot.cid);

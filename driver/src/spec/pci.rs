@@ -112,9 +112,6 @@ mod tests {
         assert!(Status(0x0010).capabilities());
         assert!(DeviceCapabilities(0x1000_0000).function_level_reset());
         let control = MsixControl(0x8040);
-        assert_eq!(
-            (control.table_size_z(), control.enable(), control.function_mask()),
-            (64, true, false)
-        );
+        assert_eq!((control.table_size_z(), control.enable(), control.function_mask()), (64, true, false));
     }
 }

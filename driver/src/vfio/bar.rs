@@ -74,20 +74,9 @@ impl Window {
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let from = region
-            .checked_add(span.offset)
-            .ok_or(io::ErrorKind::InvalidData)?;
+        let from = region.checked_add(span.offset).ok_or(io::ErrorKind::InvalidData)?;
         // SAFETY: a new mapping, at an address of the kernel's choice.
-        let start = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                len,
-                protection,
-                MapFlags::SHARED,
-                device,
-                from,
-            )
-        }?;
+        let start = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, device, from) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { at, len, start })
     }
@@ -104,17 +93,9 @@ impl Bar {
     pub(crate) fn open(device: Arc<std::fs::File>, region: &Region) -> io::Result<Self> {
         let len = usize::try_from(region.len).map_err(|_| io::ErrorKind::InvalidData)?;
         let page = rustix::param::page_size() as u64;
-        let windows: io::Result<_> = region
-            .spans(page)
-            .into_iter()
-            .map(|span| Window::map(&device, region.offset, span))
-            .collect();
-        Ok(Self {
-            offset: region.offset,
-            len,
-            windows: windows?,
-            device,
-        })
+        let windows: io::Result<_> =
+            region.spans(page).into_iter().map(|span| Window::map(&device, region.offset, span)).collect();
+        Ok(Self { offset: region.offset, len, windows: windows?, device })
     }
 
     /// Where a word of `size` bytes at `offset` is mapped, if it is.
@@ -126,11 +107,7 @@ impl Bar {
         let size = size_of::<T>();
         let fits =
             offset.is_multiple_of(size) && self.len.checked_sub(size).is_some_and(|last| offset <= last);
-        assert!(
-            fits,
-            "no {size}-byte register at {offset:#x} in a BAR of {:#x} bytes",
-            self.len
-        );
+        assert!(fits, "no {size}-byte register at {offset:#x} in a BAR of {:#x} bytes", self.len);
         self.windows.iter().find_map(|window| {
             let within = offset.checked_sub(window.at)?;
             // SAFETY: `within` is inside the window.
@@ -275,25 +252,8 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[0; 0x5000]).unwrap();
         let device = Arc::new(file.reopen().unwrap());
-        let mappable = vec![
-            Span {
-                offset: 0x2000,
-                len: 0x1000,
-            },
-            Span {
-                offset: 0,
-                len: 0x1000,
-            },
-        ];
-        let bar = Bar::open(
-            device,
-            &Region {
-                offset: 0x1000,
-                len: 0x4000,
-                mappable,
-            },
-        )
-        .unwrap();
+        let mappable = vec![Span { offset: 0x2000, len: 0x1000 }, Span { offset: 0, len: 0x1000 }];
+        let bar = Bar::open(device, &Region { offset: 0x1000, len: 0x4000, mappable }).unwrap();
         (file, bar)
     }
 
@@ -305,9 +265,7 @@ mod tests {
             bar.write32(offset, 0x1234_5678);
             assert_eq!(bar.read32(offset), 0x1234_5678, "{offset:#x}");
             let mut bytes = [0; 4];
-            file.as_file()
-                .read_exact_at(&mut bytes, 0x1000 + offset as u64)
-                .unwrap();
+            file.as_file().read_exact_at(&mut bytes, 0x1000 + offset as u64).unwrap();
             assert_eq!(u32::from_le_bytes(bytes), 0x1234_5678);
         }
         for offset in [8, 0xffc, 0x3008] {

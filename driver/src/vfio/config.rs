@@ -56,11 +56,7 @@ pub(crate) struct Config(pub(crate) [u8; LENGTH]);
 
 impl Config {
     fn u8(&self, at: u64) -> u8 {
-        usize::try_from(at)
-            .ok()
-            .and_then(|at| self.0.get(at))
-            .copied()
-            .unwrap_or(u8::MAX)
+        usize::try_from(at).ok().and_then(|at| self.0.get(at)).copied().unwrap_or(u8::MAX)
     }
 
     fn u16(&self, at: u64) -> u16 {
@@ -104,23 +100,16 @@ mod tests {
     #[test]
     fn emulated_nvme_is_recognised() {
         let mut config = Config([0; LENGTH]);
-        config.0[..12].copy_from_slice(&[
-            0x36, 0x1b, 0x10, 0x00, 0x07, 0x04, 0x10, 0x00, 0x02, 0x02, 0x08, 0x01,
-        ]);
+        config.0[..12]
+            .copy_from_slice(&[0x36, 0x1b, 0x10, 0x00, 0x07, 0x04, 0x10, 0x00, 0x02, 0x02, 0x08, 0x01]);
         config.0[0x34] = 0x40;
         config.0[0x40..0x42].copy_from_slice(&[0x11, 0x80]);
         config.0[0x80..0x82].copy_from_slice(&[0x10, 0x60]);
         config.0[0x60..0x62].copy_from_slice(&[0x01, 0x00]);
         let id = config.id();
-        assert_eq!(
-            (id.vendor, id.device, id.class, id.revision),
-            (0x1b36, 0x0010, 0x01_08_02, 2)
-        );
+        assert_eq!((id.vendor, id.device, id.class, id.revision), (0x1b36, 0x0010, 0x01_08_02, 2));
         assert_eq!(id.device_class(), DeviceClass::Nvme);
-        assert_eq!(
-            config.capabilities().collect::<Vec<_>>(),
-            [(0x11, 0x40), (0x10, 0x80), (0x01, 0x60)]
-        );
+        assert_eq!(config.capabilities().collect::<Vec<_>>(), [(0x11, 0x40), (0x10, 0x80), (0x01, 0x60)]);
         config.0[6] = 0;
         assert_eq!(config.capabilities().count(), 0);
     }
@@ -128,14 +117,8 @@ mod tests {
     #[test]
     fn virtio_block_is_told_by_its_ids() {
         let id = |vendor, device| {
-            let id = PciId {
-                vendor,
-                device,
-                subsystem_vendor: 0,
-                subsystem: 0,
-                class: 0x01_00_00,
-                revision: 1,
-            };
+            let id =
+                PciId { vendor, device, subsystem_vendor: 0, subsystem: 0, class: 0x01_00_00, revision: 1 };
             id.device_class()
         };
         assert_eq!(id(0x1af4, 0x1042), DeviceClass::VirtioBlock);

@@ -31,11 +31,7 @@ impl PciAddress {
         let hex = |text: &str, most: usize| {
             let digits =
                 (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if digits {
-                u32::from_str_radix(text, 16).ok()
-            } else {
-                None
-            }
+            if digits { u32::from_str_radix(text, 16).ok() } else { None }
         };
         let (rest, function) = text.rsplit_once('.')?;
         let (rest, device) = rest.rsplit_once(':')?;
@@ -52,11 +48,7 @@ impl PciAddress {
 
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:04x}:{:02x}:{:02x}.{}",
-            self.domain, self.bus, self.device, self.function
-        )
+        write!(f, "{:04x}:{:02x}:{:02x}.{}", self.domain, self.bus, self.device, self.function)
     }
 }
 
@@ -69,10 +61,7 @@ pub(crate) struct Roots {
 
 impl Default for Roots {
     fn default() -> Self {
-        Self {
-            sys: "/sys".into(),
-            dev: "/dev".into(),
-        }
+        Self { sys: "/sys".into(), dev: "/dev".into() }
     }
 }
 
@@ -102,12 +91,7 @@ impl Function {
                 driver: driver.unwrap_or_else(|| "no driver".to_owned()),
             });
         }
-        let function = Self {
-            address,
-            sysfs,
-            group,
-            roots: roots.clone(),
-        };
+        let function = Self { address, sysfs, group, roots: roots.clone() };
         if !roots.dev.join("vfio/vfio").exists() {
             return Err(VfioError::NoVfio);
         }
@@ -123,15 +107,8 @@ impl Function {
     /// The error for a group that the kernel will not give out.
     pub(crate) fn not_viable(&self) -> VfioError {
         let list = |(address, driver): (String, String)| format!("{address} ({driver})");
-        let others = self
-            .others()
-            .into_iter()
-            .filter(|(_, driver)| !harmless(driver))
-            .map(list);
-        VfioError::GroupNotViable {
-            group: self.group,
-            others: others.collect::<Vec<_>>().join(", "),
-        }
+        let others = self.others().into_iter().filter(|(_, driver)| !harmless(driver)).map(list);
+        VfioError::GroupNotViable { group: self.group, others: others.collect::<Vec<_>>().join(", ") }
     }
 
     /// The error for a node of VFIO's that could not be opened.
@@ -141,22 +118,11 @@ impl Function {
                 let (uid, gid, mode) = fs::metadata(node)
                     .map(|node| (node.uid(), node.gid(), node.mode() & 0o777))
                     .unwrap_or_default();
-                VfioError::Permission {
-                    node: node.to_path_buf(),
-                    uid,
-                    gid,
-                    mode,
-                }
+                VfioError::Permission { node: node.to_path_buf(), uid, gid, mode }
             }
-            ErrorKind::ResourceBusy => VfioError::GroupBusy {
-                address: self.address,
-                group: self.group,
-            },
+            ErrorKind::ResourceBusy => VfioError::GroupBusy { address: self.address, group: self.group },
             ErrorKind::NotFound => VfioError::NoVfio,
-            _ => VfioError::Os {
-                what: "opening a VFIO device node",
-                source: error,
-            },
+            _ => VfioError::Os { what: "opening a VFIO device node", source: error },
         }
     }
 
@@ -167,12 +133,7 @@ impl Function {
 
     /// The other functions of the group and their drivers.
     fn others(&self) -> Vec<(String, String)> {
-        let devices = self
-            .roots
-            .sys
-            .join("kernel/iommu_groups")
-            .join(self.group.to_string())
-            .join("devices");
+        let devices = self.roots.sys.join("kernel/iommu_groups").join(self.group.to_string()).join("devices");
         let Ok(entries) = fs::read_dir(devices) else {
             return vec![];
         };
@@ -239,10 +200,7 @@ mod tests {
     /// A sysfs with one function in group 7.
     fn machine() -> (tempfile::TempDir, Roots, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
-        let roots = Roots {
-            sys: directory.path().join("sys"),
-            dev: directory.path().join("dev"),
-        };
+        let roots = Roots { sys: directory.path().join("sys"), dev: directory.path().join("dev") };
         let device = add(&roots, "0000:01:00.0", "vfio-pci");
         fs::create_dir_all(roots.dev.join("vfio")).unwrap();
         fs::write(roots.dev.join("vfio/vfio"), "").unwrap();
@@ -256,11 +214,7 @@ mod tests {
         fs::create_dir_all(&group).unwrap();
         fs::write(group.join(address), "").unwrap();
         symlink("../../../kernel/iommu_groups/7", device.join("iommu_group")).unwrap();
-        symlink(
-            format!("../../../bus/pci/drivers/{driver}"),
-            device.join("driver"),
-        )
-        .unwrap();
+        symlink(format!("../../../bus/pci/drivers/{driver}"), device.join("driver")).unwrap();
         device
     }
 
@@ -287,10 +241,7 @@ mod tests {
         fs::remove_file(device.join("driver")).unwrap();
         symlink("../drivers/nvme", device.join("driver")).unwrap();
         let error = inspect(&roots).unwrap_err().to_string();
-        assert!(
-            error.contains("nvme") && error.contains("portcullis bind 0000:01:00.0"),
-            "{error}"
-        );
+        assert!(error.contains("nvme") && error.contains("portcullis bind 0000:01:00.0"), "{error}");
 
         fs::remove_file(device.join("iommu_group")).unwrap();
         assert!(matches!(inspect(&roots), Err(VfioError::NoIommu { .. })));
@@ -302,10 +253,7 @@ mod tests {
         add(&roots, "0000:00:1c.0", "pcieport");
         add(&roots, "0000:01:00.1", "e1000e");
         let error = inspect(&roots).unwrap().not_viable().to_string();
-        assert!(
-            error.contains("0000:01:00.1 (e1000e)") && !error.contains("pcieport"),
-            "{error}"
-        );
+        assert!(error.contains("0000:01:00.1 (e1000e)") && !error.contains("pcieport"), "{error}");
     }
 
     #[test]

@@ -9,16 +9,8 @@ use super::iova::IovaRange;
 /// The capability with the number of mappings left (`VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL`).
 const CAP_DMA_AVAIL: u32 = 3;
 /// Without the kernel's word, all that any IOMMU reaches; the message-signalled interrupts' hole of x86 is left out.
-const UNSTATED: [IovaRange; 2] = [
-    IovaRange {
-        first: 0,
-        last: 0xfedf_ffff,
-    },
-    IovaRange {
-        first: 0xfef0_0000,
-        last: 0x7f_ffff_ffff,
-    },
-];
+const UNSTATED: [IovaRange; 2] =
+    [IovaRange { first: 0, last: 0xfedf_ffff }, IovaRange { first: 0xfef0_0000, last: 0x7f_ffff_ffff }];
 
 /// What the IOMMU can do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,16 +31,8 @@ impl IommuInfo {
             Some(sizes) if flags & VFIO_IOMMU_INFO_PGSIZES != 0 && sizes != 0 => sizes,
             _ => 4096,
         };
-        let mut info = Self {
-            page_sizes,
-            ranges: Vec::new(),
-            dma_avail: None,
-        };
-        let mut at = if flags & VFIO_IOMMU_INFO_CAPS != 0 {
-            offset_at(bytes, 16)
-        } else {
-            0
-        };
+        let mut info = Self { page_sizes, ranges: Vec::new(), dma_avail: None };
+        let mut at = if flags & VFIO_IOMMU_INFO_CAPS != 0 { offset_at(bytes, 16) } else { 0 };
         // A chain only leads forward: one that does not is cut.
         let mut before = 0;
         while at > before {
@@ -78,15 +62,9 @@ fn ranges_at(bytes: &[u8], at: usize) -> Vec<IovaRange> {
     let count = offset_at(bytes, at);
     let pair = |index: usize| {
         let at = at + 8 + index * 16;
-        Some(IovaRange {
-            first: u64_at(bytes, at)?,
-            last: u64_at(bytes, at + 8)?,
-        })
+        Some(IovaRange { first: u64_at(bytes, at)?, last: u64_at(bytes, at + 8)? })
     };
-    (0..count)
-        .map_while(pair)
-        .filter(|range| range.first <= range.last)
-        .collect()
+    (0..count).map_while(pair).filter(|range| range.first <= range.last).collect()
 }
 
 fn offset_at(bytes: &[u8], at: usize) -> usize {
@@ -97,17 +75,11 @@ fn offset_at(bytes: &[u8], at: usize) -> usize {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|chunk| u32::from_ne_bytes(*chunk))
+    bytes.get(at..)?.first_chunk().map(|chunk| u32::from_ne_bytes(*chunk))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|chunk| u64::from_ne_bytes(*chunk))
+    bytes.get(at..)?.first_chunk().map(|chunk| u64::from_ne_bytes(*chunk))
 }
 
 #[cfg(test)]
@@ -142,10 +114,7 @@ mod tests {
     fn a_kernel_that_says_nothing_gets_what_all_have() {
         for bytes in [vec![], words(&[24, 0, 0, 0, 0, 0]), words(&[24, 3, 0, 0, 24, 0])] {
             let info = IommuInfo::parse(&bytes);
-            assert_eq!(
-                (info.page_size(), info.ranges, info.dma_avail),
-                (4096, UNSTATED.to_vec(), None)
-            );
+            assert_eq!((info.page_size(), info.ranges, info.dma_avail), (4096, UNSTATED.to_vec(), None));
         }
     }
 

@@ -42,15 +42,7 @@ impl DmaMapper {
         let page = info.page_size();
         let space = Mutex::new(IovaSpace::new(&info.ranges, page));
         let limit = info.dma_avail.unwrap_or(u32::MAX);
-        Ok(Self {
-            domain: Arc::new(Domain {
-                container,
-                page,
-                limit,
-                space,
-                mappings: AtomicU64::new(0),
-            }),
-        })
+        Ok(Self { domain: Arc::new(Domain { container, page, limit, space, mappings: AtomicU64::new(0) }) })
     }
 
     /// What the kernel says now: device addresses, page sizes, mappings left.
@@ -58,9 +50,7 @@ impl DmaMapper {
     /// # Errors
     /// The kernel's.
     pub fn info(&self) -> io::Result<IommuInfo> {
-        Ok(IommuInfo::parse(&sys::iommu_info(
-            self.domain.container.as_raw_fd(),
-        )?))
+        Ok(IommuInfo::parse(&sys::iommu_info(self.domain.container.as_raw_fd())?))
     }
 }
 
@@ -75,11 +65,7 @@ impl Mapper for DmaMapper {
                 source,
             });
         }
-        let (align, phase) = if bytes >= LARGE {
-            (LARGE, start as u64 % LARGE)
-        } else {
-            (domain.page, 0)
-        };
+        let (align, phase) = if bytes >= LARGE { (LARGE, start as u64 % LARGE) } else { (domain.page, 0) };
         let taken = domain.space().take(bytes, align.max(domain.page), phase);
         let iova = taken.ok_or(DmaError::NoAddress { bytes })?;
         let flags = match access {
@@ -93,12 +79,7 @@ impl Mapper for DmaMapper {
             return Err(domain.not_mapped(error));
         }
         domain.mappings.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(VfioMapping {
-            domain: Arc::clone(domain),
-            iova,
-            bytes,
-            memory: Some(memory),
-        }))
+        Ok(Box::new(VfioMapping { domain: Arc::clone(domain), iova, bytes, memory: Some(memory) }))
     }
 
     fn mappings(&self) -> u64 {
@@ -114,18 +95,12 @@ impl Domain {
     fn not_mapped(&self, source: io::Error) -> DmaError {
         match source.raw_os_error() {
             Some(libc::ENOSPC) => DmaError::TooMany { limit: self.limit },
-            Some(libc::ENOMEM) => DmaError::Os {
-                what: OVER_MEMLOCK,
-                source,
-            },
+            Some(libc::ENOMEM) => DmaError::Os { what: OVER_MEMLOCK, source },
             Some(libc::EFAULT) => DmaError::Os {
                 what: "mapping memory for the device that this process cannot write itself",
                 source,
             },
-            _ => DmaError::Os {
-                what: "mapping memory for the device",
-                source,
-            },
+            _ => DmaError::Os { what: "mapping memory for the device", source },
         }
     }
 }

@@ -57,15 +57,9 @@ impl IovaSpace {
             (end <= last).then_some((start, end))
         };
         // From the cursor on: the rest of the range that it lies in, then the ranges above, then all from the bottom.
-        let rest = self
-            .free
-            .range(..=self.cursor)
-            .next_back()
-            .map(|(&range, &last)| (range, self.cursor, last));
-        let above = self
-            .free
-            .range(self.cursor..)
-            .map(|(&first, &last)| (first, first, last));
+        let rest =
+            self.free.range(..=self.cursor).next_back().map(|(&range, &last)| (range, self.cursor, last));
+        let above = self.free.range(self.cursor..).map(|(&first, &last)| (first, first, last));
         let all = self.free.iter().map(|(&first, &last)| (first, first, last));
         let (range, start, end) = rest
             .into_iter()
@@ -126,16 +120,8 @@ mod tests {
 
     const PAGE: u64 = 4096;
     /// As a machine with an Intel IOMMU states them: a hole for message-signalled interrupts.
-    const INTEL: [IovaRange; 2] = [
-        IovaRange {
-            first: 0,
-            last: 0xfedf_ffff,
-        },
-        IovaRange {
-            first: 0xfef0_0000,
-            last: 0x7f_ffff_ffff,
-        },
-    ];
+    const INTEL: [IovaRange; 2] =
+        [IovaRange { first: 0, last: 0xfedf_ffff }, IovaRange { first: 0xfef0_0000, last: 0x7f_ffff_ffff }];
 
     #[test]
     fn reserved_addresses_and_the_first_ones_are_never_given_out() {
@@ -154,10 +140,7 @@ mod tests {
 
     #[test]
     fn freed_addresses_rest_until_all_others_were_used() {
-        let range = IovaRange {
-            first: LOWEST,
-            last: LOWEST + 8 * PAGE - 1,
-        };
+        let range = IovaRange { first: LOWEST, last: LOWEST + 8 * PAGE - 1 };
         let mut space = IovaSpace::new(&[range], PAGE);
         let mut seen = Vec::new();
         for _ in 0..8 {

@@ -85,23 +85,16 @@ impl VfioDevice {
         let config = device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX);
         let vectors = |index| device.get_irq_info(index).map_or(0, |irq| irq.count);
         let interrupts = [VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX]
-            .map(|index| Interrupts {
-                index,
-                vectors: vectors(index),
-            })
+            .map(|index| Interrupts { index, vectors: vectors(index) })
             .into_iter()
             .find(|interrupts| interrupts.vectors > 0)
-            .unwrap_or(Interrupts {
-                index: VFIO_PCI_MSIX_IRQ_INDEX,
-                vectors: 0,
-            });
+            .unwrap_or(Interrupts { index: VFIO_PCI_MSIX_IRQ_INDEX, vectors: 0 });
         let removal = vectors(VFIO_PCI_REQ_IRQ_INDEX) > 0;
         let file = Arc::new(File::from(sys::take_descriptor(device, &container)));
 
         let os = |what| move |source| VfioError::Os { what, source };
         let mut bytes = [0; config::LENGTH];
-        file.read_exact_at(&mut bytes, config)
-            .map_err(os("reading the configuration space"))?;
+        file.read_exact_at(&mut bytes, config).map_err(os("reading the configuration space"))?;
         let id = Config(bytes).id();
         quiet(&file, config).map_err(os("resetting the device"))?;
         let mapper = DmaMapper::new(container).map_err(os("asking for the IOMMU's ranges"))?;
@@ -286,31 +279,18 @@ fn reset(file: &File) -> io::Result<()> {
 
 fn region(device: &vfio_ioctls::VfioDevice, index: u32) -> Region {
     let (offset, len) = (device.get_region_offset(index), device.get_region_size(index));
-    let sparse = device
-        .get_region_caps(index)
-        .into_iter()
-        .find_map(|capability| match capability {
-            VfioRegionInfoCap::SparseMmap(sparse) => Some(sparse.areas),
-            _ => None,
-        });
+    let sparse = device.get_region_caps(index).into_iter().find_map(|capability| match capability {
+        VfioRegionInfoCap::SparseMmap(sparse) => Some(sparse.areas),
+        _ => None,
+    });
     let mappable = match sparse {
-        Some(areas) => areas
-            .iter()
-            .map(|area| Span {
-                offset: area.offset,
-                len: area.size,
-            })
-            .collect(),
+        Some(areas) => areas.iter().map(|area| Span { offset: area.offset, len: area.size }).collect(),
         None if device.get_region_flags(index) & VFIO_REGION_INFO_FLAG_MMAP != 0 => {
             vec![Span { offset: 0, len }]
         }
         None => vec![],
     };
-    Region {
-        offset,
-        len,
-        mappable,
-    }
+    Region { offset, len, mappable }
 }
 
 /// Says what `vfio-ioctls` met, in words that help.
@@ -326,14 +306,10 @@ fn explain(function: &Function, error: vfio_ioctls::VfioError) -> VfioError {
             what: "switching the IOMMU on",
             source: io::Error::from_raw_os_error(errno.errno()),
         },
-        From::GroupSetContainer => VfioError::GroupBusy {
-            address: function.address,
-            group: function.group,
-        },
-        From::VfioDeviceGetInfoPCI | From::VfioDeviceGetInfoOther => VfioError::Device {
-            address: function.address,
-            what: "not a PCI device as VFIO sees it",
-        },
+        From::GroupSetContainer => VfioError::GroupBusy { address: function.address, group: function.group },
+        From::VfioDeviceGetInfoPCI | From::VfioDeviceGetInfoOther => {
+            VfioError::Device { address: function.address, what: "not a PCI device as VFIO sees it" }
+        }
         other => VfioError::Other(other),
     }
 }

@@ -32,11 +32,7 @@ fn argsz(bytes: usize) -> u32 {
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// VFIO_IOMMU_GET_INFO: the structure and the capabilities behind it, as the kernel wrote them.
@@ -102,10 +98,7 @@ pub(crate) fn unmap(container: RawFd, iova: u64, bytes: u64) -> io::Result<()> {
     // SAFETY: the kernel reads and writes the structure, whose length it is told.
     checked(unsafe { libc::ioctl(container, IOMMU_UNMAP_DMA, &raw mut unmap) })?;
     if unmap.size != bytes {
-        return Err(io::Error::other(format!(
-            "unmapped {} bytes of {bytes}",
-            unmap.size
-        )));
+        return Err(io::Error::other(format!("unmapped {} bytes of {bytes}", unmap.size)));
     }
     Ok(())
 }
@@ -127,10 +120,7 @@ pub(crate) fn signal(device: RawFd, index: u32, eventfds: &[BorrowedFd<'_>]) -> 
 
 /// VFIO_DEVICE_SET_IRQS: switches the interrupts of `index` off.
 pub(crate) fn silence(device: RawFd, index: u32) -> io::Result<()> {
-    set_irqs(
-        device,
-        &irq_set(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, index, 0, 0),
-    )
+    set_irqs(device, &irq_set(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, index, 0, 0))
 }
 
 /// `struct vfio_irq_set` without its data, for which `words` more will be pushed.

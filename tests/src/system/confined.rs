@@ -43,7 +43,7 @@ fn filter_kills(_: &Rig) {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGSYS), "{status}");
 }
 
-/// What [`filter_kills`] runs in a process of its own.
+/// One system call under the filter, in a process of its own.
 pub fn one_call() {
     forbid_system_calls();
     let _ = rustix::process::getppid();
@@ -56,7 +56,7 @@ fn steady_loop(rig: &Rig) {
     assert!(status.success(), "{status}; SIGSYS is a system call");
 }
 
-/// What [`steady_loop`] runs in a process of its own: an adapter with one poller, and an application, each on a thread
+/// In a process of its own: an adapter with one poller, and an application, each on a thread
 /// under the filter.
 pub fn steady(device: &str, requests: &str) {
     let requests: u64 = requests.parse().unwrap();

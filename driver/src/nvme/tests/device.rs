@@ -23,10 +23,7 @@ fn opens_and_says_what_it_is() {
         assert_eq!(controller.namespaces(), [1]);
         let geometry = *controller.geometry();
         assert_eq!(u64::from(geometry.block_size()) * geometry.blocks, BYTES);
-        assert_eq!(
-            u64::from(geometry.max_transfer_blocks) << geometry.block_shift,
-            512 << 10
-        );
+        assert_eq!(u64::from(geometry.max_transfer_blocks) << geometry.block_shift, 512 << 10);
         assert!(
             geometry.write_zeroes && geometry.deallocate && geometry.compare && geometry.deallocate_zeroes
         );
@@ -51,13 +48,7 @@ fn dropped_it_is_shut_down_and_unmapped() {
     rigging.written(offset::CC);
     drop(controller);
     let written = rigging.written(offset::CC);
-    assert_eq!(
-        written
-            .iter()
-            .map(|cc| (cc & 1, cc >> 14 & 3))
-            .collect::<Vec<_>>(),
-        [(1, 1), (0, 0)]
-    );
+    assert_eq!(written.iter().map(|cc| (cc & 1, cc >> 14 & 3)).collect::<Vec<_>>(), [(1, 1), (0, 0)]);
     assert!(!rigging.bus_master.load(Ordering::Relaxed));
     assert_eq!(mapper.mappings(), 0);
     drop(registers);
@@ -70,14 +61,9 @@ fn data_goes_where_it_should_at_any_offset_and_length() {
         let most = controller.geometry().max_transfer_blocks;
         let size = (most * block) as usize;
         let (from, to) = (memory(&controller, size), memory(&controller, size));
-        let pattern: Vec<u8> = (0..size)
-            .map(|i| ((i * 7 + i / 509) % 256).try_into().unwrap())
-            .collect();
+        let pattern: Vec<u8> = (0..size).map(|i| ((i * 7 + i / 509) % 256).try_into().unwrap()).collect();
         for offset in [0usize, 4, 2048, 4092] {
-            for blocks in [1, 2, 3, 7, 8, 9, 16, 17, 24, most - 1, most]
-                .into_iter()
-                .filter(|&n| n <= most)
-            {
+            for blocks in [1, 2, 3, 7, 8, 9, 16, 17, 24, most - 1, most].into_iter().filter(|&n| n <= most) {
                 let bytes = (blocks * block) as usize;
                 from.copy_in(offset, &pattern[..bytes]);
                 to.zero();
@@ -85,20 +71,9 @@ fn data_goes_where_it_should_at_any_offset_and_length() {
                 assert!(run(&mut queue, command(Operation::Read, 3, blocks, to.iova(offset))).is_ok());
                 let mut all = vec![0; to.len()];
                 to.copy_out(0, &mut all);
-                assert!(
-                    all[offset..offset + bytes] == pattern[..bytes],
-                    "{block} {offset} {blocks}"
-                );
-                assert!(
-                    all[..offset]
-                        .iter()
-                        .chain(&all[offset + bytes..])
-                        .all(|&b| b == 0)
-                );
-                let compared = run(
-                    &mut queue,
-                    command(Operation::Compare, 3, blocks, to.iova(offset)),
-                );
+                assert!(all[offset..offset + bytes] == pattern[..bytes], "{block} {offset} {blocks}");
+                assert!(all[..offset].iter().chain(&all[offset + bytes..]).all(|&b| b == 0));
+                let compared = run(&mut queue, command(Operation::Compare, 3, blocks, to.iova(offset)));
                 assert!(compared.is_ok());
             }
         }
@@ -118,13 +93,7 @@ fn operations_without_data() {
         Operation::Deallocate,
     ] {
         buffer.copy_in(0, &[0xaa; 4096]);
-        assert!(
-            run(
-                &mut queue,
-                command(Operation::Write { fua: true }, 8, 8, buffer.iova(0))
-            )
-            .is_ok()
-        );
+        assert!(run(&mut queue, command(Operation::Write { fua: true }, 8, 8, buffer.iova(0))).is_ok());
         assert!(run(&mut queue, command(operation, 9, 6, none)).is_ok());
         assert!(run(&mut queue, command(Operation::Flush, 0, 0, none)).is_ok());
         assert!(run(&mut queue, command(Operation::Read, 8, 8, buffer.iova(0))).is_ok());
@@ -186,16 +155,10 @@ fn what_does_not_fit_never_reaches_the_device() {
         (Operation::Deallocate, 0, geometry.max_zeroes_blocks + 1, data),
         (Operation::WriteZeroes { deallocate: false }, end, 1, data),
     ] {
-        assert_eq!(
-            queue.submit(&command(operation, lba, blocks, data)),
-            Err(SubmitError::Invalid)
-        );
+        assert_eq!(queue.submit(&command(operation, lba, blocks, data)), Err(SubmitError::Invalid));
     }
     queue.commit();
-    assert_eq!(
-        (queue.outstanding(), controller.device().emulator.commands()),
-        (0, 0)
-    );
+    assert_eq!((queue.outstanding(), controller.device().emulator.commands()), (0, 0));
 }
 
 #[test]
@@ -205,14 +168,9 @@ fn full_then_empty_many_times_with_one_doorbell_each() {
     for round in 0..40u64 {
         rigging.written(0);
         for lba in 0..15 {
-            queue
-                .submit(&command(Operation::Read, lba, 1, buffer.iova(0)))
-                .unwrap();
+            queue.submit(&command(Operation::Read, lba, 1, buffer.iova(0))).unwrap();
         }
-        assert_eq!(
-            queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))),
-            Err(SubmitError::Full)
-        );
+        assert_eq!(queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))), Err(SubmitError::Full));
         assert_eq!(queue.outstanding(), 15);
         queue.commit();
         queue.commit();
@@ -226,10 +184,7 @@ fn full_then_empty_many_times_with_one_doorbell_each() {
         assert_eq!(seen, (0..15).collect::<Vec<_>>());
         assert_eq!(rigging.written(cq_head_doorbell(1, 0)).len(), 4);
         assert!(ended(&mut queue).is_empty());
-        assert!(
-            rigging.writes.lock().unwrap().is_empty(),
-            "no doorbell for nothing"
-        );
+        assert!(rigging.writes.lock().unwrap().is_empty(), "no doorbell for nothing");
     }
     assert_eq!(controller.anomalies(), 0);
 }
@@ -242,14 +197,9 @@ fn queues_are_no_longer_than_the_controller_allows() {
     let buffer = memory(&controller, 4096);
     for _ in 0..9 {
         for lba in 0..4 {
-            queue
-                .submit(&command(Operation::Read, lba, 1, buffer.iova(0)))
-                .unwrap();
+            queue.submit(&command(Operation::Read, lba, 1, buffer.iova(0))).unwrap();
         }
-        assert_eq!(
-            queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))),
-            Err(SubmitError::Full)
-        );
+        assert_eq!(queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))), Err(SubmitError::Full));
         queue.commit();
         assert_eq!(ended(&mut queue).len(), 4);
     }
@@ -263,9 +213,7 @@ fn queues_are_apart() {
     let buffer = memory(&controller, 4096);
     let mut queues: Vec<_> = std::iter::from_fn(|| controller.take_queue()).collect();
     for (lba, queue) in (10..).zip(&mut queues) {
-        queue
-            .submit(&command(Operation::Read, lba, 1, buffer.iova(0)))
-            .unwrap();
+        queue.submit(&command(Operation::Read, lba, 1, buffer.iova(0))).unwrap();
         queue.commit();
     }
     for (lba, queue) in (10u64..).zip(&mut queues) {
@@ -283,21 +231,11 @@ fn interrupts_make_the_descriptor_readable() {
     let readable = |queue: &crate::nvme::Queue<_>| {
         let fd = queue.interrupt_fd().unwrap();
         let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        poll(
-            &mut fds,
-            Some(&rustix::time::Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            }),
-        )
-        .unwrap()
-            == 1
+        poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
     };
     assert!(!readable(&first));
     first.arm_interrupt(true);
-    first
-        .submit(&command(Operation::Read, 0, 1, buffer.iova(0)))
-        .unwrap();
+    first.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
     assert!(!readable(&first));
     first.commit();
     assert!(readable(&first) && !readable(&second));
@@ -305,17 +243,12 @@ fn interrupts_make_the_descriptor_readable() {
     for armed in [false, true] {
         assert_eq!(ended(&mut first).len(), 1);
         first.arm_interrupt(armed);
-        first
-            .submit(&command(Operation::Read, 0, 1, buffer.iova(0)))
-            .unwrap();
+        first.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
         first.commit();
         assert_eq!(readable(&first), armed);
     }
     let (device, _) = rigged(512);
-    let silent = Options {
-        interrupts: false,
-        ..options(1)
-    };
+    let silent = Options { interrupts: false, ..options(1) };
     let mut controller = Controller::open_with(device, &silent).unwrap();
     assert!(controller.take_queue().unwrap().interrupt_fd().is_none());
 }
@@ -324,26 +257,14 @@ fn interrupts_make_the_descriptor_readable() {
 fn asks_for_more_than_there_is() {
     let (device, _) = rigged(512);
     let error = refusal(device, &options(5));
-    assert!(
-        matches!(error, NvmeError::Queues { asked: 5, granted: 4 }),
-        "{error}"
-    );
+    assert!(matches!(error, NvmeError::Queues { asked: 5, granted: 4 }), "{error}");
     let (device, _) = rigged(512);
-    let other = Options {
-        namespace: Some(9),
-        ..options(1)
-    };
+    let other = Options { namespace: Some(9), ..options(1) };
     let error = refusal(device, &other);
     assert_eq!(error.to_string(), "namespace 9 is not active; active are: [1]");
     for (queues, entries) in [(0, 16), (1, 1), (1, 4097)] {
         let (device, _) = rigged(512);
-        let error = refusal(
-            device,
-            &Options {
-                entries,
-                ..options(queues)
-            },
-        );
+        let error = refusal(device, &Options { entries, ..options(queues) });
         assert!(matches!(error, NvmeError::Options(_)), "{error}");
     }
 }

@@ -28,18 +28,9 @@ fn opening_with_cap(change: fn(&mut Cap)) -> NvmeError {
 
 #[test]
 fn absurd_registers() {
-    assert!(matches!(
-        opening_with_cap(|cap| cap.0 = u64::MAX),
-        NvmeError::Gone
-    ));
-    assert!(matches!(
-        opening_with_cap(|cap| cap.0 = 0),
-        NvmeError::Unsupported(_)
-    ));
-    assert!(matches!(
-        opening_with_cap(|cap| cap.set_mpsmin(15)),
-        NvmeError::Unsupported(_)
-    ));
+    assert!(matches!(opening_with_cap(|cap| cap.0 = u64::MAX), NvmeError::Gone));
+    assert!(matches!(opening_with_cap(|cap| cap.0 = 0), NvmeError::Unsupported(_)));
+    assert!(matches!(opening_with_cap(|cap| cap.set_mpsmin(15)), NvmeError::Unsupported(_)));
     let error = opening_with_cap(|cap| cap.set_dstrd(15));
     // The admin doorbell alone is far beyond the BAR.
     assert!(matches!(error, NvmeError::Unsupported(_)), "{error}");
@@ -48,19 +39,10 @@ fn absurd_registers() {
     assert!(matches!(refusal(device, &options(1)), NvmeError::Fatal));
     let (device, rigging) = rigged(512);
     rigging.read_as(offset::CSTS, 0);
-    assert!(matches!(
-        refusal(device, &options(1)),
-        NvmeError::Timeout { what: "enabling", .. }
-    ));
+    assert!(matches!(refusal(device, &options(1)), NvmeError::Timeout { what: "enabling", .. }));
     let (device, rigging) = rigged(512);
     rigging.read_as(offset::CSTS, 1);
-    assert!(matches!(
-        refusal(device, &options(1)),
-        NvmeError::Timeout {
-            what: "disabling",
-            ..
-        }
-    ));
+    assert!(matches!(refusal(device, &options(1)), NvmeError::Timeout { what: "disabling", .. }));
     let (device, rigging) = rigged(512);
     rigging.no_reset.store(true, Ordering::Relaxed);
     assert!(matches!(refusal(device, &options(1)), NvmeError::Os { .. }));
@@ -78,10 +60,7 @@ fn absurd_answers_to_admin_commands() {
         let (device, rigging) = rigged(512);
         *rigging.data.lock().unwrap() = Some(change);
         let error = refusal(device, &options(1));
-        assert!(
-            matches!(error, NvmeError::Unsupported(_) | NvmeError::NoNamespace { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, NvmeError::Unsupported(_) | NvmeError::NoNamespace { .. }), "{error}");
     }
     let (device, rigging) = rigged(512);
     *rigging.verdict.lock().unwrap() = Some(|_, command| match command.cdw0.opc() {
@@ -89,10 +68,7 @@ fn absurd_answers_to_admin_commands() {
         _ => Verdict::Run,
     });
     let error = refusal(device, &options(1));
-    assert_eq!(
-        error.to_string(),
-        "Create I/O Submission Queue failed: sct 1h sc 02h"
-    );
+    assert_eq!(error.to_string(), "Create I/O Submission Queue failed: sct 1h sc 02h");
     // The number of queues is nonsense in both directions.
     for (result, granted) in [(0u32, Some(1)), (u32::MAX, None)] {
         let (device, rigging) = rigged(512);

@@ -48,40 +48,23 @@ fn outstanding_commands_end_once_the_controller_has_stopped_and_the_queue_runs_a
         assert_eq!(controller.watch(), Watch::Resetting);
         assert_eq!(queue.submit(&read(6)), Err(SubmitError::Down));
         queue.commit();
-        assert!(
-            ended(&mut queue).is_empty(),
-            "nothing ends while it may still run"
-        );
+        assert!(ended(&mut queue).is_empty(), "nothing ends while it may still run");
         assert_eq!((queue.state(), queue.outstanding()), (QueueState::Down, 4));
         assert!(matches!(controller.health(), Err(NvmeError::NotRunning)));
-        assert_eq!(
-            controller.finish_reset(),
-            ResetProgress::Pending,
-            "the queue has not been polled"
-        );
+        assert_eq!(controller.finish_reset(), ResetProgress::Pending, "the queue has not been polled");
         assert!(!status(&controller).rdy());
         let mut all = Vec::new();
         while queue.outstanding() > 0 {
             assert_eq!(controller.finish_reset(), ResetProgress::Pending);
-            assert_eq!(
-                queue.poll(1, &mut |done| all.push((done.tag >> 20, done.status))),
-                1
-            );
+            assert_eq!(queue.poll(1, &mut |done| all.push((done.tag >> 20, done.status))), 1);
         }
         assert_eq!(all.remove(0), (2, DeviceStatus::OK));
         all.sort_unstable_by_key(|(lba, _)| *lba);
         assert_eq!(all, [3, 4, 5].map(|lba| (lba, DeviceStatus::ABORTED)));
         *rigging.verdict.lock().unwrap() = None;
         assert_eq!(controller.device().emulator.release_held(), 0);
-        assert_eq!(
-            finish(&mut controller, ResetProgress::Pending),
-            ResetProgress::Done
-        );
-        assert_eq!(
-            queue.submit(&read(7)),
-            Err(SubmitError::Down),
-            "until the next poll"
-        );
+        assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
+        assert_eq!(queue.submit(&read(7)), Err(SubmitError::Down), "until the next poll");
         assert!(ended(&mut queue).is_empty());
         assert_eq!(queue.state(), QueueState::Running, "round {round}");
         assert_eq!(controller.watch(), Watch::Running);
@@ -100,15 +83,9 @@ fn untaken_and_dropped_queues_hold_nothing_up() {
     let mut kept = controller.take_queue().unwrap();
     drop(dropped);
     controller.begin_reset();
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Done),
-        ResetProgress::Pending
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Done), ResetProgress::Pending);
     assert!(ended(&mut kept).is_empty());
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Done
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
     let mut late = controller.take_queue().unwrap();
     assert!(ended(&mut kept).is_empty());
     for queue in [&mut kept, &mut late] {
@@ -154,17 +131,11 @@ fn resets_under_a_working_poller() {
         for _ in 0..30 {
             let before = over.load(Ordering::Relaxed);
             while over.load(Ordering::Relaxed) < before + 10 && !poller.is_finished() {
-                assert!(
-                    since.elapsed() < Duration::from_secs(60),
-                    "the poller does not get on"
-                );
+                assert!(since.elapsed() < Duration::from_secs(60), "the poller does not get on");
                 std::thread::yield_now();
             }
             controller.begin_reset();
-            assert_eq!(
-                finish(&mut controller, ResetProgress::Pending),
-                ResetProgress::Done
-            );
+            assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
         }
         stop.store(true, Ordering::Relaxed);
         poller.join().unwrap();
@@ -177,9 +148,7 @@ fn a_controller_that_does_not_become_disabled_is_reset_as_a_function() {
     let (mut controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
     *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue
-        .submit(&command(Operation::Read, 0, 1, buffer.iova(0)))
-        .unwrap();
+    queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
     queue.commit();
     rigging.deaf.lock().unwrap().push(offset::CC);
     controller.begin_reset();
@@ -191,10 +160,7 @@ fn a_controller_that_does_not_become_disabled_is_reset_as_a_function() {
     rigging.deaf.lock().unwrap().clear();
     *rigging.verdict.lock().unwrap() = None;
     assert_eq!(ended(&mut queue), [(1, DeviceStatus::ABORTED)]);
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Done
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
     assert!(rigging.bus_master.load(Ordering::Relaxed));
     assert!(ended(&mut queue).is_empty());
     assert!(run(&mut queue, command(Operation::Read, 0, 1, buffer.iova(0))).is_ok());
@@ -205,17 +171,12 @@ fn nothing_ends_when_nothing_proves_that_the_device_has_stopped() {
     let (mut controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
     *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue
-        .submit(&command(Operation::Read, 0, 1, buffer.iova(0)))
-        .unwrap();
+    queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
     queue.commit();
     rigging.deaf.lock().unwrap().push(offset::CC);
     rigging.no_reset.store(true, Ordering::Relaxed);
     controller.begin_reset();
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Stuck
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Stuck);
     assert!(ended(&mut queue).is_empty());
     assert_eq!((queue.outstanding(), queue.state()), (1, QueueState::Down));
     assert!(matches!(controller.shutdown(), Err(NvmeError::Stuck)));
@@ -227,10 +188,7 @@ fn nothing_ends_when_nothing_proves_that_the_device_has_stopped() {
     controller.begin_reset();
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     assert_eq!(ended(&mut queue), [(1, DeviceStatus::ABORTED)]);
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Done
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
 }
 
 #[test]
@@ -252,9 +210,7 @@ fn a_device_that_is_gone() {
         let buffer = memory(&controller, 4096);
         *rigging.verdict.lock().unwrap() = Some(hold_io);
         for lba in 0..3 {
-            queue
-                .submit(&command(Operation::Read, lba, 1, buffer.iova(0)))
-                .unwrap();
+            queue.submit(&command(Operation::Read, lba, 1, buffer.iova(0))).unwrap();
         }
         queue.commit();
         controller.device().emulator.power_cut(1);
@@ -263,26 +219,16 @@ fn a_device_that_is_gone() {
         assert_eq!(controller.watch(), Watch::Absent);
         controller.begin_reset();
         assert!(ended(&mut queue).is_empty());
-        assert_eq!(
-            finish(&mut controller, ResetProgress::Pending),
-            ResetProgress::Gone
-        );
+        assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Gone);
         assert_eq!(controller.watch(), Watch::Gone);
         let mut count = 0;
-        assert_eq!(
-            queue.poll(1, &mut |done| count +=
-                usize::from(done.status == DeviceStatus::ABORTED)),
-            1
-        );
+        assert_eq!(queue.poll(1, &mut |done| count += usize::from(done.status == DeviceStatus::ABORTED)), 1);
         assert_eq!(queue.state(), QueueState::Down, "not gone before all has ended");
         queue.poll(9, &mut |done| {
             count += usize::from(done.status == DeviceStatus::ABORTED);
         });
         assert_eq!((count, queue.state()), (3, QueueState::Gone));
-        assert_eq!(
-            queue.submit(&command(Operation::Flush, 0, 0, buffer.iova(0))),
-            Err(SubmitError::Down)
-        );
+        assert_eq!(queue.submit(&command(Operation::Flush, 0, 0, buffer.iova(0))), Err(SubmitError::Down));
         controller.begin_reset();
         assert_eq!(controller.finish_reset(), ResetProgress::Gone);
         assert!(controller.shutdown().is_ok());
@@ -295,17 +241,12 @@ fn a_device_that_looks_gone_but_is_not() {
     let (mut controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
     *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue
-        .submit(&command(Operation::Read, 0, 1, buffer.iova(0)))
-        .unwrap();
+    queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
     queue.commit();
     rigging.read_as(offset::CSTS, u64::MAX);
     rigging.no_reset.store(true, Ordering::Relaxed);
     controller.begin_reset();
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Stuck
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Stuck);
     assert!(ended(&mut queue).is_empty());
     assert_eq!(queue.outstanding(), 1);
 }
@@ -323,15 +264,9 @@ fn a_fatal_status_is_seen_and_mended() {
     controller.begin_reset();
     rigging.read_true();
     assert!(ended(&mut queue).is_empty());
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Done),
-        ResetProgress::Pending
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Done), ResetProgress::Pending);
     assert!(ended(&mut queue).is_empty());
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Done
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
     assert!(ended(&mut queue).is_empty());
     assert!(run(&mut queue, command(Operation::Read, 0, 1, buffer.iova(0))).is_ok());
 }
@@ -343,10 +278,7 @@ fn a_controller_that_does_not_come_back_is_tried_twice() {
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     assert!(ended(&mut queue).is_empty());
     rigging.deaf.lock().unwrap().push(offset::CC);
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Gone
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Gone);
     assert_eq!(*rigging.resets.lock().unwrap(), 2);
     assert!(ended(&mut queue).is_empty());
     assert_eq!(queue.state(), QueueState::Gone);
@@ -363,10 +295,7 @@ fn another_device_after_a_reset_is_refused() {
     controller.begin_reset();
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     assert!(ended(&mut queue).is_empty());
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Gone
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Gone);
     assert!(ended(&mut queue).is_empty());
     assert_eq!(queue.state(), QueueState::Gone);
     assert!(!rigging.bus_master.load(Ordering::Relaxed));
@@ -377,9 +306,7 @@ fn after_a_shutdown_queues_end_and_are_gone() {
     let (mut controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
     *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue
-        .submit(&command(Operation::Read, 7, 1, buffer.iova(0)))
-        .unwrap();
+    queue.submit(&command(Operation::Read, 7, 1, buffer.iova(0))).unwrap();
     queue.commit();
     drop(buffer);
     controller.shutdown().unwrap();
@@ -401,10 +328,7 @@ fn a_lost_admin_completion_needs_a_reset() {
     controller.begin_reset();
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     assert!(ended(&mut queue).is_empty());
-    assert_eq!(
-        finish(&mut controller, ResetProgress::Pending),
-        ResetProgress::Done
-    );
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
     controller.health().unwrap();
     assert_eq!(controller.device().registers().read32(offset::CSTS) & 1, 1);
 }

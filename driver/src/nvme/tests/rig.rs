@@ -54,20 +54,13 @@ impl Rigging {
     /// The values written to `offset` since the last call that was asked for any.
     pub(super) fn written(&self, offset: usize) -> Vec<u64> {
         let writes = std::mem::take(&mut *self.writes.lock().unwrap());
-        writes
-            .into_iter()
-            .filter(|(at, _)| *at == offset)
-            .map(|(_, value)| value)
-            .collect()
+        writes.into_iter().filter(|(at, _)| *at == offset).map(|(_, value)| value).collect()
     }
 }
 
 impl Interposer for Rigging {
     fn before(&self, queue: u16, command: &Sqe) -> Verdict {
-        self.verdict
-            .lock()
-            .unwrap()
-            .map_or(Verdict::Run, |verdict| verdict(queue, command))
+        self.verdict.lock().unwrap().map_or(Verdict::Run, |verdict| verdict(queue, command))
     }
 
     fn completion(&self, posting: &mut Posting) {
@@ -107,11 +100,7 @@ impl Registers for RiggedRegisters {
         rigged.unwrap_or_else(|| self.inner.read64(offset))
     }
     fn write32(&self, offset: usize, value: u32) {
-        self.rigging
-            .writes
-            .lock()
-            .unwrap()
-            .push((offset, u64::from(value)));
+        self.rigging.writes.lock().unwrap().push((offset, u64::from(value)));
         if !self.rigging.deaf.lock().unwrap().contains(&offset) {
             self.inner.write32(offset, value);
         }
@@ -175,21 +164,11 @@ pub(super) fn rigged_with(block: u32, entries: u32) -> (Rigged, Arc<Rigging>) {
     let mut cap = Cap(emulator.registers().read64(offset::CAP));
     cap.set_to(0);
     rigging.read_as(offset::CAP, cap.0);
-    (
-        Rigged {
-            emulator,
-            rigging: Arc::clone(&rigging),
-        },
-        rigging,
-    )
+    (Rigged { emulator, rigging: Arc::clone(&rigging) }, rigging)
 }
 
 pub(super) fn options(queues: u16) -> Options {
-    Options {
-        entries: 16,
-        admin_timeout: Duration::from_millis(300),
-        ..Options::new(queues)
-    }
+    Options { entries: 16, admin_timeout: Duration::from_millis(300), ..Options::new(queues) }
 }
 
 /// Opens a rigged device with one queue and takes that.
@@ -212,13 +191,7 @@ pub(super) fn memory(controller: &Controller<Rigged>, bytes: usize) -> DmaBuffer
 }
 
 pub(super) fn command(operation: Operation, lba: u64, blocks: u32, data: Iova) -> Command {
-    Command {
-        operation,
-        lba,
-        blocks,
-        data,
-        tag: lba << 20 | u64::from(blocks),
-    }
+    Command { operation, lba, blocks, data, tag: lba << 20 | u64::from(blocks) }
 }
 
 /// Polls once and returns what ended.

@@ -42,10 +42,7 @@ const _: () = assert!(size_of::<Sqe>() == SQE_LEN);
 impl Sqe {
     /// With this opcode, all else zero.
     pub fn new(opcode: u8) -> Self {
-        Self {
-            cdw0: Cdw0(u32::from(opcode)),
-            ..Self::default()
-        }
+        Self { cdw0: Cdw0(u32::from(opcode)), ..Self::default() }
     }
 
     /// Starting LBA of the I/O commands: CDW10 low, CDW11 high (NVM, 3.2).

@@ -124,14 +124,9 @@ mod tests {
 
     #[test]
     fn entry_in_literal_bytes() {
-        let bytes = [
-            0x44, 0x33, 0x22, 0x11, 0, 0, 0, 0, 0x07, 0, 0x01, 0, 0x34, 0x12, 0x0b, 0x85,
-        ];
+        let bytes = [0x44, 0x33, 0x22, 0x11, 0, 0, 0, 0, 0x07, 0, 0x01, 0, 0x34, 0x12, 0x0b, 0x85];
         let cqe = Cqe::read_from_bytes(&bytes).unwrap();
-        assert_eq!(
-            (cqe.dw0, cqe.sqhd, cqe.sqid, cqe.cid),
-            (0x1122_3344, 7, 1, 0x1234)
-        );
+        assert_eq!((cqe.dw0, cqe.sqhd, cqe.sqid, cqe.cid), (0x1122_3344, 7, 1, 0x1234));
         assert!(cqe.status.phase() && cqe.status.dnr());
         assert_eq!((cqe.status.sct(), cqe.status.sc()), (2, 0x85));
         assert_eq!(cqe.status.status(), Status::COMPARE_FAILURE);
@@ -140,12 +135,7 @@ mod tests {
 
     #[test]
     fn status_round_trip() {
-        for status in [
-            Status::SUCCESS,
-            Status::INVALID_QUEUE_SIZE,
-            Status::WRITE_FAULT,
-            Status(0x7ff),
-        ] {
+        for status in [Status::SUCCESS, Status::INVALID_QUEUE_SIZE, Status::WRITE_FAULT, Status(0x7ff)] {
             for phase in [false, true] {
                 let field = StatusField::new(status, phase);
                 assert_eq!((field.status(), field.phase()), (status, phase));

@@ -265,9 +265,7 @@ impl IdentifyNamespace {
     /// The LBA format in use, if its index is one that exists.
     pub fn format(&self) -> Option<Lbaf> {
         let index = usize::from(self.flbas.index(self.nlbaf_z));
-        (index <= usize::from(self.nlbaf_z))
-            .then(|| self.lbaf.get(index).copied())
-            .flatten()
+        (index <= usize::from(self.nlbaf_z)).then(|| self.lbaf.get(index).copied()).flatten()
     }
 }
 
@@ -302,11 +300,7 @@ bitfield! {
 impl Flbas {
     /// The format's index, when the namespace has `nlbaf_z + 1` formats.
     pub fn index(&self, nlbaf_z: u8) -> u8 {
-        if nlbaf_z < 16 {
-            self.index_low()
-        } else {
-            self.index_low() | self.index_high() << 4
-        }
+        if nlbaf_z < 16 { self.index_low() } else { self.index_low() | self.index_high() << 4 }
     }
 }
 
@@ -377,10 +371,7 @@ mod tests {
             (id.vid.get(), &id.sn[..5], &id.mn[..4], &id.fr[..3]),
             (0x1b36, &b"SER-1"[..], &b"Disk"[..], &b"1.0"[..])
         );
-        assert_eq!(
-            (id.mdts, id.cntlid.get(), id.sqes, id.cqes, id.nn.get()),
-            (7, 2, 0x66, 0x44, 4)
-        );
+        assert_eq!((id.mdts, id.cntlid.get(), id.sqes, id.cqes, id.nn.get()), (7, 2, 0x66, 0x44, 4));
         assert!(id.oncs().compare() && id.oncs().dataset_management() && id.oncs().write_zeroes());
         assert!(!id.oncs().write_uncorrectable() && !id.oncs().reservations() && !id.oncs().verify());
         assert!(id.oacs().doorbell_buffer() && id.oacs().format() && !id.oacs().firmware());
@@ -413,12 +404,7 @@ mod tests {
         assert_eq!(IdentifyNamespace::read_from_bytes(&bytes).unwrap().format(), None);
         bytes[25] = 255;
         bytes[26] = 0x6f;
-        assert!(
-            IdentifyNamespace::read_from_bytes(&bytes)
-                .unwrap()
-                .format()
-                .is_some()
-        );
+        assert!(IdentifyNamespace::read_from_bytes(&bytes).unwrap().format().is_some());
         assert_eq!(Flbas(0x21).index(15), 1);
         assert_eq!(Flbas(0x21).index(17), 17);
     }

@@ -87,14 +87,7 @@ mod tests {
         bytes[161] = 0x01;
         let log = SmartLog::read_from_bytes(&bytes).unwrap();
         assert!(log.critical_warning.read_only());
-        assert_eq!(
-            (
-                log.composite_temperature.get(),
-                log.available_spare,
-                log.percentage_used
-            ),
-            (315, 99, 3)
-        );
+        assert_eq!((log.composite_temperature.get(), log.available_spare, log.percentage_used), (315, 99, 3));
         assert_eq!((log.data_units_written.get(), log.media_errors.get()), (7, 256));
     }
 }

@@ -172,10 +172,7 @@ mod tests {
     #[test]
     fn cap_of_a_known_controller() {
         let cap = Cap(0x0040_1820_0f01_07ff | 1 << 43);
-        assert_eq!(
-            (cap.mqes_z(), cap.cqr(), cap.to(), cap.dstrd()),
-            (2047, true, 15, 0)
-        );
+        assert_eq!((cap.mqes_z(), cap.cqr(), cap.to(), cap.dstrd()), (2047, true, 15, 0));
         assert_eq!((cap.css(), cap.mpsmin(), cap.mpsmax()), (0xc1, 0, 4));
     }
 
@@ -193,10 +190,7 @@ mod tests {
     #[test]
     fn status_and_attributes() {
         let csts = Csts(0b1011);
-        assert_eq!(
-            (csts.rdy(), csts.cfs(), csts.shst()),
-            (true, true, shst::COMPLETE)
-        );
+        assert_eq!((csts.rdy(), csts.cfs(), csts.shst()), (true, true, shst::COMPLETE));
         let mut aqa = Aqa(0);
         aqa.set_asqs_z(63);
         aqa.set_acqs_z(31);

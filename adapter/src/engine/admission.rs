@@ -1,0 +1,225 @@
+//! From a queue's entry to an admitted request: taken in bounded shares, parsed, checked, held, cancelled or refused.
+
+use driver::block::BlockQueue;
+use tpt::{Denied, Operation};
+use wire::Status;
+use wire::layout::SubmissionEntry;
+
+use super::port::PortState;
+use super::slots::{Slot, SlotState};
+use super::{Parsed, State, parse};
+use crate::mailbox::Denial;
+
+impl State {
+    /// Ends every request of the port that the device has not got; what it has ends with `status` too, but only when
+    /// the device is done with it.
+    pub(super) fn end_unstarted(&mut self, index: usize, status: Status) {
+        let slots = &self.slots;
+        let keep = |slot: &u32| slots.get(*slot).port != index || slots.get(*slot).outstanding > 0;
+        self.starved.retain(keep);
+        self.held.retain(keep);
+        self.flush_next.retain(keep);
+        let mut at = 0;
+        while let Some(slot) = self.ports[index].as_ref().and_then(|p| p.in_flight.get(at).copied()) {
+            self.slots.get_mut(slot).fail(status, 0);
+            if self.slots.get(slot).outstanding == 0 {
+                self.finish(slot); // takes it out of the list
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Looks again at requests that were held or found the device full.
+    pub(super) fn retry<Q: BlockQueue>(&mut self, queue: &mut Q, most: usize) -> usize {
+        let mut work = 0;
+        let mut at = 0;
+        for _ in 0..most.min(self.held.len()) {
+            let Some(&slot) = self.held.get(at) else { break };
+            self.held.swap_remove(at);
+            self.admit(queue, slot);
+            match self.held.last() {
+                // Still held: it went to the end again; look at the next one.
+                Some(&last) if last == slot => {
+                    let end = self.held.len() - 1;
+                    self.held.swap(at.min(end), end);
+                    at += 1;
+                }
+                _ => work += 1,
+            }
+        }
+        for _ in 0..most.min(self.starved.len()) {
+            let Some(slot) = self.starved.pop_front() else { break };
+            if !self.start(queue, slot) {
+                // Still no room: keep its place at the front.
+                if let Some(back) = self.starved.pop_back() {
+                    self.starved.push_front(back);
+                }
+                break;
+            }
+            work += 1;
+        }
+        work
+    }
+
+    /// Takes a bounded share from each queue, beginning with another one each turn.
+    pub(super) fn take_entries<Q: BlockQueue>(&mut self, queue: &mut Q, burst: u32) -> usize {
+        let count = self.ports.len();
+        if count == 0 {
+            return 0;
+        }
+        self.next_port = if self.next_port + 1 >= count { 0 } else { self.next_port + 1 };
+        let mut work = 0;
+        let mut index = self.next_port;
+        for _ in 0..count {
+            work += self.take_from(queue, index, burst);
+            index = if index + 1 >= count { 0 } else { index + 1 };
+        }
+        work
+    }
+
+    pub(super) fn take_from<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, burst: u32) -> usize {
+        let Some(port) = self.ports[index].as_mut() else { return 0 };
+        match port.state {
+            PortState::Ready => {}
+            PortState::Error => return port.flush(),
+            PortState::Detaching(_) => return 0,
+        }
+        let rung = match port.ring.poll_doorbell() {
+            Ok(rung) => rung,
+            Err(_) => {
+                self.fail_port(index);
+                return 1;
+            }
+        };
+        let mut work = 0;
+        for _ in 0..rung.min(burst) {
+            let Some(port) = self.ports[index].as_mut() else { break };
+            // While the device is full each queue may have a burst of requests waiting for it, so that its cancels are
+            // still seen; the rest waits in the application's own queue and delays nobody.
+            let device_full = !self.starved.is_empty() && port.in_flight.len() >= burst as usize;
+            if device_full || !self.slots.has_room() {
+                break;
+            }
+            match port.ring.take() {
+                Ok(Some(entry)) => self.process(queue, index, &entry),
+                Ok(None) => break, // No room for its completion: the application does not consume.
+                Err(_) => {
+                    self.fail_port(index);
+                    break;
+                }
+            }
+            work += 1;
+        }
+        work
+    }
+
+    pub(super) fn process<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, entry: &SubmissionEntry) {
+        match parse(entry) {
+            Ok(Parsed::Io { request, deadline_us }) => {
+                let deadline_ns = match deadline_us {
+                    0 => u64::MAX,
+                    us => self.now_ns.saturating_add(u64::from(us) * 1000),
+                };
+                let Some(port) = self.ports[index].as_mut() else { return };
+                let slot = self
+                    .slots
+                    .allocate(Slot::new(index, entry.user_data, request, deadline_ns), &mut port.in_flight);
+                self.admit(queue, slot);
+            }
+            Ok(Parsed::Cancel { target }) => self.cancel(index, entry.user_data, target),
+            Err(status) => self.answer(index, entry.user_data, status),
+        }
+    }
+
+    /// Answers a request that never got a slot.
+    pub(super) fn answer(&mut self, index: usize, user_data: u64, status: Status) {
+        if let Some(port) = self.ports[index].as_mut() {
+            port.complete(user_data, status, 0, 0);
+        }
+    }
+
+    /// Checks a request against the tables and starts it, holds it or ends it.
+    pub(super) fn admit<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) {
+        let &Slot { port, request, deadline_ns, .. } = self.slots.get(slot);
+        if self.now_ns > deadline_ns {
+            self.slots.get_mut(slot).fail(Status::E_DEADLINE, 0);
+            return self.finish(slot);
+        }
+        let Some(domain) = self.ports[port].as_ref().map(|p| p.domain) else { return self.finish(slot) };
+        match self.directory.check(domain, &request) {
+            Ok(grant) => {
+                let s = self.slots.get_mut(slot);
+                s.blocks = grant.blocks();
+                s.grant = Some(grant);
+                if request.operation == Operation::Flush {
+                    s.state = SlotState::FlushWaiting;
+                    self.flush_next.push(slot);
+                    self.start_flush(queue);
+                } else {
+                    self.start(queue, slot);
+                }
+            }
+            Err(Denied::Held) => {
+                self.slots.get_mut(slot).state = SlotState::Held;
+                self.held.push(slot);
+            }
+            Err(denied) => {
+                let status = status_of(denied);
+                self.shared.record_denial(Denial {
+                    session: self.session_of(port),
+                    key: request.key,
+                    status,
+                });
+                self.slots.get_mut(slot).fail(status, 0);
+                self.finish(slot);
+            }
+        }
+    }
+
+    pub(super) fn session_of(&self, port: usize) -> u64 {
+        self.ports[port].as_ref().map_or(0, |p| p.session)
+    }
+
+    /// Cancels a request that the device has not got; one that it has ends as it will.
+    pub(super) fn cancel(&mut self, index: usize, user_data: u64, target: u64) {
+        let Some(port) = self.ports[index].as_ref() else { return };
+        let found = port.in_flight.iter().copied().find(|&s| self.slots.get(s).user_data == target);
+        let Some(slot) = found else { return self.answer(index, user_data, Status::E_NOT_FOUND) };
+        if self.slots.get(slot).submitted == 0 && self.slots.get(slot).outstanding == 0 {
+            self.starved.retain(|&s| s != slot);
+            self.held.retain(|&s| s != slot);
+            self.flush_next.retain(|&s| s != slot);
+            self.slots.get_mut(slot).fail(Status::E_CANCELLED, 0);
+            self.finish(slot);
+        }
+        self.answer(index, user_data, Status::OK);
+    }
+
+    /// A protocol violation: the queue goes to the error state; no stale slot is executed and no other queue notices.
+    pub(super) fn fail_port(&mut self, index: usize) {
+        self.shared.record_queue_error();
+        self.end_unstarted(index, Status::E_FLUSHED);
+        if let Some(port) = self.ports[index].as_mut().filter(|port| port.state == PortState::Ready) {
+            port.fail();
+        }
+    }
+}
+
+/// The code that the application gets for a refusal.
+fn status_of(denied: Denied) -> Status {
+    match denied {
+        Denied::KeyRange => Status::E_KEY_RANGE,
+        Denied::Segment => Status::E_SEGMENT,
+        Denied::EntryInvalid => Status::E_ENTRY_INVALID,
+        Denied::KeyInstance => Status::E_KEY_INSTANCE,
+        Denied::Domain => Status::E_PD_MISMATCH,
+        Denied::Access => Status::E_ACCESS,
+        Denied::Bounds => Status::E_BOUNDS,
+        Denied::Alignment => Status::E_ALIGN,
+        Denied::Memory => Status::E_LOCAL_MEM,
+        Denied::TableCorrupt => Status::E_TABLE_CORRUPT,
+        // The engine holds such requests; if one gets here the queue is being torn down.
+        Denied::Held => Status::E_ENTRY_INVALID,
+    }
+}

@@ -1,0 +1,185 @@
+//! From an admitted request to the device's commands, and back to one completion.
+
+use driver::block::{self, BlockQueue, Completed, DeviceStatus, QueueState, SubmitError};
+use driver::hal::Iova;
+use tpt::Operation;
+use wire::Status;
+
+use super::slots::SlotState;
+use super::{DEVICE_TIMEOUT_NS, FLUSH_TAG, SCAN_INTERVAL_NS, State};
+
+impl State {
+    /// Hands the pieces of an admitted request to the device, from where it left off. False if the device had no room
+    /// for all: the rest waits in the starved list.
+    pub(super) fn start<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) -> bool {
+        let geometry = *queue.geometry();
+        let tag = self.slots.tag(slot);
+        let s = self.slots.get_mut(slot);
+        let Some(operation) = device_operation(s.request.operation, &geometry) else {
+            s.fail(Status::E_OPCODE, 0);
+            self.finish(slot);
+            return true;
+        };
+        if s.submitted == 0 && self.now_ns > s.deadline_ns {
+            s.fail(Status::E_DEADLINE, 0);
+            self.finish(slot);
+            return true;
+        }
+        let grant = s.grant.as_ref().expect("an admitted request has its grant");
+        let mut full = false;
+        'pieces: for piece in self.directory.pieces(grant, s.submitted) {
+            let whole =
+                block::Command { operation, lba: piece.lba.0, blocks: 0, data: Iova(piece.iova.0), tag: 0 };
+            for command in block::pieces(whole, piece.blocks, &geometry) {
+                if s.status != Status::OK {
+                    break 'pieces;
+                }
+                let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
+                match queue.submit(&command) {
+                    Ok(()) => {
+                        s.submitted += u64::from(command.blocks);
+                        s.outstanding += 1;
+                    }
+                    Err(SubmitError::Full | SubmitError::Down) => {
+                        full = true;
+                        break 'pieces;
+                    }
+                    Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
+                }
+            }
+        }
+        if s.started_ns == 0 && s.outstanding > 0 {
+            s.started_ns = self.now_ns.max(1);
+        }
+        if full {
+            s.state = SlotState::Starved;
+            self.starved.push_back(slot);
+        } else {
+            s.state = SlotState::Running;
+            if s.status == Status::OK && s.submitted < s.blocks {
+                s.fail(Status::E_TABLE_CORRUPT, 0); // The LBA list ended before the request did.
+            }
+            if s.outstanding == 0 {
+                self.finish(slot);
+            }
+        }
+        !full
+    }
+
+    /// One flush at a time serves all who asked before it started.
+    pub(super) fn start_flush<Q: BlockQueue>(&mut self, queue: &mut Q) {
+        if self.flush_running || self.flush_next.is_empty() {
+            return;
+        }
+        let flush = block::Command {
+            operation: block::Operation::Flush,
+            lba: 0,
+            blocks: 0,
+            data: Iova(0),
+            tag: FLUSH_TAG,
+        };
+        if queue.submit(&flush).is_err() {
+            return; // Tried again after each poll.
+        }
+        self.flush_running = true;
+        std::mem::swap(&mut self.flushing, &mut self.flush_next);
+        for &slot in &self.flushing {
+            let s = self.slots.get_mut(slot);
+            s.outstanding = 1;
+            s.state = SlotState::Running;
+            s.started_ns = self.now_ns.max(1);
+        }
+    }
+
+    /// The device ended a command.
+    pub(super) fn ended(&mut self, done: Completed) {
+        if done.tag == FLUSH_TAG {
+            self.flush_running = false;
+            while let Some(slot) = self.flushing.pop() {
+                let s = self.slots.get_mut(slot);
+                s.outstanding = 0;
+                if !done.status.is_ok() {
+                    s.fail(Status::E_DEVICE, done.status.0);
+                }
+                self.finish(slot);
+            }
+            return;
+        }
+        let (slot, blocks) = self.slots.resolve(done.tag);
+        let s = self.slots.get_mut(slot);
+        s.outstanding -= 1;
+        match done.status {
+            DeviceStatus::OK => s.done_blocks += blocks,
+            DeviceStatus::COMPARE_FAILURE => s.fail(Status::E_MISCOMPARE, done.status.0),
+            status => s.fail(Status::E_DEVICE, status.0),
+        }
+        if s.outstanding == 0 && s.state == SlotState::Running {
+            self.finish(slot);
+        }
+    }
+
+    /// A starved request that failed meanwhile ends; a device that is gone takes everything with it.
+    pub(super) fn after_poll<Q: BlockQueue>(&mut self, queue: &mut Q) {
+        self.start_flush(queue);
+        if queue.state() == QueueState::Gone {
+            while let Some(slot) = self.starved.pop_front() {
+                self.slots.get_mut(slot).fail(Status::E_PATH, 0);
+                if self.slots.get(slot).outstanding == 0 {
+                    self.finish(slot);
+                }
+            }
+            while let Some(slot) = self.flush_next.pop() {
+                self.slots.get_mut(slot).fail(Status::E_PATH, 0);
+                self.finish(slot);
+            }
+        }
+    }
+
+    /// Ends a request that the device can no longer touch: its grant and its slot are free, its completion is posted.
+    pub(super) fn finish(&mut self, slot: u32) {
+        let s = self.slots.get_mut(slot);
+        assert_eq!(s.outstanding, 0, "a request ends only when the device has ended all its pieces");
+        let (index, user_data, status, device) = (s.port, s.user_data, s.status, s.device_status);
+        let mut bytes = 0;
+        if let Some(grant) = s.grant.take() {
+            if s.done_blocks > 0 {
+                bytes = grant.bytes() / s.blocks * s.done_blocks;
+            }
+            self.directory.release(grant);
+        }
+        let Some(port) = self.ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
+        self.slots.free(slot, &mut port.in_flight);
+        port.complete(user_data, status, u32::try_from(bytes).unwrap_or(u32::MAX), device);
+    }
+
+    /// A command that the device keeps for too long means that only a reset will end it.
+    pub(super) fn look_for_stuck<Q: BlockQueue>(&mut self, queue: &Q) {
+        if self.now_ns < self.next_scan_ns {
+            return;
+        }
+        self.next_scan_ns = self.now_ns + SCAN_INTERVAL_NS;
+        let oldest = if queue.outstanding() == 0 { None } else { self.slots.oldest_start() };
+        let stuck = oldest.is_some_and(|at| self.now_ns.saturating_sub(at) > DEVICE_TIMEOUT_NS);
+        self.shared.record_stuck(stuck);
+    }
+}
+
+/// What the device is asked for. Blocks given up must read as zero afterwards, so a deallocate that does not promise
+/// it becomes write zeroes.
+fn device_operation(operation: Operation, geometry: &block::Geometry) -> Option<block::Operation> {
+    match operation {
+        Operation::Read => Some(block::Operation::Read),
+        Operation::Write { fua } => Some(block::Operation::Write { fua }),
+        Operation::Flush => Some(block::Operation::Flush),
+        Operation::Compare => geometry.compare.then_some(block::Operation::Compare),
+        Operation::Deallocate if geometry.deallocate && geometry.deallocate_zeroes => {
+            Some(block::Operation::Deallocate)
+        }
+        Operation::Deallocate => {
+            geometry.write_zeroes.then_some(block::Operation::WriteZeroes { deallocate: true })
+        }
+        Operation::WriteZeroes { deallocate } => {
+            geometry.write_zeroes.then_some(block::Operation::WriteZeroes { deallocate })
+        }
+    }
+}
