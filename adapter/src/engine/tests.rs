@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use driver::block::{Command as Block, Geometry};
+use driver::block::{self, Command as Block, Completed, DeviceStatus, Geometry, QueueState, SubmitError};
 use tpt::{
     Access, Domain, GrantSpec, Iova, Key, KeyInstance, LbaRange, Modification, Purpose, RegionKey,
     RegionSpec, Tables,

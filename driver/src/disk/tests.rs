@@ -121,7 +121,7 @@ impl Device {
             Operation::Read => unsafe { data.copy_from_nonoverlapping(content.as_ptr(), content.len()) },
             // SAFETY: as above.
             Operation::Write { .. } => unsafe {
-                data.copy_to_nonoverlapping(content.as_mut_ptr(), content.len())
+                data.copy_to_nonoverlapping(content.as_mut_ptr(), content.len());
             },
             Operation::WriteZeroes { .. } => content.fill(0),
             Operation::Flush => self.flushes += 1,
