@@ -1,5 +1,5 @@
 //! The control plane: sessions, grants, memory regions, queues, volumes. One owner of the tables, one thread, no waiting:
-//! what takes time is a [`Pending`] that [`Control::advance`] looks at again.
+//! what takes time is pending, and [`Control::advance`] looks at it again.
 //!
 //! It knows no socket. Requests come in by [`Control::request`], replies go out by [`Control::next_reply`].
 
