@@ -67,27 +67,41 @@ impl UnixTransport {
             .map_err(|error| TransportError::Protocol(format!("the request cannot be sent: {error}")))?;
         self.broken = true;
         if let Err(source) = send(&self.socket, &packet, descriptors, Blocking::Wait) {
-            return Err(match source.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => gone(),
-                _ => TransportError::Os { what: "sending to the adapter".to_owned(), source },
-            });
+            return match source.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.last_words(),
+                _ => Err(TransportError::Os { what: "sending to the adapter".to_owned(), source }),
+            };
         }
-        let (length, received) =
-            receive(&self.socket, &mut self.packet, Blocking::Wait).map_err(|error| match error {
-                ReceiveError::Closed => gone(),
-                ReceiveError::Os(source) => {
-                    TransportError::Os { what: "receiving from the adapter".to_owned(), source }
-                }
-                other => TransportError::Protocol(other.to_string()),
-            })?;
+        let (length, received) = match receive(&self.socket, &mut self.packet, Blocking::Wait) {
+            Ok(received) => received,
+            Err(ReceiveError::Closed) => return self.last_words(),
+            Err(ReceiveError::Os(source)) => {
+                return Err(TransportError::Os { what: "receiving from the adapter".to_owned(), source });
+            }
+            Err(other) => return Err(TransportError::Protocol(other.to_string())),
+        };
         let packet = self.packet.get(..length).unwrap_or(&[]);
         let (answered, reply) =
             decode_reply(packet).map_err(|error| TransportError::Protocol(error.to_string()))?;
+        if answered == 0 && matches!(reply, Reply::Error { .. }) {
+            return Ok((reply, Vec::new())); // Said to the connection, not to this request; it is closed by now.
+        }
         if answered != id {
             return Err(TransportError::Protocol(format!("message {id} was answered as {answered}")));
         }
         self.broken = false;
         Ok((reply, received))
+    }
+
+    /// The connection is closed. If the adapter said why before it closed it, that is the answer.
+    fn last_words(&mut self) -> Result<(Reply, Vec<OwnedFd>), TransportError> {
+        let Ok((length, _)) = receive(&self.socket, &mut self.packet, Blocking::Never) else {
+            return Err(gone());
+        };
+        match decode_reply(self.packet.get(..length).unwrap_or(&[])) {
+            Ok((0, reply @ Reply::Error { .. })) => Ok((reply, Vec::new())),
+            _ => Err(gone()),
+        }
     }
 }
 

@@ -151,3 +151,16 @@ fn another_version_is_refused_with_the_versions() {
     assert_eq!((id, status), (7, Status::E_VERSION), "{detail}");
     assert!(detail.contains("900") && detail.contains("901"), "{detail}");
 }
+
+#[test]
+fn a_connection_that_is_refused_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::new("emu:16M".parse().expect("a device"));
+    options.policy.sessions = 1;
+    let adapter = Adapter::start(&options, &dir.path().join("socket")).unwrap();
+    let _first = Session::connect(adapter.socket()).unwrap();
+    for _ in 0..20 {
+        let error = Session::connect(adapter.socket()).unwrap_err();
+        assert_eq!(error.status(), Some(Status::E_NO_RESOURCES), "{error}");
+    }
+}

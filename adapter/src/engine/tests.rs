@@ -442,6 +442,27 @@ fn revoke_is_acknowledged_only_when_the_device_is_done_and_admits_nothing_meanwh
 }
 
 #[test]
+fn a_region_ends_only_when_the_device_is_done_with_it() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ);
+    rig.engine.queue.automatic = false;
+    app.read(1);
+    rig.turns(1);
+    let quiesce = rig.tables.begin_region_delete(None, app.region).unwrap();
+    let ticket = Ticket::new(1);
+    assert!(rig.shared.send(Command::Drain(Drained::Region(app.region.index()), ticket.clone())).is_ok());
+    app.read(2);
+    rig.turns(10);
+    assert!(!ticket.is_done(), "the device may still write there");
+    assert_eq!(app.statuses(), [(2, Status::E_LOCAL_MEM)]);
+    rig.engine.queue.automatic = true;
+    rig.turns(1);
+    assert!(ticket.is_done());
+    rig.tables.finish_region_delete(quiesce);
+    assert_eq!(app.statuses(), [(1, Status::OK)]);
+}
+
+#[test]
 fn detach_waits_for_what_the_device_has() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 16, 0, Access::READ);

@@ -108,6 +108,12 @@ fn wrong_memory(rig: &Rig) {
         let (status, detail) = refusal(&session, &register(4096), &[&fd]);
         assert_eq!(status, Status::E_LOCAL_MEM, "{what}: {detail}");
     }
+    let twice = memfd(4096);
+    let (reply, _) = session.call(&register(4096), &[twice.as_fd()]).unwrap();
+    let Reply::Region { region } = reply else { panic!("{reply:?}") };
+    let (status, detail) = refusal(&session, &register(4096), &[&twice]);
+    assert_eq!(status, Status::E_LOCAL_MEM, "memory that is registered already: {detail}");
+    assert!(matches!(session.call(&Request::ReleaseMemory { region }, &[]).unwrap().0, Reply::Done));
     for access in [0, 4, 255] {
         let request = Request::RegisterMemory { length: 4096, access };
         assert_eq!(refusal(&session, &request, &[&memfd(4096)]).0, Status::E_PARAM);
