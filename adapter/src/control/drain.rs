@@ -40,6 +40,15 @@ pub(super) enum Then {
     Lane,
 }
 
+/// What becomes of a grant that cannot be changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unchanged {
+    /// It stays as it was.
+    Stays,
+    /// It ends, as some of its blocks are somebody else's next.
+    Ends,
+}
+
 /// A batch on its way to the quiescent point.
 pub(super) struct Pending {
     batch: Batch,
@@ -101,6 +110,15 @@ impl Control {
         let ticket = self.drain(Drained::Entry(key.index()));
         batch.tickets.push(ticket);
         Ok(())
+    }
+
+    /// For a grant that is being closed or revoked already, when its blocks are about to be somebody else's: it must not
+    /// open again, and the batch waits for what runs under it.
+    pub(super) fn wait_for_ending(&mut self, batch: &mut Batch, session: SessionId, key: Key) {
+        if self.quiesce_grant(batch, session, key, Purpose::Revoke).is_err() {
+            let ticket = self.drain(Drained::Entry(key.index()));
+            batch.tickets.push(ticket);
+        }
     }
 
     /// Begins to end a region.
@@ -225,25 +243,41 @@ impl Control {
     }
 
     /// A quiet batch of modifications: each grant of it gets the new ranges, and is open again.
-    pub(super) fn modify_batch(&mut self, batch: Batch, ranges: &[tpt::LbaRange], bytes: u64) {
+    pub(super) fn modify_batch(
+        &mut self,
+        batch: Batch,
+        ranges: &[tpt::LbaRange],
+        bytes: u64,
+        unchanged: Unchanged,
+    ) {
         for (session, key, quiesce) in batch.grants {
-            let Some(held) = self.sessions.get_mut(&session).and_then(|s| s.grants.get_mut(&key)) else {
-                continue;
-            };
-            if held.revoked {
-                self.tables.finish_delete(quiesce);
-                self.sessions.get_mut(&session).map(|s| s.grants.remove(&key));
-                continue;
-            }
-            held.quiescing = false;
-            match self.tables.finish_modify(quiesce, &Modification { access: None, ranges: Some(ranges) }) {
-                Ok(()) => held.bytes = bytes,
-                Err((quiesce, error)) => {
-                    tracing::warn!(session = session.0, %key, %error, "a grant keeps its old size");
-                    self.tables.cancel(quiesce);
+            let held = self.sessions.get_mut(&session).and_then(|s| s.grants.get_mut(&key));
+            let quiesce = match held {
+                Some(held) if !held.revoked => {
+                    held.quiescing = false;
+                    let change = Modification { access: None, ranges: Some(ranges) };
+                    match self.tables.finish_modify(quiesce, &change) {
+                        Ok(()) => {
+                            held.bytes = bytes;
+                            continue;
+                        }
+                        Err((quiesce, error)) if unchanged == Unchanged::Stays => {
+                            tracing::warn!(session = session.0, %key, %error, "a grant keeps its old size");
+                            self.tables.cancel(quiesce);
+                            continue;
+                        }
+                        Err((quiesce, error)) => {
+                            tracing::warn!(session = session.0, %key, %error, "a grant that cannot shrink ends");
+                            quiesce
+                        }
+                    }
                 }
-            }
+                _ => quiesce, // Revoked, or closed meanwhile.
+            };
+            self.tables.finish_delete(quiesce);
+            self.sessions.get_mut(&session).map(|s| s.grants.remove(&key));
         }
+        self.forget_empty_sessions();
     }
 
     /// Takes back everything a session holds.

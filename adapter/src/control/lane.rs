@@ -11,7 +11,7 @@ use tpt::{Access, Key, Purpose};
 use wire::Status;
 use wire::control::{self, Reply, Request};
 
-use super::drain::{Batch, Then};
+use super::drain::{Batch, Then, Unchanged};
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
 use crate::storage::Job;
 
@@ -20,6 +20,8 @@ use crate::storage::Job;
 pub(super) struct Lane {
     waiting: VecDeque<(Caller, Request)>,
     running: Option<Running>,
+    /// The volume that the running operation takes blocks from.
+    taking_from: Option<store::VolumeId>,
 }
 
 struct Running {
@@ -45,6 +47,11 @@ enum Operation {
 impl Lane {
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some() || !self.waiting.is_empty()
+    }
+
+    /// Whether blocks are being taken from this volume: a grant made now would still reach them afterwards.
+    pub(super) fn takes_from(&self, volume: store::VolumeId) -> bool {
+        self.running.is_some() && self.taking_from == Some(volume)
     }
 }
 
@@ -77,6 +84,7 @@ impl Control {
     fn start_operation(&mut self, caller: Caller, request: Request) -> Result<(), Refusal> {
         let Some(session) = self.sessions.get(&caller.session) else { return Ok(()) };
         let uid = session.credentials.uid;
+        self.lane.taking_from = None;
         match request {
             Request::CreateVolume { name, bytes } => {
                 if !self.policy.anyone_creates && !self.policy.is_admin(&session.credentials) {
@@ -99,6 +107,7 @@ impl Control {
             }
             Request::DeleteVolume { name } => {
                 let volume = self.owned(caller, &name)?;
+                self.lane.taking_from = Some(volume.id);
                 let batch = self.quiesce_volume(volume.id, Purpose::Revoke, |_| true);
                 let grants = count(&batch);
                 self.run(caller, Operation::Delete { name, grants });
@@ -113,6 +122,7 @@ impl Control {
                     let Some(kept) = volume.extents_for(blocks) else {
                         return Err(Refusal::new(Status::E_PARAM, "a volume has at least one block"));
                     };
+                    self.lane.taking_from = Some(volume.id);
                     let batch = self.quiesce_volume(volume.id, Purpose::Modify, |_| true);
                     self.run(caller, Operation::Shrink { job: Job::Shrink { name, bytes }, kept, bytes });
                     self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
@@ -178,8 +188,11 @@ impl Control {
             .collect();
         let mut batch = Batch::default();
         for (session, key) in keys {
-            // One that is quiescing for another reason is marked revoked by this, or keeps its old size.
-            let _ = self.quiesce_grant(&mut batch, session, key, purpose);
+            let begun = self.quiesce_grant(&mut batch, session, key, purpose);
+            // One that is quiescing for another reason ends with that, or keeps its old size, unless blocks are taken.
+            if begun.is_err() && self.lane.taking_from.is_some() {
+                self.wait_for_ending(&mut batch, session, key);
+            }
         }
         batch
     }
@@ -239,12 +252,12 @@ impl Control {
         match operation {
             Operation::Grow { volume } => {
                 let bytes = volume.blocks << self.geometry.block_shift;
-                self.modify_batch(batch, &volume.extents, bytes);
+                self.modify_batch(batch, &volume.extents, bytes, Unchanged::Stays);
                 let info = self.volume_info(&volume, true);
                 self.reply(caller, Reply::Volume(info));
             }
             Operation::Shrink { job, kept, bytes } => {
-                self.modify_batch(batch, &kept, bytes);
+                self.modify_batch(batch, &kept, bytes, Unchanged::Ends);
                 self.run_store(caller, job);
             }
             Operation::Delete { name, grants } => {
@@ -331,3 +344,6 @@ fn store_refusal(error: &StoreError) -> Refusal {
     };
     Refusal::new(status, error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -288,6 +288,11 @@ impl Control {
             let text = format!("user {} may {allowed} on volume {name:?} and asked for {wanted}", who.uid);
             return Err(Refusal::new(Status::E_AUTH, text));
         }
+        if self.lane.takes_from(volume.id) {
+            let text =
+                format!("volume {name:?} is being deleted or made smaller; try again when that is over");
+            return Err(Refusal::new(Status::E_BUSY_TIMEOUT, text));
+        }
         let spec = GrantSpec {
             domain: session.domain,
             access: wanted,

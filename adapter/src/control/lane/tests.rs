@@ -1,0 +1,162 @@
+//! What the grants over a volume do while blocks are taken from it. The engine is turned by the test: until then nothing
+//! is acknowledged, as if I/O went on.
+
+use std::time::Instant;
+
+use wire::control::Reply;
+
+use super::*;
+use crate::assembly::{Assembled, Options, Turn, Turned, assemble};
+use crate::embedded::own_credentials;
+
+struct Rig {
+    control: Control,
+    engine: Box<dyn Turn>,
+    next_id: u32,
+}
+
+impl Rig {
+    fn new(lba_entries: u32) -> Self {
+        let mut options = Options::new("null:64M".parse().unwrap());
+        options.tables.lba_entries = lba_entries;
+        let Assembled { control, engine, .. } = assemble(&options, Turned::ByCaller).unwrap();
+        Self { control, engine: engine.unwrap(), next_id: 0 }
+    }
+
+    fn session(&mut self) -> SessionId {
+        let session = self.control.connect(own_credentials()).unwrap();
+        let hello = Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION };
+        let caller = self.ask(session, hello);
+        assert!(matches!(self.answer(caller), Reply::Welcome(_)));
+        session
+    }
+
+    fn ask(&mut self, session: SessionId, request: Request) -> Caller {
+        self.next_id += 1;
+        let caller = Caller { session, id: self.next_id };
+        self.control.request(caller, request, Vec::new());
+        caller
+    }
+
+    /// Goes on until there is an answer; the engine turns, too.
+    fn answer(&mut self, to: Caller) -> Reply {
+        loop {
+            if let Some(out) = self.control.next_reply() {
+                assert_eq!(out.caller, to);
+                return out.reply;
+            }
+            self.engine.turn();
+            self.control.advance(Instant::now());
+            std::thread::yield_now();
+        }
+    }
+
+    fn call(&mut self, session: SessionId, request: Request) -> Reply {
+        let caller = self.ask(session, request);
+        self.answer(caller)
+    }
+
+    fn create(&mut self, session: SessionId) {
+        let reply = self.call(session, Request::CreateVolume { name: "v".into(), bytes: 4 << 20 });
+        assert!(matches!(reply, Reply::Volume(_)), "{reply:?}");
+    }
+
+    fn open(&mut self, session: SessionId) -> Reply {
+        self.call(session, Request::OpenVolume { name: "v".into(), access: 1 })
+    }
+
+    fn opened(&mut self, session: SessionId) -> u64 {
+        let Reply::Grant(grant) = self.open(session) else { panic!("the volume can be opened") };
+        grant.key
+    }
+
+    /// Whether the running operation still waits for grants, however often it is looked after.
+    fn waits(&mut self) -> bool {
+        for _ in 0..3 {
+            self.control.advance(Instant::now());
+        }
+        let operation = self.control.lane.running.as_ref().map(|running| &running.operation);
+        matches!(operation, Some(Operation::Shrink { .. } | Operation::Delete { .. }))
+    }
+}
+
+fn shrink() -> Request {
+    Request::ResizeVolume { name: "v".into(), bytes: 1 << 20 }
+}
+
+fn delete() -> Request {
+    Request::DeleteVolume { name: "v".into() }
+}
+
+#[test]
+fn no_grant_is_made_over_a_volume_that_blocks_are_taken_from() {
+    for request in [shrink(), delete()] {
+        let mut rig = Rig::new(64);
+        let session = rig.session();
+        rig.create(session);
+        let taking = rig.ask(session, request);
+        let opening = rig.ask(session, Request::OpenVolume { name: "v".into(), access: 1 });
+        let Reply::Error { status, .. } = rig.answer(opening) else {
+            panic!("opened while blocks are taken")
+        };
+        assert_eq!(status, Status::E_BUSY_TIMEOUT);
+        let reply = rig.answer(taking);
+        let deleted = matches!(reply, Reply::Revoked { grants: 0, draining: 0 });
+        assert!(deleted || matches!(reply, Reply::Volume(_)), "{reply:?}");
+        assert_eq!(matches!(rig.open(session), Reply::Grant(_)), !deleted);
+    }
+}
+
+#[test]
+fn blocks_are_taken_only_when_grants_that_were_closing_are_quiet() {
+    for request in [shrink(), delete()] {
+        let mut rig = Rig::new(64);
+        let session = rig.session();
+        rig.create(session);
+        let key = rig.opened(session);
+        rig.ask(session, Request::Close { key });
+        rig.ask(session, request);
+        assert!(rig.waits(), "I/O may still run under the grant that is being closed");
+        // The close gives up; it must not open the grant again over blocks that are about to go.
+        rig.control.advance(Instant::now() + QUIESCE_TIMEOUT * 2);
+        let query = rig.ask(session, Request::Query { key });
+        let replies: Vec<_> = std::iter::from_fn(|| rig.control.next_reply()).collect();
+        let answer = replies.iter().find(|out| out.caller == query).unwrap();
+        assert!(matches!(answer.reply, Reply::Error { .. }), "{answer:?}");
+        for _ in 0..5 {
+            rig.engine.turn();
+            rig.control.advance(Instant::now());
+        }
+        assert_eq!(rig.control.tables.usage().entries, 0, "nothing is left of it");
+    }
+}
+
+#[test]
+fn blocks_are_taken_only_when_revoked_grants_are_quiet() {
+    for request in [shrink(), delete()] {
+        let mut rig = Rig::new(64);
+        let (owner, gone) = (rig.session(), rig.session());
+        rig.create(owner);
+        rig.opened(gone);
+        rig.control.disconnect(gone);
+        let taking = rig.ask(owner, request);
+        assert!(rig.waits(), "I/O may still run under the revoked grant");
+        let reply = rig.answer(taking);
+        assert!(matches!(reply, Reply::Volume(_) | Reply::Revoked { draining: 0, .. }), "{reply:?}");
+        assert_eq!(rig.control.tables.usage().entries, 0);
+        assert_eq!(rig.control.sessions(), 1);
+    }
+}
+
+#[test]
+fn a_grant_that_cannot_shrink_ends() {
+    let mut rig = Rig::new(1); // The new list of extents would need a second entry before the first is free.
+    let session = rig.session();
+    rig.create(session);
+    let key = rig.opened(session);
+    let reply = rig.call(session, shrink());
+    assert!(matches!(reply, Reply::Volume(_)), "{reply:?}");
+    let reply = rig.call(session, Request::Query { key });
+    assert!(matches!(reply, Reply::Error { .. }), "the grant still reaches what the volume lost: {reply:?}");
+    assert_eq!(rig.control.tables.usage().entries, 0);
+}
