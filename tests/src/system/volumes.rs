@@ -1,10 +1,12 @@
 //! Volumes and their access lists: who may do what, what a change does to grants that are open, and that nobody reads what
 //! a former owner wrote.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
 use portcullis::wire::layout::opcode;
 use portcullis::{Access, Session, Status, Subject};
 
-use super::{Case, Client, Rig, VOLUME, pattern, somebody};
+use super::{Case, Client, Rig, VOLUME, pattern, somebody, until};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "zeroed_before_addressable", run: zeroed },
@@ -12,6 +14,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "s4_r10_rights_taken_away_end_running_grants", run: taken_away },
     Case { name: "s6_r8_s6_r13_growing_keeps_keys_and_data", run: growing },
     Case { name: "s6_r12_shrinking_and_deleting_cut_off", run: shrinking },
+    Case { name: "s6_r5_revocation_under_load_on_two_pollers", run: two_pollers },
     Case { name: "renaming_keeps_grants", run: renaming },
     Case { name: "s8_r8_a_volume_in_pieces_is_one", run: pieces },
     Case { name: "s6_r3_more_than_there_is_changes_nothing", run: too_much },
@@ -129,6 +132,45 @@ fn shrinking(rig: &Rig) {
     assert_eq!(session.delete_volume("v").unwrap().grants, 1);
     assert_eq!(client.status(&client.request(opcode::WRITE)), Status::E_ENTRY_INVALID);
     assert!(read_all(&session, "heir").iter().all(|&b| b == 0));
+}
+
+/// Two applications on two pollers read without pause while their volume is deleted: each request ends once, and from the
+/// moment the deletion is reported none is admitted.
+fn two_pollers(rig: &Rig) {
+    let options = adapter::Options { pollers: 2, ..rig.options() };
+    let adapter = adapter::Adapter::start(&options, &rig.socket()).unwrap();
+    let admin = Session::connect(adapter.socket()).unwrap();
+    admin.create_volume("v", VOLUME).unwrap();
+    let deleted = AtomicBool::new(false);
+    let completed = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let session = Session::connect(adapter.socket()).unwrap();
+                    let mut client = Client::open(session, "v", Access::READ);
+                    let request = client.request(opcode::READ);
+                    loop {
+                        let gone = deleted.load(Ordering::Acquire);
+                        match client.status(&request) {
+                            Status::OK => assert!(!gone, "admitted after the deletion was reported"),
+                            status => break assert_eq!(status, Status::E_ENTRY_INVALID),
+                        }
+                        completed.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        until("both read", || {
+            completed.load(Ordering::Relaxed) > 200 && admin.volume_info("v").unwrap().grants == 2
+        });
+        let revoked = admin.delete_volume("v").unwrap();
+        deleted.store(true, Ordering::Release);
+        assert_eq!((revoked.grants, revoked.draining), (2, 0));
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+    admin.create_volume("heir", VOLUME).unwrap();
+    assert!(read_all(&admin, "heir").iter().all(|&b| b == 0));
 }
 
 fn renaming(rig: &Rig) {
