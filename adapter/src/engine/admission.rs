@@ -85,15 +85,13 @@ impl State {
             PortState::Error => return port.flush(),
             PortState::Detaching(_) => return 0,
         }
-        let rung = match port.ring.poll_doorbell() {
-            Ok(rung) => rung,
-            Err(_) => {
-                self.fail_port(index);
-                return 1;
-            }
-        };
+        if port.ring.poll_doorbell().is_err() {
+            self.fail_port(index);
+            return 1;
+        }
         let mut work = 0;
-        for _ in 0..rung.min(burst) {
+        // All that was rung, also in earlier turns whose share was used up.
+        for _ in 0..port.ring.waiting().min(burst) {
             let Some(port) = self.ports[index].as_mut() else { break };
             // While the device is full each queue may have a burst of requests waiting for it, so that its cancels are
             // still seen; the rest waits in the application's own queue and delays nobody.

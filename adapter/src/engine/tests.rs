@@ -282,6 +282,20 @@ fn s5_r13_a_queue_that_rings_endlessly_gets_its_share_and_no_more() {
 }
 
 #[test]
+fn what_exceeds_the_share_of_one_turn_is_taken_in_the_next() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 128, 0, Access::READ);
+    for user_data in 0..100 {
+        let entry = app.request(user_data, opcode::READ, 0, 512);
+        app.end.push(&entry).unwrap();
+    }
+    app.end.ring();
+    rig.turns(8);
+    let seen: Vec<u64> = app.statuses().into_iter().map(|(u, s)| (u, assert!(s.is_ok())).0).collect();
+    assert_eq!(seen, (0..100).collect::<Vec<_>>());
+}
+
+#[test]
 fn completions_that_are_not_consumed_stop_only_their_own_queue() {
     let mut rig = Rig::new();
     let mut silent = rig.app(1, 4, 0, Access::READ);
