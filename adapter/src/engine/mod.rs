@@ -149,8 +149,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         work += queue.poll(limits.reap, &mut |done| state.ended(done));
         state.after_poll(queue);
         state.acknowledge_drains();
-        state.finish_turn();
-        work
+        work + state.finish_turn()
     }
 
     /// Requests admitted and not yet ended.
@@ -189,7 +188,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
                 .ports
                 .iter()
                 .flatten()
-                .any(|port| port.state == PortState::Ready && port.ring.has_rung());
+                .any(|port| !matches!(port.state, PortState::Detaching(_)) && port.ring.has_rung());
         if work {
             self.end_sleep();
         }
@@ -251,12 +250,16 @@ impl State {
         }
     }
 
-    /// Notes who sleeps, and lets go of queues whose last request has ended.
-    fn finish_turn(&mut self) {
+    /// Notes who sleeps, and lets go of queues whose last request has ended. Returns how many are to be woken, which is
+    /// work that the caller of the turn must not sleep on.
+    fn finish_turn(&mut self) -> usize {
+        let mut wakes = 0;
         for index in 0..self.ports.len() {
             let Some(port) = self.ports[index].as_mut() else { continue };
             port.end_turn();
-            if port.in_flight.is_empty()
+            if port.wake_due {
+                wakes += 1; // It goes only when it has been woken.
+            } else if port.in_flight.is_empty()
                 && let PortState::Detaching(ticket) = &port.state
             {
                 let ticket = ticket.clone();
@@ -264,5 +267,6 @@ impl State {
                 ticket.acknowledge();
             }
         }
+        wakes
     }
 }

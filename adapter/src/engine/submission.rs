@@ -123,7 +123,9 @@ impl State {
         self.start_flush(queue);
         if queue.state() == QueueState::Gone {
             while let Some(slot) = self.starved.pop_front() {
-                self.slots.get_mut(slot).fail(Status::E_PATH, 0);
+                let s = self.slots.get_mut(slot);
+                s.fail(Status::E_PATH, 0);
+                s.state = SlotState::Running; // Should the device have some of it after all, it ends with that.
                 if self.slots.get(slot).outstanding == 0 {
                     self.finish(slot);
                 }

@@ -588,3 +588,73 @@ fn an_idle_engine_may_sleep_and_says_so_to_applications() {
     rig.turns(1);
     assert_eq!(app.statuses().len(), 2);
 }
+
+#[test]
+fn a_sleeper_is_woken_before_its_queue_goes() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ);
+    rig.engine.queue.room = 0;
+    app.read(1);
+    rig.turns(1);
+    assert!(app.end.begin_wait());
+    let ticket = Ticket::new(1);
+    assert!(rig.shared.send(Command::Detach(app.id, ticket.clone())).is_ok());
+    rig.turns(1);
+    assert!(
+        rig.engine.state.ports.iter().flatten().any(|port| port.wake_due),
+        "there is an answer to wake for"
+    );
+    assert!(!ticket.is_done());
+    rig.engine.wake_sleepers();
+    rig.turns(1);
+    assert!(ticket.is_done());
+    assert_eq!(app.statuses(), [(1, Status::E_FLUSHED)]);
+}
+
+#[test]
+fn a_turn_that_only_answers_for_a_device_that_is_gone_is_not_idle() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ_WRITE);
+    rig.engine.queue.room = 0;
+    app.read(1);
+    let entry = SubmissionEntry { region: 0, ..app.request(2, opcode::FLUSH, 0, 0) };
+    app.submit(&entry);
+    rig.turns(2);
+    assert!(app.end.begin_wait());
+    rig.engine.queue.state = QueueState::Gone;
+    assert!(rig.engine.turn() > 0, "an idle poller sleeps without waking anybody");
+    rig.engine.wake_sleepers();
+    assert_eq!(app.statuses(), [(1, Status::E_PATH), (2, Status::E_PATH)]);
+    assert_eq!(rig.engine.turn(), 0);
+}
+
+#[test]
+fn a_request_that_the_device_has_in_part_ends_with_that_part_when_the_device_is_gone() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ);
+    (rig.engine.queue.room, rig.engine.queue.automatic) = (1, false);
+    let entry = app.request(1, opcode::READ, 0, 16 * 512);
+    app.submit(&entry);
+    rig.turns(1);
+    rig.engine.queue.state = QueueState::Gone;
+    rig.turns(1);
+    assert_eq!(app.statuses(), [], "the device has a piece of it");
+    rig.engine.queue.automatic = true;
+    rig.turns(2);
+    assert_eq!(app.statuses(), [(1, Status::E_PATH)]);
+    assert_eq!(rig.engine.in_flight(), 0);
+}
+
+#[test]
+fn an_engine_does_not_sleep_on_what_a_failed_queue_rang() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 8, 0, Access::READ);
+    app.end.raw_tail_store(100);
+    rig.turns(2);
+    assert_eq!(app.end.state(), STATE_ERROR);
+    app.end.raw_tail_store(0);
+    app.read(1);
+    assert!(!rig.engine.prepare_sleep(true), "what was rung is to be flushed");
+    rig.turns(1);
+    assert_eq!(app.statuses(), [(1, Status::E_FLUSHED)]);
+}
