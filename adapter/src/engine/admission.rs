@@ -10,6 +10,9 @@ use super::slots::{Slot, SlotState};
 use super::{Parsed, State, parse};
 use crate::mailbox::Denial;
 
+/// Requests that a cancel looks at for the price of one more entry of its queue's share.
+const CANCEL_COST: usize = 8;
+
 impl State {
     /// Ends every request of the port that the device has not got; what it has ends with `status` too, but only when
     /// the device is done with it.
@@ -33,20 +36,11 @@ impl State {
     /// Looks again at requests that were held or found the device full.
     pub(super) fn retry<Q: BlockQueue>(&mut self, queue: &mut Q, most: usize) -> usize {
         let mut work = 0;
-        let mut at = 0;
         for _ in 0..most.min(self.held.len()) {
-            let Some(&slot) = self.held.get(at) else { break };
-            self.held.swap_remove(at);
+            let Some(slot) = self.held.pop_front() else { break };
             self.admit(queue, slot);
-            match self.held.last() {
-                // Still held: it went to the end again; look at the next one.
-                Some(&last) if last == slot => {
-                    let end = self.held.len() - 1;
-                    self.held.swap(at.min(end), end);
-                    at += 1;
-                }
-                _ => work += 1,
-            }
+            // Still held: it is at the end now, and the others have their turn first.
+            work += usize::from(self.held.back() != Some(&slot));
         }
         for _ in 0..most.min(self.starved.len()) {
             let Some(slot) = self.starved.pop_front() else { break };
@@ -82,7 +76,7 @@ impl State {
         let Some(port) = self.ports[index].as_mut() else { return 0 };
         match port.state {
             PortState::Ready => {}
-            PortState::Error => return port.flush(),
+            PortState::Error => return port.flush(burst),
             PortState::Detaching(_) => return 0,
         }
         if port.ring.poll_doorbell().is_err() {
@@ -91,7 +85,8 @@ impl State {
         }
         let mut work = 0;
         // All that was rung, also in earlier turns whose share was used up.
-        for _ in 0..port.ring.waiting().min(burst) {
+        let mut share = port.ring.waiting().min(burst) as usize;
+        while share > 0 {
             let Some(port) = self.ports[index].as_mut() else { break };
             // While the device is full each queue may have a burst of requests waiting for it, so that its cancels are
             // still seen; the rest waits in the application's own queue and delays nobody.
@@ -100,7 +95,7 @@ impl State {
                 break;
             }
             match port.ring.take() {
-                Ok(Some(entry)) => self.process(queue, index, &entry),
+                Ok(Some(entry)) => share = share.saturating_sub(self.process(queue, index, &entry)),
                 Ok(None) => break, // No room for its completion: the application does not consume.
                 Err(_) => {
                     self.fail_port(index);
@@ -112,22 +107,33 @@ impl State {
         work
     }
 
-    pub(super) fn process<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, entry: &SubmissionEntry) {
+    /// Returns what it costs of the queue's share: 1, and for a cancel more, as it looks through the queue's requests.
+    pub(super) fn process<Q: BlockQueue>(
+        &mut self,
+        queue: &mut Q,
+        index: usize,
+        entry: &SubmissionEntry,
+    ) -> usize {
         match parse(entry) {
             Ok(Parsed::Io { request, deadline_us }) => {
                 let deadline_ns = match deadline_us {
                     0 => u64::MAX,
                     us => self.now_ns.saturating_add(u64::from(us) * 1000),
                 };
-                let Some(port) = self.ports[index].as_mut() else { return };
+                let Some(port) = self.ports[index].as_mut() else { return 1 };
                 let slot = self
                     .slots
                     .allocate(Slot::new(index, entry.user_data, request, deadline_ns), &mut port.in_flight);
                 self.admit(queue, slot);
             }
-            Ok(Parsed::Cancel { target }) => self.cancel(index, entry.user_data, target),
+            Ok(Parsed::Cancel { target }) => {
+                let looked_at = self.ports[index].as_ref().map_or(0, |port| port.in_flight.len());
+                self.cancel(index, entry.user_data, target);
+                return 1 + looked_at / CANCEL_COST;
+            }
             Err(status) => self.answer(index, entry.user_data, status),
         }
+        1
     }
 
     /// Answers a request that never got a slot.
@@ -160,7 +166,7 @@ impl State {
             }
             Err(Denied::Held) => {
                 self.slots.get_mut(slot).state = SlotState::Held;
-                self.held.push(slot);
+                self.held.push_back(slot);
             }
             Err(denied) => {
                 let status = status_of(denied);
@@ -184,11 +190,15 @@ impl State {
         let Some(port) = self.ports[index].as_ref() else { return };
         let found = port.in_flight.iter().copied().find(|&s| self.slots.get(s).user_data == target);
         let Some(slot) = found else { return self.answer(index, user_data, Status::E_NOT_FOUND) };
-        if self.slots.get(slot).submitted == 0 && self.slots.get(slot).outstanding == 0 {
-            self.starved.retain(|&s| s != slot);
-            self.held.retain(|&s| s != slot);
-            self.flush_next.retain(|&s| s != slot);
-            self.slots.get_mut(slot).fail(Status::E_CANCELLED, 0);
+        let s = self.slots.get_mut(slot);
+        if s.submitted == 0 && s.outstanding == 0 {
+            s.fail(Status::E_CANCELLED, 0);
+            match s.state {
+                SlotState::Starved => self.starved.retain(|&s| s != slot),
+                SlotState::Held => self.held.retain(|&s| s != slot),
+                SlotState::FlushWaiting => self.flush_next.retain(|&s| s != slot),
+                SlotState::Taken | SlotState::Running => {}
+            }
             self.finish(slot);
         }
         self.answer(index, user_data, Status::OK);

@@ -89,7 +89,7 @@ struct State {
     /// Admitted, waiting for room in the device queue, oldest first.
     starved: std::collections::VecDeque<u32>,
     /// Under an entry that is being modified.
-    held: Vec<u32>,
+    held: std::collections::VecDeque<u32>,
     /// Under the flush that the device is executing, and waiting for the next one.
     flushing: Vec<u32>,
     flush_next: Vec<u32>,
@@ -114,7 +114,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             ports: Vec::with_capacity(64),
             slots: Slots::new(requests),
             starved: std::collections::VecDeque::with_capacity(room),
-            held: Vec::with_capacity(room),
+            held: std::collections::VecDeque::with_capacity(room),
             flushing: Vec::with_capacity(room),
             flush_next: Vec::with_capacity(room),
             flush_running: false,

@@ -103,16 +103,16 @@ impl Port {
     pub(super) fn fail(&mut self) {
         self.state = PortState::Error;
         self.ring.fail();
-        self.flush();
     }
 
-    /// In the error state: answers what was rung within bounds, each once, as far as there is room for the answers.
-    /// Returns how many; a queue has at most its entries at a time.
-    pub(super) fn flush(&mut self) -> usize {
+    /// In the error state: answers what was rung within bounds, each once, as far as there is room for the answers, at
+    /// most `burst` in a turn. Returns how many.
+    pub(super) fn flush(&mut self, burst: u32) -> usize {
         // An impossible tail counts as none here.
         let _ = self.ring.poll_doorbell();
         let mut flushed = 0;
-        while let Some(user_data) = self.ring.take_flushed() {
+        for _ in 0..burst {
+            let Some(user_data) = self.ring.take_flushed() else { break };
             self.complete(user_data, Status::E_FLUSHED, 0, 0);
             flushed += 1;
         }

@@ -658,3 +658,67 @@ fn an_engine_does_not_sleep_on_what_a_failed_queue_rang() {
     rig.turns(1);
     assert_eq!(app.statuses(), [(1, Status::E_FLUSHED)]);
 }
+
+#[test]
+fn a_failed_queue_is_flushed_in_shares_too() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 256, 0, Access::READ);
+    app.end.raw_tail_store(1000);
+    rig.turns(1);
+    app.end.raw_tail_store(0);
+    for user_data in 0..200 {
+        let entry = app.request(user_data, opcode::READ, 0, 512);
+        app.end.push(&entry).unwrap();
+    }
+    app.end.ring();
+    let burst = rig.engine.limits.burst as usize;
+    rig.turns(1);
+    assert_eq!(app.statuses().len(), burst);
+    rig.turns(200usize.div_ceil(burst));
+    assert_eq!(app.statuses().len(), 200 - burst, "each once");
+}
+
+#[test]
+fn many_cancels_over_many_requests_are_taken_over_many_turns() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 256, 0, Access::READ);
+    rig.engine.queue.automatic = false;
+    rig.engine.queue.room = 128;
+    for user_data in 0..128 {
+        app.read(user_data);
+    }
+    rig.turns(8);
+    assert_eq!(rig.engine.in_flight(), 128);
+    let cancel = SubmissionEntry { opcode: opcode::CANCEL, offset: 999, ..SubmissionEntry::default() };
+    for _ in 0..20 {
+        app.submit(&cancel);
+    }
+    rig.turns(1);
+    let first = app.statuses().len();
+    assert!((1..=2).contains(&first), "{first} looks through 128 requests in one turn");
+    rig.turns(20);
+    assert_eq!(app.statuses().len(), 20 - first);
+    rig.engine.queue.automatic = true;
+    rig.turns(2);
+    assert_eq!(rig.engine.in_flight(), 0);
+}
+
+#[test]
+fn held_requests_are_looked_at_in_turn() {
+    let mut rig = Rig::new();
+    let mut flood = rig.app(1, 128, 0, Access::READ);
+    let mut other = rig.app(2, 8, 64, Access::READ);
+    let _held = rig.tables.begin(None, flood.key, Purpose::Modify).unwrap();
+    let quiesce = rig.tables.begin(None, other.key, Purpose::Modify).unwrap();
+    for user_data in 0..100 {
+        flood.read(user_data);
+    }
+    rig.turns(8);
+    other.read(1);
+    rig.turns(2);
+    assert_eq!(rig.engine.in_flight(), 101);
+    rig.tables.cancel(quiesce);
+    rig.turns(4);
+    assert_eq!(other.statuses(), [(1, Status::OK)], "not behind those that go on being held");
+    assert_eq!(flood.statuses(), []);
+}
