@@ -148,7 +148,7 @@ fn a_dropped_grant_keeps_its_entry_busy() {
     let before = leaked_grants();
     let dropped = catch_unwind(AssertUnwindSafe(move || drop(grant)));
     assert_eq!(dropped.is_err(), cfg!(debug_assertions));
-    assert_eq!(leaked_grants(), before + 1);
+    assert!(leaked_grants() > before, "the count is of the whole process");
     assert!(!world.directory.entry_is_idle(keys[0].index()));
     assert!(!world.directory.region_is_idle(world.region_a.index()));
 }

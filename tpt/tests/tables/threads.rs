@@ -19,6 +19,7 @@ struct Board {
     answer: AtomicU64,
     keys: [AtomicU64; KEYS as usize],
     stop: AtomicBool,
+    granted: AtomicU64,
     /// The poller has ended, perhaps by a failed assertion.
     gone: AtomicBool,
 }
@@ -45,6 +46,15 @@ impl Board {
     fn quiesce(&self) {
         let question = self.question.fetch_add(1, Release) + 1;
         while self.answer.load(Acquire) != question {
+            assert!(!self.gone.load(Acquire), "the poller has ended");
+            thread::yield_now();
+        }
+    }
+
+    /// Waits until the poller was granted something: an idle moment of the machine does not make the test vacuous.
+    fn see_a_grant(&self) {
+        let before = self.granted.load(Acquire);
+        while self.granted.load(Acquire) == before {
             assert!(!self.gone.load(Acquire), "the poller has ended");
             thread::yield_now();
         }
@@ -77,6 +87,7 @@ impl Board {
                 Ok(grant) => {
                     look(&directory, &grant);
                     seen.granted += 1;
+                    self.granted.store(seen.granted, Release);
                     flying.push_back(grant);
                 }
                 Err(Denied::Held) => seen.held += 1,
@@ -126,6 +137,9 @@ fn s8_r7_a_moving_list_is_never_mixed() {
             let change = Modification { access: None, ranges: Some(&lists(i)[round % 2]) };
             world.tables.finish_modify(token, &change).unwrap();
         }
+        if round % 25 == 0 {
+            board.see_a_grant();
+        }
     }
     board.stop.store(true, Release);
     let seen = poller.join().unwrap();
@@ -170,6 +184,9 @@ fn s6_r10_no_request_sees_a_half_made_entry() {
             if !(round as usize + i).is_multiple_of(3) {
                 board.keys[i].store(key.0, Release); // else the poller goes on with a stale key
             }
+        }
+        if round % 25 == 0 {
+            board.see_a_grant();
         }
     }
     board.stop.store(true, Release);
