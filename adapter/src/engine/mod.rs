@@ -204,6 +204,15 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
     }
 }
 
+impl<Q, C> Drop for Engine<Q, C> {
+    /// The grants of what still runs go with the directory that counted them: nobody is told that they were idle, so
+    /// whatever waits for them keeps waiting, until the device has been stopped.
+    fn drop(&mut self) {
+        let State { slots, directory, .. } = &mut self.state;
+        slots.take_grants(|grant| directory.release(grant));
+    }
+}
+
 impl State {
     /// Commands from the control plane.
     fn take_commands(&mut self, most: usize) -> usize {

@@ -34,8 +34,8 @@ pub(super) struct Slot {
     pub(super) status: Status,
     pub(super) device_status: u16,
     pub(super) deadline_ns: u64,
-    /// When the device got its first piece; 0 before.
-    pub(super) started_ns: u64,
+    /// When the device got a piece of it while it had none, or ended one.
+    pub(super) progress_ns: u64,
     /// Where it stands in its queue's list of requests in flight.
     position: u32,
 }
@@ -55,7 +55,7 @@ impl Slot {
             status: Status::OK,
             device_status: 0,
             deadline_ns,
-            started_ns: 0,
+            progress_ns: 0,
             position: 0,
         }
     }
@@ -138,8 +138,14 @@ impl Slots {
         ((tag & 0xffff) as u32, tag >> 32)
     }
 
-    /// When the request that the device has had for longest was started.
-    pub(super) fn oldest_start(&self) -> Option<u64> {
-        self.slots.iter().filter_map(|(_, s)| s.as_ref()).map(|s| s.started_ns).filter(|&at| at > 0).min()
+    /// When the device last showed that it works on the request that it has left alone for longest.
+    pub(super) fn oldest_progress(&self) -> Option<u64> {
+        let running = self.slots.iter().filter_map(|(_, s)| s.as_ref()).filter(|s| s.outstanding > 0);
+        running.map(|s| s.progress_ns).min()
+    }
+
+    /// Takes all grants out.
+    pub(super) fn take_grants(&mut self, mut take: impl FnMut(Grant)) {
+        self.slots.iter_mut().filter_map(|(_, s)| s.as_mut()?.grant.take()).for_each(&mut take);
     }
 }

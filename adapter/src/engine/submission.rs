@@ -37,6 +37,9 @@ impl State {
                 let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
                 match queue.submit(&command) {
                     Ok(()) => {
+                        if s.outstanding == 0 {
+                            s.progress_ns = self.now_ns;
+                        }
                         s.submitted += u64::from(command.blocks);
                         s.outstanding += 1;
                     }
@@ -47,9 +50,6 @@ impl State {
                     Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
                 }
             }
-        }
-        if s.started_ns == 0 && s.outstanding > 0 {
-            s.started_ns = self.now_ns.max(1);
         }
         if full {
             s.state = SlotState::Starved;
@@ -87,7 +87,7 @@ impl State {
             let s = self.slots.get_mut(slot);
             s.outstanding = 1;
             s.state = SlotState::Running;
-            s.started_ns = self.now_ns.max(1);
+            s.progress_ns = self.now_ns;
         }
     }
 
@@ -108,6 +108,7 @@ impl State {
         let (slot, blocks) = self.slots.resolve(done.tag);
         let s = self.slots.get_mut(slot);
         s.outstanding -= 1;
+        s.progress_ns = self.now_ns;
         match done.status {
             DeviceStatus::OK => s.done_blocks += blocks,
             DeviceStatus::COMPARE_FAILURE => s.fail(Status::E_MISCOMPARE, done.status.0),
@@ -160,7 +161,7 @@ impl State {
             return;
         }
         self.next_scan_ns = self.now_ns + SCAN_INTERVAL_NS;
-        let oldest = if queue.outstanding() == 0 { None } else { self.slots.oldest_start() };
+        let oldest = if queue.outstanding() == 0 { None } else { self.slots.oldest_progress() };
         let stuck = oldest.is_some_and(|at| self.now_ns.saturating_sub(at) > DEVICE_TIMEOUT_NS);
         self.shared.record_stuck(stuck);
     }

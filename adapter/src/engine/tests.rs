@@ -722,3 +722,39 @@ fn held_requests_are_looked_at_in_turn() {
     assert_eq!(other.statuses(), [(1, Status::OK)], "not behind those that go on being held");
     assert_eq!(flood.statuses(), []);
 }
+
+#[test]
+fn an_engine_may_be_dropped_while_requests_run() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ);
+    rig.engine.queue.automatic = false;
+    app.read(1);
+    rig.turns(1);
+    let ticket = Ticket::new(1);
+    assert!(rig.shared.send(Command::Drain(Drained::Entry(app.key.index()), ticket.clone())).is_ok());
+    rig.turns(1);
+    drop(rig.engine);
+    assert!(!ticket.is_done(), "nobody may believe that the device is done");
+    assert_eq!(app.statuses(), []);
+}
+
+#[test]
+fn a_long_request_that_makes_progress_resets_no_device() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ);
+    rig.engine.queue.automatic = false;
+    let entry = app.request(1, opcode::READ, 0, 64 * 512);
+    app.submit(&entry);
+    rig.turns(1);
+    rig.engine.limits.reap = 1;
+    for piece in 1..8 {
+        rig.clock.0.store(DEVICE_TIMEOUT_NS / 2 * piece, Ordering::Relaxed);
+        rig.engine.queue.automatic = false;
+        rig.turns(CLOCK_INTERVAL as usize);
+        assert!(!rig.shared.is_stuck(), "after {piece} pieces");
+        rig.engine.queue.automatic = true;
+        rig.turns(1);
+    }
+    rig.turns(2);
+    assert_eq!(app.statuses(), [(1, Status::OK)]);
+}
