@@ -106,7 +106,10 @@ impl Server {
                     STOP => stopping = true,
                     LISTENER => self.accept(now),
                     STORAGE => {}
-                    token => self.serve(token),
+                    token => {
+                        let over = { event.flags }.intersects(EventFlags::HUP | EventFlags::ERR);
+                        self.serve(token, over);
+                    }
                 }
             }
             self.control.advance(now);
@@ -175,14 +178,18 @@ impl Server {
         );
     }
 
-    /// Takes a bounded number of packets from a connection.
-    fn serve(&mut self, token: u64) {
+    /// Takes a bounded number of packets from a connection. One that is `over` while nothing is taken from it ends at once:
+    /// the kernel would report it again and again.
+    fn serve(&mut self, token: u64, over: bool) {
         self.flush(token);
         let mut buffer = [0u8; MAX_MESSAGE];
         for _ in 0..PACKETS_PER_TURN {
             let Some(connection) = self.connections.get(&token) else { return };
             let session = connection.session;
             if !self.control.takes_requests(session) {
+                if over {
+                    return self.drop_connection(token);
+                }
                 break;
             }
             match receive(&connection.socket, &mut buffer, Blocking::Never) {
@@ -302,4 +309,62 @@ fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
     rustix::net::listen(&socket, 1024)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assembly::{Assembled, Options, Turn, Turned, assemble};
+    use wire::control::Request;
+
+    /// With an engine that nobody turns, so that what needs it never ends.
+    fn server(directory: &Path) -> (Server, Box<dyn Turn>) {
+        let options = Options::new("null:64M".parse().unwrap());
+        let Assembled { control, engine, .. } = assemble(&options, Turned::ByCaller).unwrap();
+        (Server::bind(control, &directory.join("socket"), 0o600).unwrap(), engine.unwrap())
+    }
+
+    fn connect(server: &mut Server) -> OwnedFd {
+        let flags = SocketFlags::CLOEXEC;
+        let client =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        rustix::net::connect(&client, &SocketAddrUnix::new(&server.path).unwrap()).unwrap();
+        server.accept(Instant::now());
+        client
+    }
+
+    #[test]
+    fn a_connection_that_ends_while_it_is_paused_ends_its_session() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut server, _engine) = server(directory.path());
+        let client = connect(&mut server);
+        let say = |request: &Request| {
+            send(&client, &encode(1, request).unwrap(), &[], Blocking::Never).unwrap();
+        };
+        say(&Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION });
+        say(&Request::CreateVolume { name: "v".into(), bytes: 1 << 20 });
+        server.serve(FIRST_CONNECTION, false);
+        while server.control.is_waiting() {
+            server.control.advance(Instant::now());
+        }
+        say(&Request::OpenVolume { name: "v".into(), access: 1 });
+        say(&Request::DeleteVolume { name: "v".into() });
+        // The delete waits for the grant, and for the delete those that follow: more than may be outstanding.
+        for number in 0..20 {
+            say(&Request::CreateVolume { name: format!("v{number}"), bytes: 1 << 20 });
+        }
+        for _ in 0..20 {
+            server.serve(FIRST_CONNECTION, false);
+        }
+        let session = server.connections[&FIRST_CONNECTION].session;
+        assert!(!server.control.takes_requests(session), "it is paused");
+        drop(client);
+        let mut events = Vec::with_capacity(4);
+        epoll::wait(&server.epoll, rustix::buffer::spare_capacity(&mut events), None).unwrap();
+        let event = events.iter().find(|event| event.data.u64() == FIRST_CONNECTION).copied();
+        let over = event.is_some_and(|event| { event.flags }.contains(EventFlags::HUP));
+        assert!(over, "reported although nothing is asked of it");
+        server.serve(FIRST_CONNECTION, over);
+        assert!(server.connections.is_empty(), "it would be reported for ever");
+    }
 }
