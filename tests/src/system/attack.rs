@@ -9,7 +9,7 @@ use portcullis::{Status, raw::RawQueue};
 
 use crate::process::Role;
 
-use super::{Case, Client, Rig, VOLUME, pattern, until};
+use super::{Case, Client, PATIENCE, Rig, VOLUME, pattern, until};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "s5_r4_r15_doorbell_overrun", run: overrun },
@@ -80,6 +80,7 @@ fn rewriter(rig: &Rig) {
     let foreign = SubmissionEntry { user_data: 0x5555, key: victim.volume.key(), offset: 1 << 40, ..own };
     let mut raw = RawQueue::create(&client.session, 2).unwrap();
     let scribbler = raw.scribbler();
+    (0..2).for_each(|slot| scribbler.overwrite(slot, &own));
     let stop = AtomicBool::new(false);
     let (mut torn, mut answered) = (0u64, 0u64);
     std::thread::scope(|scope| {
@@ -91,10 +92,12 @@ fn rewriter(rig: &Rig) {
                 }
             }
         });
-        let end = Instant::now() + Duration::from_secs(50);
+        let end = Instant::now() + PATIENCE;
+        let mut tail = 0u32;
         while torn < TORN_WANTED && Instant::now() < end {
-            raw.push(&own).unwrap();
-            raw.ring().unwrap();
+            // Announces a slot without writing it: the other thread has it under its pen.
+            tail = tail.wrapping_add(1);
+            raw.store_tail(tail).unwrap();
             let done = loop {
                 if let Some(done) = raw.poll() {
                     break done;
