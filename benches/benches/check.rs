@@ -15,9 +15,11 @@
 //!   same memory region, answered with the device block; no segments, no LBA table, no counts, nothing to give back.
 //!
 //! What it does not show: a check by itself. Iterations do not depend on one another, so the machine overlaps their
-//! cache misses, as it does with requests of one batch in the engine; one alone takes longer. The tables are in one
-//! process's memory with whatever page size the kernel gives, nobody modifies them meanwhile, and the release follows
-//! the check at once, on warm lines, where the engine waits for the device.
+//! cache misses as far ahead as it looks: over many of the floor's or of the refused, which are short, but over few of
+//! the granted, which are longer and whose second miss (the LBA entry) waits for the first (the entry). One alone takes
+//! longer in all of them. The tables are in one process's memory with whatever page size the kernel gives, nobody
+//! modifies them meanwhile, and the release follows the check at once, on warm lines, where the engine waits for the
+//! device.
 
 use std::hint::black_box;
 
