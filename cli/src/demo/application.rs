@@ -167,9 +167,9 @@ impl Application {
                 }
             });
             let raced = (|| -> Result<()> {
-                let end = Instant::now() + RACE;
+                let start = Instant::now();
                 let mut tail = 0u32;
-                while Instant::now() < end {
+                while start.elapsed() < RACE || mixed == 0 && start.elapsed() < PATIENCE / 2 {
                     // Announces slots without writing them: the other thread has them under its pen.
                     tail = tail.wrapping_add(ENTRIES / 2);
                     raw.store_tail(tail)?;
