@@ -175,6 +175,7 @@ impl Transport for Connection {
             }
             inner.turn();
             inner.control.advance(Instant::now());
+            inner.tend(); // What the call waits for may be stuck at the device.
             drop(inner);
             std::thread::yield_now();
         }
@@ -199,5 +200,38 @@ impl Drop for Connection {
         if let Ok(mut inner) = self.adapter.lock() {
             inner.control.disconnect(self.session);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Counting(Arc<AtomicUsize>);
+
+    impl Supervisor for Counting {
+        fn tend(&mut self, _stuck: bool) -> Health {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Health::Running
+        }
+
+        fn shut_down(self: Box<Self>) {}
+    }
+
+    #[test]
+    fn the_device_is_looked_after_while_a_call_waits() {
+        let tended = Arc::new(AtomicUsize::new(0));
+        let adapter = Embedded::open("null:64M").unwrap();
+        let session = adapter.session().unwrap();
+        session.create_volume("v", 1 << 20).unwrap();
+        let volume = session.open("v", portcullis::Access::READ).unwrap();
+        {
+            let mut inner = lock(&adapter.0);
+            inner.supervisor = Some(Box::new(Counting(tended.clone())));
+            inner.tended = Instant::now().checked_sub(TEND).unwrap();
+        }
+        volume.close().unwrap(); // Waits for the engine.
+        assert_eq!(tended.load(Ordering::Relaxed), 1);
     }
 }
