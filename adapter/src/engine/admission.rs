@@ -44,8 +44,10 @@ impl State {
         }
         for _ in 0..most.min(self.starved.len()) {
             let Some(slot) = self.starved.pop_front() else { break };
-            if !self.start(queue, slot) {
-                // Still no room: keep its place at the front.
+            let submitted = self.slots.get(slot).submitted;
+            // One that got only a part waits at the end for the next: a large request does not keep small ones waiting.
+            if !self.start(queue, slot) && self.slots.get(slot).submitted == submitted {
+                // No room at all: it keeps its place at the front.
                 if let Some(back) = self.starved.pop_back() {
                     self.starved.push_front(back);
                 }

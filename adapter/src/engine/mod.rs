@@ -57,11 +57,13 @@ pub struct TurnLimits {
     pub commands: usize,
     /// Held and starved requests looked at again.
     pub retries: usize,
+    /// Device commands of one request at a time.
+    pub pieces: u32,
 }
 
 impl Default for TurnLimits {
     fn default() -> Self {
-        Self { burst: 32, reap: 256, commands: 16, retries: 64 }
+        Self { burst: 32, reap: 256, commands: 16, retries: 64, pieces: 16 }
     }
 }
 
@@ -96,6 +98,8 @@ struct State {
     flush_running: bool,
     drains: Vec<(Drained, Arc<Ticket>)>,
     next_port: usize,
+    /// As in [`TurnLimits`].
+    pieces: u32,
     now_ns: u64,
     next_scan_ns: u64,
     turns: u64,
@@ -120,6 +124,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             flush_running: false,
             drains: Vec::with_capacity(64),
             next_port: 0,
+            pieces: TurnLimits::default().pieces,
             now_ns: clock.now_ns(),
             next_scan_ns: 0,
             turns: 0,
@@ -130,6 +135,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
     /// Takes other bounds for its turns.
     pub fn set_limits(&mut self, limits: TurnLimits) {
         self.limits = limits;
+        self.state.pieces = limits.pieces.max(1);
     }
 
     /// One turn. Returns how many things it did; 0 means idle.

@@ -9,8 +9,8 @@ use super::slots::SlotState;
 use super::{DEVICE_TIMEOUT_NS, FLUSH_TAG, SCAN_INTERVAL_NS, State};
 
 impl State {
-    /// Hands the pieces of an admitted request to the device, from where it left off. False if the device had no room
-    /// for all: the rest waits in the starved list.
+    /// Hands the pieces of an admitted request to the device, from where it left off, at most a turn's share. False if
+    /// that or the device's room was not enough for all: the rest waits in the starved list.
     pub(super) fn start<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) -> bool {
         let geometry = *queue.geometry();
         let tag = self.slots.tag(slot);
@@ -26,7 +26,8 @@ impl State {
             return true;
         }
         let grant = s.grant.as_ref().expect("an admitted request has its grant");
-        let mut full = false;
+        let mut left = false;
+        let mut share = self.pieces;
         'pieces: for piece in self.directory.pieces(grant, s.submitted) {
             let whole =
                 block::Command { operation, lba: piece.lba.0, blocks: 0, data: Iova(piece.iova.0), tag: 0 };
@@ -34,6 +35,11 @@ impl State {
                 if s.status != Status::OK {
                     break 'pieces;
                 }
+                if share == 0 {
+                    left = true;
+                    break 'pieces;
+                }
+                share -= 1;
                 let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
                 match queue.submit(&command) {
                     Ok(()) => {
@@ -44,14 +50,14 @@ impl State {
                         s.outstanding += 1;
                     }
                     Err(SubmitError::Full | SubmitError::Down) => {
-                        full = true;
+                        left = true;
                         break 'pieces;
                     }
                     Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
                 }
             }
         }
-        if full {
+        if left {
             s.state = SlotState::Starved;
             self.starved.push_back(slot);
         } else {
@@ -63,7 +69,7 @@ impl State {
                 self.finish(slot);
             }
         }
-        !full
+        !left
     }
 
     /// One flush at a time serves all who asked before it started.

@@ -758,3 +758,35 @@ fn a_long_request_that_makes_progress_resets_no_device() {
     rig.turns(2);
     assert_eq!(app.statuses(), [(1, Status::OK)]);
 }
+
+#[test]
+fn s5_r13_a_large_request_does_not_keep_small_ones_waiting() {
+    let mut rig = Rig::new();
+    let mut large = rig.app(1, 8, 0, Access::READ);
+    let mut small = rig.app(2, 8, 64, Access::READ);
+    rig.engine.queue.room = 1;
+    let entry = large.request(1, opcode::READ, 0, 64 * 512);
+    large.submit(&entry);
+    rig.turns(1);
+    small.read(2);
+    rig.turns(3);
+    assert_eq!(small.statuses(), [(2, Status::OK)]);
+    assert_eq!(large.statuses(), []);
+    rig.turns(8);
+    assert_eq!(large.statuses(), [(1, Status::OK)]);
+}
+
+#[test]
+fn one_request_gives_the_device_only_a_share_at_a_time() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 8, 0, Access::READ);
+    rig.engine.set_limits(TurnLimits { pieces: 3, retries: 1, ..TurnLimits::default() });
+    let entry = app.request(1, opcode::READ, 0, 64 * 512);
+    app.submit(&entry);
+    for pieces in [3, 6, 8] {
+        assert_eq!(app.statuses(), []);
+        rig.turns(1);
+        assert_eq!(rig.engine.queue.seen.len(), pieces);
+    }
+    assert_eq!(app.statuses(), [(1, Status::OK)]);
+}
