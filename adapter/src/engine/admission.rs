@@ -75,6 +75,7 @@ impl State {
     }
 
     pub(super) fn take_from<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, burst: u32) -> usize {
+        let fair = (self.slots.count() / 2 / self.ports.len()).max(1);
         let Some(port) = self.ports[index].as_mut() else { return 0 };
         match port.state {
             PortState::Ready => {}
@@ -93,7 +94,9 @@ impl State {
             // While the device is full each queue may have a burst of requests waiting for it, so that its cancels are
             // still seen; the rest waits in the application's own queue and delays nobody.
             let device_full = !self.starved.is_empty() && port.in_flight.len() >= burst as usize;
-            if device_full || !self.slots.has_room() {
+            // Of the second half of the slots nobody gets more than an equal part, whatever the first is held by.
+            let crowded = self.slots.is_crowded() && port.in_flight.len() >= fair;
+            if device_full || crowded || !self.slots.has_room() {
                 break;
             }
             match port.ring.take() {

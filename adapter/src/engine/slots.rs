@@ -84,6 +84,15 @@ impl Slots {
         !self.free.is_empty()
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether half of them are in use.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.free.len() <= self.slots.len() / 2
+    }
+
     pub(super) fn used(&self) -> usize {
         self.slots.len() - self.free.len()
     }

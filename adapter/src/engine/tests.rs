@@ -680,7 +680,7 @@ fn a_failed_queue_is_flushed_in_shares_too() {
 
 #[test]
 fn many_cancels_over_many_requests_are_taken_over_many_turns() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::with_requests(512);
     let mut app = rig.app(1, 256, 0, Access::READ);
     rig.engine.queue.automatic = false;
     rig.engine.queue.room = 128;
@@ -789,4 +789,20 @@ fn one_request_gives_the_device_only_a_share_at_a_time() {
         assert_eq!(rig.engine.queue.seen.len(), pieces);
     }
     assert_eq!(app.statuses(), [(1, Status::OK)]);
+}
+
+#[test]
+fn s5_r13_one_queue_does_not_get_all_slots() {
+    let mut rig = Rig::with_requests(64);
+    let mut flood = rig.app(1, 128, 0, Access::READ);
+    let mut other = rig.app(2, 8, 64, Access::READ);
+    let _held = rig.tables.begin(None, flood.key, Purpose::Modify).unwrap();
+    for user_data in 0..100 {
+        flood.read(user_data);
+    }
+    rig.turns(8);
+    assert_eq!(rig.engine.in_flight(), 32, "half of them");
+    other.read(1);
+    rig.turns(1);
+    assert_eq!(other.statuses(), [(1, Status::OK)]);
 }
