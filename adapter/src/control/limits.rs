@@ -22,6 +22,12 @@ pub struct Policy {
     pub sessions: u32,
     /// Bytes pinned by one user in all its sessions.
     pub pinned_per_user: u64,
+    /// Queues of one user in all its sessions.
+    pub queues_per_user: u32,
+    /// Memory regions of one user in all its sessions.
+    pub regions_per_user: u32,
+    /// Grants of one user in all its sessions.
+    pub grants_per_user: u32,
     /// Whether the overflow user (65534) may connect.
     pub allow_overflow_user: bool,
     /// The user that the adapter runs as: it and root administer.
@@ -40,6 +46,10 @@ impl Policy {
             sessions_per_user: 256,
             sessions: 4096,
             pinned_per_user: 256 << 20,
+            // A quarter of the tables, so that no user alone fills them.
+            queues_per_user: 1024,
+            regions_per_user: 4096,
+            grants_per_user: 16384,
             allow_overflow_user: false,
             owner,
             admin_group: None,
@@ -85,11 +95,11 @@ impl Policy {
     }
 }
 
-/// `E_NO_RESOURCES` if `have` is at its limit already.
-pub(super) fn below(what: &str, have: usize, limit: u32) -> Result<(), Refusal> {
+/// `E_NO_RESOURCES` if what `who` has is at its limit already.
+pub(super) fn below(who: &str, what: &str, have: usize, limit: u32) -> Result<(), Refusal> {
     if have < limit as usize {
         return Ok(());
     }
-    let text = format!("the session has {have} {what} and may have {limit}; give some back");
+    let text = format!("the {who} has {have} {what} and may have {limit}; give some back");
     Err(Refusal::new(Status::E_NO_RESOURCES, text))
 }

@@ -139,6 +139,20 @@ impl Control {
         Ok(())
     }
 
+    /// Whether the session, and its user in all its sessions, may have one more of what `count` counts.
+    fn check_count(
+        &self,
+        session: &Session,
+        what: &str,
+        count: impl Fn(&Session) -> usize,
+        (of_session, of_user): (u32, u32),
+    ) -> Result<(), Refusal> {
+        below("session", what, count(session), of_session)?;
+        let uid = session.credentials.uid;
+        let own = self.sessions.values().filter(|s| s.credentials.uid == uid);
+        below("user", what, own.map(count).sum(), of_user)
+    }
+
     /// Takes memory from an application: bounded, sealed, populated, pinned.
     fn adopt(
         &self,
@@ -173,7 +187,9 @@ impl Control {
         mut descriptor: Option<OwnedFd>,
     ) -> Result<(u32, OwnedFd), Refusal> {
         let session = self.session(caller)?;
-        let checked = below("queues", session.queues.len(), self.policy.limits.queues).and_then(|()| {
+        let policy = &self.policy;
+        let limits = (policy.limits.queues, policy.queues_per_user);
+        let checked = self.check_count(session, "queues", |s| s.queues.len(), limits).and_then(|()| {
             let text = || {
                 format!("{entries} entries: a queue has a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}")
             };
@@ -227,8 +243,9 @@ impl Control {
         mut descriptor: Option<OwnedFd>,
     ) -> Result<Reply, Refusal> {
         let session = self.session(caller)?;
-        let limit = self.policy.limits.regions;
-        let checked = below("memory regions", session.regions.len(), limit).and_then(|()| match access {
+        let limits = (self.policy.limits.regions, self.policy.regions_per_user);
+        let counted = self.check_count(session, "memory regions", |s| s.regions.len(), limits);
+        let checked = counted.and_then(|()| match access {
             1 => Ok((Access::READ, DmaAccess::Read)),
             2 => Ok((Access::WRITE, DmaAccess::Write)),
             3 => Ok((Access::READ_WRITE, DmaAccess::ReadWrite)),
@@ -274,7 +291,8 @@ impl Control {
 
     fn open(&mut self, caller: Caller, name: &str, access: u8) -> Result<Reply, Refusal> {
         let session = self.session(caller)?;
-        below("grants", session.grants.len(), self.policy.limits.grants)?;
+        let limits = (self.policy.limits.grants, self.policy.grants_per_user);
+        self.check_count(session, "grants", |s| s.grants.len(), limits)?;
         let who = &session.credentials;
         let volume = self.volumes.get(name).ok_or_else(|| no_volume(name))?;
         let allowed = volume.access_for(who.uid, who.gid, &who.groups);

@@ -19,7 +19,11 @@ impl Rig {
     fn new(lba_entries: u32) -> Self {
         let mut options = Options::new("null:64M".parse().unwrap());
         options.tables.lba_entries = lba_entries;
-        let Assembled { control, engine, .. } = assemble(&options, Turned::ByCaller).unwrap();
+        Self::with(&options)
+    }
+
+    fn with(options: &Options) -> Self {
+        let Assembled { control, engine, .. } = assemble(options, Turned::ByCaller).unwrap();
         Self { control, engine: engine.unwrap(), next_id: 0 }
     }
 
@@ -159,4 +163,16 @@ fn a_grant_that_cannot_shrink_ends() {
     let reply = rig.call(session, Request::Query { key });
     assert!(matches!(reply, Reply::Error { .. }), "the grant still reaches what the volume lost: {reply:?}");
     assert_eq!(rig.control.tables.usage().entries, 0);
+}
+
+#[test]
+fn a_user_has_no_more_in_many_sessions_than_a_user_may() {
+    let mut options = Options::new("null:64M".parse().unwrap());
+    options.policy.grants_per_user = 3;
+    let mut rig = Rig::with(&options);
+    let sessions = [rig.session(), rig.session()];
+    rig.create(sessions[0]);
+    for (at, allowed) in [(0, true), (0, true), (1, true), (1, false)] {
+        assert_eq!(matches!(rig.open(sessions[at]), Reply::Grant(_)), allowed);
+    }
 }
