@@ -1,5 +1,6 @@
 //! Each request of the control socket, and what it checks before it does anything.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use driver::hal::DmaAccess;
@@ -385,8 +386,16 @@ impl Control {
             .range::<str, _>((from, Bound::Unbounded))
             .map(|(_, volume)| volume)
             .filter(|volume| self.sees(caller, volume));
-        let volumes = visible.by_ref().take(LIST_PAGE).map(|v| self.volume_info(v, false)).collect();
-        Reply::Volumes { volumes, more: visible.next().is_some() }
+        let shown: Vec<_> = visible.by_ref().take(LIST_PAGE).collect();
+        let more = visible.next().is_some();
+        // All grants are looked at once, not once for each volume.
+        let mut grants: BTreeMap<_, usize> = shown.iter().map(|v| (v.id, 0)).collect();
+        for grant in self.sessions.values().flat_map(|s| s.grants.values()) {
+            grants.entry(grant.volume).and_modify(|count| *count += 1);
+        }
+        let count = |v: &store::Volume| grants.get(&v.id).copied().unwrap_or(0);
+        let volumes = shown.into_iter().map(|v| self.describe(v, false, count(v))).collect();
+        Reply::Volumes { volumes, more }
     }
 
     fn show_volume(&self, caller: Caller, name: &str) -> Result<Reply, Refusal> {
@@ -398,6 +407,10 @@ impl Control {
     pub(super) fn volume_info(&self, volume: &store::Volume, with_access: bool) -> VolumeInfo {
         let grants =
             self.sessions.values().flat_map(|s| s.grants.values()).filter(|g| g.volume == volume.id).count();
+        self.describe(volume, with_access, grants)
+    }
+
+    fn describe(&self, volume: &store::Volume, with_access: bool, grants: usize) -> VolumeInfo {
         let access = if with_access { volume.access.as_slice() } else { &[] };
         VolumeInfo {
             name: volume.name.clone(),

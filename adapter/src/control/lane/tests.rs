@@ -176,3 +176,19 @@ fn a_user_has_no_more_in_many_sessions_than_a_user_may() {
         assert_eq!(matches!(rig.open(sessions[at]), Reply::Grant(_)), allowed);
     }
 }
+
+#[test]
+fn a_list_counts_the_grants_of_each_volume() {
+    let mut rig = Rig::new(64);
+    let sessions = [rig.session(), rig.session()];
+    rig.create(sessions[0]);
+    rig.call(sessions[0], Request::CreateVolume { name: "w".into(), bytes: 1 << 20 });
+    rig.opened(sessions[0]);
+    rig.opened(sessions[1]);
+    let Reply::Volumes { volumes, more: false } = rig.call(sessions[0], Request::ListVolumes { after: None })
+    else {
+        panic!("both fit one page")
+    };
+    let counts: Vec<_> = volumes.iter().map(|v| (v.name.as_str(), v.grants)).collect();
+    assert_eq!(counts, [("v", 2), ("w", 0)]);
+}
