@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use store::{Store, StoreError, Subject, Volume};
 use tpt::{Access, LbaRange};
@@ -74,6 +75,9 @@ enum Report {
     Touched,
 }
 
+/// A reservation of instances that failed is tried again after this long.
+const RESERVE_PAUSE: Duration = Duration::from_secs(1);
+
 /// See the module.
 pub struct Storage {
     jobs: Option<Sender<Message>>,
@@ -86,6 +90,8 @@ pub struct Storage {
     first_instance: u32,
     ceiling: u32,
     reserving: bool,
+    /// After a failure, not before this.
+    reserve_again: Option<Instant>,
     touching: bool,
 }
 
@@ -139,6 +145,7 @@ impl Storage {
             first_instance: reserved.start,
             ceiling: reserved.end,
             reserving: false,
+            reserve_again: None,
             touching: false,
         })
     }
@@ -180,6 +187,9 @@ impl Storage {
 
     /// Has more instances reserved, unless that is under way.
     pub fn reserve_instances(&mut self, count: u32) {
+        if self.reserve_again.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
         if !std::mem::replace(&mut self.reserving, true) {
             self.send(Message::ReserveInstances(count));
         }
@@ -207,6 +217,7 @@ impl Storage {
                 }
                 Report::Instances(Err(error)) => {
                     self.reserving = false;
+                    self.reserve_again = Some(Instant::now() + RESERVE_PAUSE);
                     tracing::error!(%error, "no more key instances could be reserved");
                 }
             }
