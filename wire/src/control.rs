@@ -184,7 +184,7 @@ pub enum Reply {
         /// Whether there are more after the last one.
         more: bool,
     },
-    /// To ShowVolume, CreateVolume and ResizeVolume.
+    /// To ShowVolume, CreateVolume, ResizeVolume and RenameVolume.
     Volume(VolumeInfo),
     /// To SetAccess and DeleteVolume, when rights were taken away from running grants.
     Revoked {
