@@ -82,12 +82,14 @@ impl Channel {
         }
     }
 
-    /// The next completion, after a turn of the adapter if it is embedded.
+    /// The next completion. If there is none and the adapter is embedded, it gets a turn first.
     #[inline]
     pub(crate) fn poll(&mut self) -> Option<CompletionEntry> {
-        if self.link.is_embedded() {
-            self.link.turn();
+        let ready = self.end.pop();
+        if ready.is_some() || !self.link.is_embedded() {
+            return ready;
         }
+        self.link.turn();
         self.end.pop()
     }
 
