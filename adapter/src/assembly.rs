@@ -1,6 +1,7 @@
 //! Puts an adapter together: device, store, tables, engines, control plane.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use driver::block::BlockQueue;
 use store::{FormatOptions, Store, StoreError};
@@ -8,7 +9,7 @@ use tpt::{Directory, Tables};
 
 use crate::control::{Control, INSTANCES_STOCK, Parts, Policy};
 use crate::device::{DeviceUri, OpenError, Opened, Supervisor, emu, null, vfio};
-use crate::engine::{Engine, MonotonicClock};
+use crate::engine::{DEVICE_TIMEOUT, Engine, MonotonicClock};
 use crate::mailbox::PollerShared;
 use crate::poller::{Idle, Poller};
 use crate::storage::Storage;
@@ -43,6 +44,8 @@ pub struct Options {
     pub resident_segments: usize,
     /// Admitted requests for each poller.
     pub requests: u16,
+    /// How long the device may show no progress on a request before its controller is reset.
+    pub device_timeout: Duration,
     /// Runs first on each poller's thread, to confine it for example.
     pub poller_started: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -60,6 +63,7 @@ impl Options {
             tables: tpt::Limits { entries: 1 << 16, lba_entries: 1 << 18, regions: 1 << 14 },
             resident_segments: 1 << 10,
             requests: 8192,
+            device_timeout: DEVICE_TIMEOUT,
             poller_started: None,
         }
     }
@@ -151,7 +155,9 @@ fn build<Q: BlockQueue + 'static>(
     for (number, (queue, interrupt)) in queues.into_iter().enumerate() {
         let shared = Arc::new(PollerShared::default());
         let directory = Directory::new(tables.published(), options.resident_segments);
-        let new = Engine::new(queue, MonotonicClock::default(), directory, shared.clone(), options.requests);
+        let mut new =
+            Engine::new(queue, MonotonicClock::default(), directory, shared.clone(), options.requests);
+        new.set_device_timeout(options.device_timeout);
         let poller = match turned {
             Turned::ByCaller => {
                 engine = Some(Box::new(new));
@@ -191,5 +197,53 @@ fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store
         Format::Never => Store::open(disk),
         Format::Blank => Store::open_or_format(disk, FormatOptions::default()),
         Format::Force => Store::format(disk, FormatOptions { force: true, ..FormatOptions::default() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use driver::block::DeviceStatus;
+    use driver::emu::{EmuConfig, Emulator, Faults, RamMedia};
+    use portcullis::{Access, Request, Status};
+
+    use super::*;
+    use crate::{Embedded, device};
+
+    /// A timeout is no proof: the request ends only when the controller was stopped, and then nothing is written late.
+    #[test]
+    fn a_command_that_the_device_keeps_ends_by_a_reset_and_not_before() {
+        let faults = Faults::new(1);
+        let media = Arc::new(RamMedia::new(64 << 20).unwrap());
+        let emulator =
+            Emulator::new(EmuConfig { interposer: Some(faults.clone()), ..EmuConfig::new(media) }).unwrap();
+        let uri = DeviceUri::EmuRam(64 << 20);
+        let options = Options { device_timeout: Duration::from_millis(300), ..Options::new(uri.clone()) };
+        let opened = device::nvme::open(&uri, emulator, 1, false).unwrap();
+        let adapter = Embedded::over(build(opened, &options, Turned::ByCaller).unwrap());
+        let session = adapter.session().unwrap();
+        session.create_volume("v", 1 << 20).unwrap();
+        let volume = session.open("v", Access::READ).unwrap();
+        let mut queue = session.queue(8).unwrap();
+
+        let mut buffer = session.buffer(4096).unwrap();
+        buffer.fill(0xee);
+        faults.hold();
+        queue.prepare(Request::read(&volume, 0, buffer)).ok().unwrap();
+        queue.ring().unwrap();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(200) {
+            assert!(queue.poll().unwrap().is_none(), "the device still has it");
+        }
+        faults.stop_holding();
+        let ended = queue.wait(Duration::from_secs(60)).unwrap().expect("the reset ends it");
+        let error = ended.result.unwrap_err();
+        assert_eq!(error.status(), Some(Status::E_DEVICE));
+        assert_eq!(error.device_status(), Some(u32::from(DeviceStatus::ABORTED.0)));
+        assert!(ended.buffer.unwrap().iter().all(|&byte| byte == 0xee), "nothing came of it");
+
+        let again = Request::read(&volume, 0, session.buffer(4096).unwrap());
+        assert!(queue.execute(again).unwrap().result.is_ok(), "the controller runs again");
     }
 }

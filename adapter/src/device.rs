@@ -12,7 +12,7 @@ use driver::hal::Mapper;
 
 pub mod emu;
 pub mod null;
-mod nvme;
+pub(crate) mod nvme;
 pub mod vfio;
 
 /// Where I/O goes.

@@ -52,7 +52,12 @@ impl Embedded {
     /// An adapter as `options` say; it has one engine, whatever they say of pollers.
     pub fn start(options: &Options) -> Result<Self, StartError> {
         let options = Options { pollers: 1, ..options.clone() };
-        let Assembled { control, supervisor, engine } = assemble(&options, Turned::ByCaller)?;
+        Ok(Self::over(assemble(&options, Turned::ByCaller)?))
+    }
+
+    /// Over an assembly that the caller turns.
+    pub(crate) fn over(assembled: Assembled) -> Self {
+        let Assembled { control, supervisor, engine } = assembled;
         let engine = engine.expect("an assembly turned by the caller has an engine");
         let inner = Inner {
             engine,
@@ -61,7 +66,7 @@ impl Embedded {
             tended: Instant::now(),
             replies: Vec::new(),
         };
-        Ok(Self(Arc::new(Mutex::new(inner))))
+        Self(Arc::new(Mutex::new(inner)))
     }
 
     /// A session of this process's user.

@@ -14,7 +14,7 @@ use crate::device::DeviceUri;
 const BOUNCE: usize = 256 << 10;
 
 /// Opens a controller with a queue for each poller and one for the store.
-pub(super) fn open<D: Device>(
+pub(crate) fn open<D: Device>(
     uri: &DeviceUri,
     device: D,
     pollers: u16,

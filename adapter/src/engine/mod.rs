@@ -13,6 +13,7 @@ mod submission;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use driver::block::BlockQueue;
 use tpt::Directory;
@@ -42,8 +43,12 @@ impl Default for MonotonicClock {
 
 impl Clock for MonotonicClock {
     fn now_ns(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        nanoseconds(self.0.elapsed())
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The bounds of a turn.
@@ -67,8 +72,8 @@ impl Default for TurnLimits {
     }
 }
 
-/// A request that the device has not ended after this long makes the engine ask for a controller reset.
-pub const DEVICE_TIMEOUT_NS: u64 = 10_000_000_000;
+/// A request on which the device shows no progress for this long makes the engine ask for a controller reset.
+pub const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests are searched for ones that are stuck this often.
 const SCAN_INTERVAL_NS: u64 = 100_000_000;
 /// The clock is read every this many turns.
@@ -100,6 +105,7 @@ struct State {
     next_port: usize,
     /// As in [`TurnLimits`].
     pieces: u32,
+    device_timeout_ns: u64,
     now_ns: u64,
     next_scan_ns: u64,
     turns: u64,
@@ -125,6 +131,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             drains: Vec::with_capacity(64),
             next_port: 0,
             pieces: TurnLimits::default().pieces,
+            device_timeout_ns: nanoseconds(DEVICE_TIMEOUT),
             now_ns: clock.now_ns(),
             next_scan_ns: 0,
             turns: 0,
@@ -136,6 +143,11 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
     pub fn set_limits(&mut self, limits: TurnLimits) {
         self.limits = limits;
         self.state.pieces = limits.pieces.max(1);
+    }
+
+    /// Takes another [`DEVICE_TIMEOUT`].
+    pub fn set_device_timeout(&mut self, timeout: Duration) {
+        self.state.device_timeout_ns = nanoseconds(timeout);
     }
 
     /// One turn. Returns how many things it did; 0 means idle.

@@ -6,7 +6,7 @@ use tpt::Operation;
 use wire::Status;
 
 use super::slots::SlotState;
-use super::{DEVICE_TIMEOUT_NS, FLUSH_TAG, SCAN_INTERVAL_NS, State};
+use super::{FLUSH_TAG, SCAN_INTERVAL_NS, State};
 
 impl State {
     /// Hands the pieces of an admitted request to the device, from where it left off, at most a turn's share. False if
@@ -168,7 +168,7 @@ impl State {
         }
         self.next_scan_ns = self.now_ns + SCAN_INTERVAL_NS;
         let oldest = if queue.outstanding() == 0 { None } else { self.slots.oldest_progress() };
-        let stuck = oldest.is_some_and(|at| self.now_ns.saturating_sub(at) > DEVICE_TIMEOUT_NS);
+        let stuck = oldest.is_some_and(|at| self.now_ns.saturating_sub(at) > self.device_timeout_ns);
         self.shared.record_stuck(stuck);
     }
 }

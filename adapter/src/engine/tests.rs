@@ -549,7 +549,7 @@ fn a_device_that_keeps_a_command_is_reported_and_the_request_is_not_ended() {
     rig.engine.queue.automatic = false;
     app.read(1);
     rig.turns(1);
-    rig.clock.0.store(DEVICE_TIMEOUT_NS * 3, Ordering::Relaxed);
+    rig.clock.0.store(nanoseconds(DEVICE_TIMEOUT) * 3, Ordering::Relaxed);
     rig.turns(3 * CLOCK_INTERVAL as usize);
     assert!(rig.shared.is_stuck());
     assert_eq!(app.statuses(), [], "a timeout is no proof that the device is done");
@@ -748,7 +748,7 @@ fn a_long_request_that_makes_progress_resets_no_device() {
     rig.turns(1);
     rig.engine.limits.reap = 1;
     for piece in 1..8 {
-        rig.clock.0.store(DEVICE_TIMEOUT_NS / 2 * piece, Ordering::Relaxed);
+        rig.clock.0.store(nanoseconds(DEVICE_TIMEOUT) / 2 * piece, Ordering::Relaxed);
         rig.engine.queue.automatic = false;
         rig.turns(CLOCK_INTERVAL as usize);
         assert!(!rig.shared.is_stuck(), "after {piece} pieces");

@@ -172,10 +172,15 @@ impl Faults {
         self.holding_admin.store(true, Ordering::SeqCst);
     }
 
-    /// Holds no more, and lets `device` run what was held, on this thread. Returns how many that were.
-    pub fn release(&self, device: &Emulator) -> usize {
+    /// Holds no more; what is held stays so, until it is released or its controller stops.
+    pub fn stop_holding(&self) {
         self.holding.store(false, Ordering::SeqCst);
         self.holding_admin.store(false, Ordering::SeqCst);
+    }
+
+    /// Holds no more, and lets `device` run what was held, on this thread. Returns how many that were.
+    pub fn release(&self, device: &Emulator) -> usize {
+        self.stop_holding();
         device.release_held()
     }
 
