@@ -17,7 +17,11 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "health_makes_sense", needs: Needs::Nvme, run: health },
     Case { name: "interrupts_arrive", needs: Needs::Nvme, run: interrupts },
     Case { name: "an_idle_reset_keeps_what_was_written", needs: Needs::Nvme, run: idle_reset },
-    Case { name: "a_reset_under_load_ends_each_command_once", needs: Needs::Nvme, run: reset_under_load },
+    Case {
+        name: "a_reset_under_load_ends_each_command_once",
+        needs: Needs::ResetUnderLoad,
+        run: reset_under_load,
+    },
     Case { name: "a_shut_down_device_opens_again", needs: Needs::Nvme, run: drop_in_peace },
 ];
 
