@@ -33,7 +33,7 @@ status! {
     E_OPCODE = 2, "E_OPCODE";
     /// The key's index is beyond the table.
     E_KEY_RANGE = 3, "E_KEY_RANGE";
-    /// The table segment is not published or could not be fetched.
+    /// The table segment could not be fetched.
     E_SEGMENT = 4, "E_SEGMENT";
     /// The entry is not valid.
     E_ENTRY_INVALID = 5, "E_ENTRY_INVALID";

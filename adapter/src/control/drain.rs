@@ -280,8 +280,8 @@ impl Control {
         self.forget_empty_sessions();
     }
 
-    /// Takes back everything a session holds.
-    pub(super) fn end_session(&mut self, id: SessionId) {
+    /// The connection ended: everything the session held is taken back, as soon as no I/O uses it.
+    pub fn disconnect(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if std::mem::replace(&mut session.closing, true) {
             return;

@@ -204,11 +204,6 @@ impl Control {
         !self.pending.is_empty() || self.lane.is_running() || !self.unsent.is_empty() || self.urgent
     }
 
-    /// The connection ended: everything the session held is taken back, as soon as no I/O uses it.
-    pub fn disconnect(&mut self, session: SessionId) {
-        self.end_session(session);
-    }
-
     /// Whether every session and everything that was theirs is gone.
     pub fn is_drained(&self) -> bool {
         self.sessions.is_empty() && self.pending.is_empty() && !self.lane.is_running()

@@ -1,8 +1,8 @@
 //! The engine: one bounded turn after another, each request from its queue through the tables to the device and back.
 //!
 //! An engine belongs to one thread and owns its [`Directory`], its device queue and its end of every processing queue
-//! attached to it. A turn makes no system call, takes no lock, allocates nothing and is bounded in every direction, so
-//! that it can be run from a seed as well as from a thread. Time, device and shared memory are given to it.
+//! attached to it. A turn makes no system call, takes no lock, allocates nothing for a request and is bounded in every
+//! direction, so that it can be run from a seed as well as from a thread. Time, device and shared memory are given to it.
 
 mod admission;
 mod parse;

@@ -19,7 +19,7 @@ pub struct QueueId(pub u32);
 #[derive(Debug, Default)]
 pub struct PortCounters {
     completed: AtomicU64,
-    denied: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl PortCounters {
@@ -30,7 +30,7 @@ impl PortCounters {
 
     /// Of them, those with a status other than OK.
     pub fn failed(&self) -> u64 {
-        self.denied.load(Ordering::Relaxed)
+        self.failed.load(Ordering::Relaxed)
     }
 }
 
@@ -92,7 +92,7 @@ impl Port {
         self.counters.completed.store(self.completed, Ordering::Relaxed);
         if status != Status::OK {
             self.failed += 1;
-            self.counters.denied.store(self.failed, Ordering::Relaxed);
+            self.counters.failed.store(self.failed, Ordering::Relaxed);
         }
         self.posted = true;
         let device_status = u32::from(device_status);
