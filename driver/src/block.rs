@@ -17,6 +17,9 @@ pub struct Geometry {
     /// Blocks of the largest read, write or compare; at least 1. [`BlockQueue::submit`] refuses more, [`pieces`]
     /// cuts.
     pub max_transfer_blocks: u32,
+    /// Segments of the longest scatter list that [`BlockQueue::submit_scattered`] takes; at least 1. With 1, memory
+    /// must be contiguous.
+    pub max_segments: u32,
     /// Blocks of the largest write zeroes or deallocate; at least 1.
     pub max_zeroes_blocks: u32,
     /// Whether completed writes may be lost by a power cut until a flush.
@@ -83,6 +86,33 @@ pub struct Command {
     pub data: Iova,
     /// Comes back in the completion. Not interpreted; need not be unique.
     pub tag: u64,
+}
+
+/// A piece of a command's memory, contiguous in the device's address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Where it begins, a multiple of 4.
+    pub data: Iova,
+    /// How long it is, a multiple of the block size; not 0.
+    pub bytes: u32,
+}
+
+/// Whether `command`'s data may lie in `segments` on a device of this geometry: what every queue's
+/// [`BlockQueue::submit_scattered`] refuses is what this refuses, and a command that does not fit by itself.
+pub fn segments_fit(geometry: &Geometry, command: &Command, segments: &[Segment]) -> bool {
+    let whole = u64::from(geometry.block_size());
+    let fits = |segment: &Segment| {
+        let bytes = u64::from(segment.bytes);
+        let placed = segment.data.0.is_multiple_of(4) && segment.data.0.checked_add(bytes).is_some();
+        placed && bytes > 0 && bytes.is_multiple_of(whole)
+    };
+    let number = u32::try_from(segments.len()).unwrap_or(u32::MAX);
+    // At most 2^32 segments of at most 2^32 bytes: the sum does not wrap.
+    let bytes = || segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
+    command.operation.moves_data()
+        && (1..=geometry.max_segments).contains(&number)
+        && segments.iter().all(fits)
+        && bytes() == u64::from(command.blocks) << geometry.block_shift
 }
 
 /// Why a command was not taken.
@@ -166,6 +196,10 @@ pub trait BlockQueue: Send {
 
     /// Takes a command; the device learns of it at the next [`BlockQueue::commit`].
     fn submit(&mut self, command: &Command) -> Result<(), SubmitError>;
+
+    /// Takes a read, write or compare whose data lies in `segments`, in this order; `command.data` means nothing.
+    /// What [`segments_fit`] refuses is [`SubmitError::Invalid`].
+    fn submit_scattered(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError>;
 
     /// Announces what was submitted since the last call: at most one doorbell write.
     fn commit(&mut self);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::block::{
-    BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, SubmitError,
+    BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, Segment, SubmitError,
+    segments_fit,
 };
 use crate::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 
@@ -26,6 +27,7 @@ impl NullQueue {
             block_shift: 9,
             blocks,
             max_transfer_blocks: 1024,
+            max_segments: 32,
             max_zeroes_blocks: 1 << 16,
             write_cache: false,
             write_zeroes: true,
@@ -54,6 +56,14 @@ impl BlockQueue for NullQueue {
         }
         self.waiting.push_back(command.tag);
         Ok(())
+    }
+
+    #[inline]
+    fn submit_scattered(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError> {
+        if !segments_fit(&self.geometry, command, segments) {
+            return Err(SubmitError::Invalid);
+        }
+        self.submit(command)
     }
 
     #[inline]
@@ -136,12 +146,22 @@ mod tests {
         for tag in 0..3 {
             queue.submit(&command(98, tag)).unwrap();
         }
+        let segment = |bytes| Segment { data: Iova(0x1004), bytes };
+        queue.submit_scattered(&command(98, 3), &[segment(512), segment(512)]).unwrap();
+        for refused in [
+            &[segment(512), segment(1024)][..],
+            &[segment(1020), segment(4)],
+            &[segment(1024), segment(0)],
+            &[],
+        ] {
+            assert_eq!(queue.submit_scattered(&command(98, 4), refused), Err(SubmitError::Invalid));
+        }
         let mut seen = Vec::new();
         assert_eq!(queue.poll(10, &mut |done| seen.push(done.tag)), 0);
         queue.commit();
         assert_eq!(queue.poll(2, &mut |done| seen.push(done.tag)), 2);
-        assert_eq!(queue.poll(2, &mut |done| seen.push(done.tag)), 1);
-        assert_eq!(seen, [0, 1, 2]);
+        assert_eq!(queue.poll(9, &mut |done| seen.push(done.tag)), 2);
+        assert_eq!(seen, [0, 1, 2, 3]);
         assert_eq!(queue.outstanding(), 0);
     }
 }

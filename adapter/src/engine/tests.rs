@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use driver::block::{self, Command as Block, Completed, DeviceStatus, Geometry, QueueState, SubmitError};
+use driver::block::{
+    self, Command as Block, Completed, DeviceStatus, Geometry, QueueState, Segment, SubmitError,
+};
 use tpt::{
     Access, Domain, GrantSpec, Iova, Key, KeyInstance, LbaRange, Modification, Purpose, RegionKey,
     RegionSpec, Tables,
@@ -34,6 +36,7 @@ impl Scripted {
             block_shift: 9,
             blocks: 1 << 20,
             max_transfer_blocks: 8,
+            max_segments: 8,
             max_zeroes_blocks: 1 << 16,
             write_cache: true,
             write_zeroes: true,
@@ -66,6 +69,13 @@ impl BlockQueue for Scripted {
         self.running.push_back(*command);
         self.seen.push(*command);
         Ok(())
+    }
+
+    fn submit_scattered(&mut self, command: &Block, segments: &[Segment]) -> Result<(), SubmitError> {
+        if !block::segments_fit(&self.geometry, command, segments) {
+            return Err(SubmitError::Invalid);
+        }
+        self.submit(command)
     }
 
     fn commit(&mut self) {

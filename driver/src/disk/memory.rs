@@ -61,6 +61,7 @@ impl MemoryDisk {
             block_shift,
             blocks,
             max_transfer_blocks: 1 << (17 - block_shift),
+            max_segments: 1,
             max_zeroes_blocks: 1 << 16,
             write_cache: true,
             write_zeroes: true,

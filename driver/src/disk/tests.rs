@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::block::Completed;
+use crate::block::{Completed, Segment};
 use crate::hal::Iova;
 
 const BASE: u64 = 0x4000_0000;
@@ -78,6 +78,7 @@ impl Device {
             block_shift,
             blocks: 256,
             max_transfer_blocks: 3,
+            max_segments: 1,
             max_zeroes_blocks: 7,
             write_cache: true,
             write_zeroes: true,
@@ -152,6 +153,9 @@ impl BlockQueue for Device {
         self.submitted.push_back(*command);
         self.most = self.most.max(self.outstanding());
         Ok(())
+    }
+    fn submit_scattered(&mut self, _: &Command, _: &[Segment]) -> Result<(), SubmitError> {
+        unreachable!("a disk's buffer is contiguous")
     }
     fn commit(&mut self) {
         self.committed.append(&mut self.submitted);

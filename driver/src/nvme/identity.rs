@@ -174,6 +174,7 @@ impl Traits {
             block_shift: shift,
             blocks,
             max_transfer_blocks: blocks_of(pages(id.mdts).unwrap_or(MAX_TRANSFER).min(MAX_TRANSFER)),
+            max_segments: 1,
             max_zeroes_blocks: if by_ranges { max_zeroes.min(dmrsl) } else { max_zeroes },
             write_cache: id.vwc.present(),
             write_zeroes: oncs.write_zeroes(),

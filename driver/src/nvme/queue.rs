@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use zerocopy::transmute;
 
 use crate::block::{
-    BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, SubmitError,
+    BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, Segment, SubmitError,
+    segments_fit,
 };
 use crate::dma::DmaBuffer;
 use crate::hal::{DmaAccess, DmaError, Mapper, Registers};
@@ -323,6 +324,15 @@ impl<R: Registers> BlockQueue for Queue<R> {
         self.memory.submissions.write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
         self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
         Ok(())
+    }
+
+    fn submit_scattered(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError> {
+        match segments {
+            [whole] if segments_fit(&self.traits.geometry, command, segments) => {
+                self.submit(&Command { data: whole.data, ..*command })
+            }
+            _ => Err(SubmitError::Invalid),
+        }
     }
 
     #[inline]
