@@ -1,7 +1,7 @@
 //! `portcullis device`.
 
 use anyhow::Result;
-use portcullis::DeviceInfo;
+use portcullis::{DeviceInfo, Statistics};
 use serde_json::{Value, json};
 
 use crate::arguments::{DeviceCommand, Where};
@@ -16,9 +16,10 @@ pub(crate) fn run(command: &DeviceCommand, place: &Where) -> Result<()> {
 }
 
 fn show(place: &Where) -> Result<()> {
-    let device = connect(place)?.device_info()?;
+    let session = connect(place)?;
+    let device = session.device_info()?;
     if place.json {
-        return output::print_json(&as_json(&device));
+        return output::print_json(&as_json(&device, &session.statistics()?));
     }
     output::print(&as_text(&device))
 }
@@ -27,7 +28,7 @@ fn ranges(ranges: &[(u64, u64)]) -> Value {
     ranges.iter().map(|(first, blocks)| json!({ "first_block": first, "blocks": blocks })).collect()
 }
 
-fn as_json(device: &DeviceInfo) -> Value {
+fn as_json(device: &DeviceInfo, in_use: &Statistics) -> Value {
     let volumes: Vec<Value> = device
         .volumes
         .iter()
@@ -45,6 +46,16 @@ fn as_json(device: &DeviceInfo) -> Value {
         "write_cache": device.write_cache,
         "metadata": ranges(&device.metadata),
         "volumes": volumes,
+        "in_use": {
+            "sessions": in_use.sessions.len(),
+            "queues": in_use.sessions.iter().map(|session| u64::from(session.queues)).sum::<u64>(),
+            "entries": in_use.entries,
+            "lba_entries": in_use.lba_entries,
+            "regions": in_use.regions,
+            "pinned_bytes": in_use.pinned_bytes,
+            "mappings": in_use.mappings,
+            "mappings_left": in_use.mappings_left,
+        },
     })
 }
 
@@ -101,7 +112,9 @@ mod tests {
 
     #[test]
     fn json_names_the_metadata_and_the_extents() {
-        let json = as_json(&device());
+        let in_use = Statistics { mappings: 7, mappings_left: Some(9), ..Statistics::default() };
+        let json = as_json(&device(), &in_use);
+        assert_eq!((&json["in_use"]["mappings"], &json["in_use"]["mappings_left"]), (&json!(7), &json!(9)));
         assert_eq!(json["metadata"][0], json!({ "first_block": 0, "blocks": 64 }));
         assert_eq!(json["volumes"][0]["extents"][0]["first_block"], 64);
     }

@@ -93,6 +93,10 @@ pub trait Mapper: Send + Sync + 'static {
     fn map(&self, memory: Arc<dyn PinnedMemory>, access: DmaAccess) -> Result<Box<dyn Mapping>, DmaError>;
     /// Mappings in use.
     fn mappings(&self) -> u64;
+    /// Mappings that may still be made, as the IOMMU's keeper counts them; `None` where nobody counts.
+    fn mappings_left(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// A device as a driver gets it: quiet, reset, bus mastering off.

@@ -302,6 +302,10 @@ pub struct Statistics {
     pub pinned_bytes: u64,
     /// IOMMU mappings in use.
     pub mappings: u64,
+    /// IOMMU mappings that may still be made, where somebody counts them: the kernel's `dma_avail` for VFIO.
+    pub mappings_left: Option<u32>,
+    /// Entries of the LBA table in use.
+    pub lba_entries: u64,
     /// The sessions, as many as fit a message.
     pub sessions: Vec<SessionInfo>,
 }

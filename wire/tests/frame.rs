@@ -92,7 +92,8 @@ fn device() -> impl Strategy<Value = DeviceInfo> {
 }
 
 fn statistics() -> impl Strategy<Value = Statistics> {
-    (any::<[u64; 8]>(), proptest::collection::vec(session(), 0..4)).prop_map(|(n, sessions)| Statistics {
+    let counts = (any::<[u64; 9]>(), any::<Option<u32>>());
+    (counts, proptest::collection::vec(session(), 0..4)).prop_map(|((n, left), sessions)| Statistics {
         completed: n[0],
         denied: n[1],
         queue_errors: n[2],
@@ -101,6 +102,8 @@ fn statistics() -> impl Strategy<Value = Statistics> {
         regions: n[5],
         pinned_bytes: n[6],
         mappings: n[7],
+        mappings_left: left,
+        lba_entries: n[8],
         sessions,
     })
 }

@@ -464,6 +464,8 @@ impl Control {
             regions: u64::from(usage.regions),
             pinned_bytes: self.sessions.values().map(|s| s.pinned_bytes).sum(),
             mappings: self.mapper.mappings(),
+            mappings_left: self.mapper.mappings_left(),
+            lba_entries: u64::from(usage.lba_entries),
             sessions: self
                 .sessions
                 .values()

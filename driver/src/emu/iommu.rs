@@ -292,6 +292,10 @@ impl Mapper for IommuMapper {
     fn mappings(&self) -> u64 {
         self.0.mappings()
     }
+
+    fn mappings_left(&self) -> Option<u32> {
+        MAPPING_LIMIT.checked_sub(u32::try_from(self.0.mappings()).ok()?)
+    }
 }
 
 impl Mapping for IommuMapping {

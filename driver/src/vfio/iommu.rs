@@ -85,6 +85,10 @@ impl Mapper for DmaMapper {
     fn mappings(&self) -> u64 {
         self.domain.mappings.load(Ordering::Relaxed)
     }
+
+    fn mappings_left(&self) -> Option<u32> {
+        self.info().ok()?.dma_avail
+    }
 }
 
 impl Domain {
