@@ -137,7 +137,8 @@ pub fn assemble(options: &Options, turned: Turned) -> Result<Assembled, StartErr
     }
 }
 
-fn build<Q: BlockQueue + 'static>(
+/// Puts an adapter over a device that is open, whatever `options` say of it. It needs a queue for each poller.
+pub fn build<Q: BlockQueue + 'static>(
     opened: Opened<Q>,
     options: &Options,
     turned: Turned,

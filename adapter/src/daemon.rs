@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use driver::block::BlockQueue;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::assembly::{Assembled, Options, StartError, Turned, assemble};
+use crate::assembly::{Assembled, Options, StartError, Turned, assemble, build};
 use crate::control::Control;
-use crate::device::{Health, Supervisor};
+use crate::device::{Health, Opened, Supervisor};
 use crate::poller::eventfd;
 use crate::server::Server;
 use crate::signals;
@@ -31,9 +32,22 @@ pub struct Adapter {
 impl Adapter {
     /// Opens the device and serves `socket`.
     pub fn start(options: &Options, socket: &Path) -> Result<Self, StartError> {
+        Self::serve(assemble(options, Turned::ByPollers)?, socket)
+    }
+
+    /// The same over a device that is open already, whatever `options` say of it.
+    pub fn start_on<Q: BlockQueue + 'static>(
+        device: Opened<Q>,
+        options: &Options,
+        socket: &Path,
+    ) -> Result<Self, StartError> {
+        Self::serve(build(device, options, Turned::ByPollers)?, socket)
+    }
+
+    fn serve(assembled: Assembled, socket: &Path) -> Result<Self, StartError> {
         let stop = eventfd().map_err(os("an eventfd"))?;
         let stopped = stop.try_clone().map_err(os("an eventfd"))?;
-        let ready = prepare(options, socket)?;
+        let ready = prepare(assembled, socket)?;
         let thread = std::thread::Builder::new()
             .name("portcullis-control".into())
             .spawn(move || run(ready, stopped.as_fd()))
@@ -73,7 +87,7 @@ impl Drop for Adapter {
 pub fn serve(options: &Options, socket: &Path, ready: impl FnOnce(&Serving)) -> Result<(), StartError> {
     let stop = signals::termination().map_err(os("blocking signals"))?;
     raise_descriptor_limit();
-    let prepared = prepare(options, socket)?;
+    let prepared = prepare(assemble(options, Turned::ByPollers)?, socket)?;
     ready(&prepared.0.control().serving());
     run(prepared, stop.as_fd())
 }
@@ -99,8 +113,8 @@ pub struct Serving {
 
 type Prepared = (Server, Box<dyn Supervisor>);
 
-fn prepare(options: &Options, socket: &Path) -> Result<Prepared, StartError> {
-    let Assembled { control, supervisor, .. } = assemble(options, Turned::ByPollers)?;
+fn prepare(assembled: Assembled, socket: &Path) -> Result<Prepared, StartError> {
+    let Assembled { control, supervisor, .. } = assembled;
     match Server::bind(control, socket, SOCKET_MODE) {
         Ok(server) => Ok((server, supervisor)),
         Err(source) => {
