@@ -88,6 +88,9 @@ pub enum Operation {
     Deallocate,
     /// Memory against blocks; fails if they differ.
     Compare,
+    /// Memory to bytes, at any offset and of any length; what else is in the blocks that it touches stays. Whoever
+    /// does it reads, changes and writes those blocks, with the application's memory as a source of any alignment.
+    WriteBytes,
 }
 
 impl Operation {
@@ -96,7 +99,9 @@ impl Operation {
     pub const fn required_access(self) -> Access {
         match self {
             Self::Read | Self::Compare => Access::READ,
-            Self::Write { .. } | Self::Flush | Self::WriteZeroes { deallocate: false } => Access::WRITE,
+            Self::Write { .. } | Self::WriteBytes | Self::Flush | Self::WriteZeroes { deallocate: false } => {
+                Access::WRITE
+            }
             Self::Deallocate => Access::TRIM,
             Self::WriteZeroes { deallocate: true } => Access(Access::WRITE.0 | Access::TRIM.0),
         }
@@ -108,8 +113,17 @@ impl Operation {
     pub const fn required_memory_access(self) -> Option<Access> {
         match self {
             Self::Read => Some(Access::WRITE),
-            Self::Write { .. } | Self::Compare => Some(Access::READ),
+            Self::Write { .. } | Self::WriteBytes | Self::Compare => Some(Access::READ),
             Self::Flush | Self::WriteZeroes { .. } | Self::Deallocate => None,
+        }
+    }
+
+    /// Which bits of the memory's offset must be zero: the device wants its addresses so, a copy does not.
+    #[inline]
+    pub(crate) const fn memory_alignment_mask(self) -> u64 {
+        match self {
+            Self::WriteBytes => 0,
+            _ => 3,
         }
     }
 }

@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::published::{Extent, NONE, Segment, Stage};
 use crate::{
-    Denied, Domain, EntryIndex, Grant, Iova, Lba, Operation, Piece, Published, RegionIndex, Request,
-    SEGMENT_ENTRIES, SegmentSource,
+    Denied, Domain, EntryIndex, Grant, Hold, Iova, Key, Lba, Memory, Operation, Piece, Published,
+    RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
 };
 
 /// What a directory did.
@@ -89,6 +89,57 @@ impl<S: SegmentSource> Directory<S> {
     /// anything is fetched. Nothing has changed then.
     #[inline]
     pub fn check(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
+        let admitted = self.find_and_admit(domain, request)?;
+        let memory = self.published.memory(domain, request.operation, request.memory, request.length)?;
+        self.grant(request, &admitted, memory)
+    }
+
+    /// As [`Directory::check`], but `request.memory` is not looked at: the memory is a list, of which each piece is
+    /// held by itself with [`Directory::hold`].
+    ///
+    /// # Errors
+    /// As `check`, but never `Memory`.
+    #[inline]
+    pub fn check_scattered(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
+        let admitted = self.find_and_admit(domain, request)?;
+        self.grant(request, &admitted, (NONE, 0))
+    }
+
+    /// Whether `domain` may use `length` bytes of memory for `operation`: one piece of a list, checked as the memory of
+    /// a request is. Counted as active I/O of the region until [`Directory::release_hold`].
+    ///
+    /// # Errors
+    /// `Memory`: also for no bytes, and for an operation that moves no data. Nothing has changed then.
+    #[inline]
+    pub fn hold(
+        &mut self,
+        domain: Domain,
+        operation: Operation,
+        memory: Memory,
+        length: u64,
+    ) -> Result<Hold, Denied> {
+        let (region, iova) = self.published.memory(domain, operation, memory, length)?;
+        if length == 0 || region == NONE {
+            return Err(Denied::Memory);
+        }
+        self.regions_active[region as usize] += 1;
+        Ok(Hold { iova, region, directory: self.number })
+    }
+
+    /// A hint: brings nearer what a check of the key will read. Changes nothing and answers nothing.
+    #[inline]
+    pub fn prefetch(&self, key: Key) {
+        let index = key.index().0;
+        let place = self.places.get((index / SEGMENT_ENTRIES) as usize).copied().unwrap_or(NONE);
+        let resident = self.residents.get(place as usize).and_then(|its| its.entries.as_deref());
+        if let Some(segment) = resident {
+            core::hint::black_box(segment.entry(index).state());
+        }
+    }
+
+    /// Index and segment, then the entry.
+    #[inline]
+    fn find_and_admit(&mut self, domain: Domain, request: &Request) -> Result<Admitted, Denied> {
         let index = request.key.index().0;
         if index >= self.published.limits.entries {
             return Err(Denied::KeyRange);
@@ -97,13 +148,19 @@ impl<S: SegmentSource> Directory<S> {
         if self.published.owner(segment) != Some(domain) {
             return Err(Denied::Domain);
         }
-        let admitted = self.admit(segment, domain, request)?;
-        let (region, iova) = match request.operation.required_memory_access() {
-            Some(needed) => self.published.memory(domain, request, needed)?,
-            None => (NONE, 0),
-        };
-        self.locate(index, &admitted).ok_or(Denied::TableCorrupt)?;
+        self.admit(segment, domain, request)
+    }
 
+    /// The last check, and the token.
+    #[inline]
+    fn grant(
+        &mut self,
+        request: &Request,
+        admitted: &Admitted,
+        (region, iova): (u32, u64),
+    ) -> Result<Grant, Denied> {
+        let index = request.key.index().0;
+        self.locate(index, admitted).ok_or(Denied::TableCorrupt)?;
         self.entries_active[index as usize] += 1;
         if region != NONE {
             self.regions_active[region as usize] += 1;
@@ -148,12 +205,13 @@ impl<S: SegmentSource> Directory<S> {
         if list.length > self.published.limits.lba_entries {
             return Err(Denied::TableCorrupt);
         }
-        Ok(Admitted {
-            start: request.offset >> shift,
-            blocks: request.length >> shift,
-            root: list.root,
-            shift,
-        })
+        let start = request.offset >> shift;
+        let blocks = match request.operation {
+            // All that hold a byte of it; its length is not zero and its end does not wrap.
+            Operation::WriteBytes => ((request.offset + (request.length - 1)) >> shift) - start + 1,
+            _ => request.length >> shift,
+        };
+        Ok(Admitted { start, blocks, root: list.root, shift })
     }
 
     /// That the LBA table knows the first and the last block (of a flush: the grant's first).
@@ -222,7 +280,11 @@ impl<S: SegmentSource> Directory<S> {
             root: grant.root,
             at: grant.start + done,
             left: grant.blocks - done,
-            iova: if grant.region == NONE { None } else { Some(grant.iova + (done << grant.shift)) },
+            iova: if grant.region == NONE || grant.operation == Operation::WriteBytes {
+                None
+            } else {
+                Some(grant.iova + (done << grant.shift))
+            },
             shift: grant.shift,
         }
     }
@@ -239,6 +301,17 @@ impl<S: SegmentSource> Directory<S> {
             self.regions_active[grant.region as usize] -= 1;
         }
         grant.forget();
+    }
+
+    /// Gives a hold back: the device is done with that memory. The only way to end one.
+    ///
+    /// # Panics
+    /// If the hold is not of this directory, which is a fault in the caller.
+    #[inline]
+    pub fn release_hold(&mut self, hold: Hold) {
+        assert_eq!(hold.directory, self.number, "a hold is released where it was given");
+        self.regions_active[hold.region as usize] -= 1;
+        hold.forget();
     }
 
     /// Whether this poller has no I/O active on the entry.
@@ -272,7 +345,7 @@ impl<S: SegmentSource> Directory<S> {
     }
 }
 
-/// Bounds, then alignment. A flush names no range.
+/// Bounds, then alignment. A flush names no range, a write of bytes need not be aligned.
 #[inline]
 fn check_range(request: &Request, bytes: u64, shift: u8) -> Result<(), Denied> {
     let (offset, length) = (request.offset, request.length);
@@ -282,7 +355,7 @@ fn check_range(request: &Request, bytes: u64, shift: u8) -> Result<(), Denied> {
     if length == 0 || offset.checked_add(length).is_none_or(|end| end > bytes) {
         return Err(Denied::Bounds);
     }
-    if (offset | length) & ((1 << shift) - 1) != 0 {
+    if (offset | length) & ((1 << shift) - 1) != 0 && request.operation != Operation::WriteBytes {
         return Err(Denied::Alignment);
     }
     Ok(())

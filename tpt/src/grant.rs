@@ -3,11 +3,11 @@
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::{Iova, Key, Lba, Operation};
+use crate::{Iova, Key, Lba, Operation, RegionIndex};
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// How many grants of this process were dropped instead of released. Each of them keeps its entry and its memory
+/// How many grants and holds of this process were dropped instead of released. Each of them keeps its entry and its memory
 /// region busy for ever, so that neither is re-used.
 pub fn leaked_grants() -> u64 {
     LEAKED.load(Relaxed)
@@ -24,10 +24,10 @@ pub struct Grant {
     pub(crate) key: Key,
     pub(crate) start: u64,
     pub(crate) blocks: u64,
-    /// Of the first byte of data; 0 if none moves.
+    /// Of the first byte of data; 0 if the device does not move it from or to there.
     pub(crate) iova: u64,
     pub(crate) root: u32,
-    /// `NONE` if no data moves.
+    /// `NONE` if no data moves, or memory is held otherwise.
     pub(crate) region: u32,
     pub(crate) directory: u32,
     pub(crate) operation: Operation,
@@ -43,7 +43,7 @@ impl Grant {
         self.blocks
     }
 
-    /// How many bytes; 0 for a flush.
+    /// How many bytes its blocks have; 0 for a flush. Of [`Operation::WriteBytes`] more than the request's, as a rule.
     #[inline]
     pub fn bytes(&self) -> u64 {
         self.blocks << self.shift
@@ -53,6 +53,12 @@ impl Grant {
     #[inline]
     pub fn operation(&self) -> Operation {
         self.operation
+    }
+
+    /// The size of its blocks as a power of two.
+    #[inline]
+    pub fn block_shift(&self) -> u8 {
+        self.shift
     }
 
     /// Under which key.
@@ -77,6 +83,47 @@ impl Drop for Grant {
     }
 }
 
+/// The right to use one piece of memory for one request, counted as active I/O of its region until
+/// [`Directory::release_hold`](crate::Directory::release_hold). For requests whose memory is a list.
+///
+/// Dropping it is an error, as with a [`Grant`].
+#[must_use = "release it, or its region is never idle again"]
+#[derive(Debug)]
+pub struct Hold {
+    pub(crate) iova: u64,
+    pub(crate) region: u32,
+    pub(crate) directory: u32,
+}
+
+impl Hold {
+    /// Where the device sees its first byte.
+    #[inline]
+    pub fn iova(&self) -> Iova {
+        Iova(self.iova)
+    }
+
+    /// Of which region.
+    #[inline]
+    pub fn region(&self) -> RegionIndex {
+        RegionIndex(self.region)
+    }
+
+    /// The end of its life.
+    pub(crate) fn forget(self) {
+        mem::forget(self);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        LEAKED.fetch_add(1, Relaxed);
+        #[cfg(debug_assertions)]
+        if !std::thread::panicking() {
+            panic!("a hold of region {} was dropped, not released", self.region);
+        }
+    }
+}
+
 /// One contiguous part of a grant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece {
@@ -84,6 +131,7 @@ pub struct Piece {
     pub lba: Lba,
     /// How many blocks.
     pub blocks: u64,
-    /// Where the device finds or puts the data of this piece; 0 if none moves.
+    /// Where the device finds or puts the data of this piece; 0 if none moves, if the memory is a list, and for
+    /// [`Operation::WriteBytes`], whose data is copied.
     pub iova: Iova,
 }

@@ -64,7 +64,7 @@ mod tables;
 
 pub use access::{Access, Operation};
 pub use directory::{Directory, DirectoryCounters, Pieces};
-pub use grant::{Grant, Piece, leaked_grants};
+pub use grant::{Grant, Hold, Piece, leaked_grants};
 pub use id::{Blocks, Domain, EntryIndex, Iova, Key, KeyInstance, Lba, LbaRange, RegionIndex, RegionKey};
 pub use management::{Attributes, GrantSpec, Limits, Modification, Purpose, RegionSpec, TableError, Usage};
 pub use published::{Published, SEGMENT_ENTRIES, Segment, SegmentSource};

@@ -34,8 +34,8 @@ pub type SmallRange = (u8, u8);
 /// A request in small numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Arbitrary)]
 pub struct SmallRequest {
-    /// Modulo 8, in the order read, write, write with FUA, flush, write zeroes, the same with deallocate, deallocate,
-    /// compare.
+    /// Modulo 9, in the order read, write, write with FUA, flush, write zeroes, the same with deallocate, deallocate,
+    /// compare, write bytes.
     pub operation: u8,
     /// Under which grant.
     pub key: Pick,
@@ -43,11 +43,12 @@ pub struct SmallRequest {
     pub block: u8,
     /// Blocks, modulo 8.
     pub blocks: u8,
-    /// Modulo 16: 0 a skewed offset, 1 a skewed length, 2 an offset near the end of 64 bits, 3 such a length.
+    /// Modulo 16: 0 a skewed offset, 1 a skewed length, 2 an offset near the end of 64 bits, 3 such a length, 4 to 6 odd
+    /// ones.
     pub skew: u8,
     /// In which region.
     pub region: Pick,
-    /// Bytes into the region, times 2.
+    /// Bytes into the region.
     pub memory: u8,
 }
 
@@ -104,6 +105,21 @@ pub enum Op {
         domain: u8,
         request: SmallRequest,
     },
+    /// Without its memory.
+    CheckScattered {
+        poller: u8,
+        domain: u8,
+        request: SmallRequest,
+    },
+    /// Of the request only its operation, its memory and its length.
+    Hold {
+        poller: u8,
+        domain: u8,
+        request: SmallRequest,
+    },
+    ReleaseHold {
+        back: u8,
+    },
     /// The pieces of a grant in flight, from some block on.
     Resume {
         back: u8,
@@ -115,6 +131,11 @@ pub enum Op {
     Evict {
         poller: u8,
         entry: u8,
+    },
+    /// Must change nothing.
+    Prefetch {
+        poller: u8,
+        key: Pick,
     },
     /// From now on segments cannot be fetched, or can again.
     FailFetches {

@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use crate::{Access, Denied, Domain, KeyInstance, Limits, Request};
+use crate::{Access, Denied, Domain, KeyInstance, Limits, Memory, Operation};
 
 /// Entries of the adapter protection table in one segment; a segment is 1 KiB.
 pub const SEGMENT_ENTRIES: u32 = 16;
@@ -309,29 +309,32 @@ impl Published {
         None
     }
 
-    /// Where in the device's address space the request's memory starts, and in which region, if it is all allowed.
+    /// Where in the device's address space `length` bytes of memory start, and in which region, if all of it may be
+    /// used for the operation. `NONE` where the operation moves no data.
     #[inline]
     pub(crate) fn memory(
         &self,
         domain: Domain,
-        request: &Request,
-        needed: Access,
+        operation: Operation,
+        memory: Memory,
+        length: u64,
     ) -> Result<(u32, u64), Denied> {
-        let key = request.memory.region;
+        let Some(needed) = operation.required_memory_access() else { return Ok((NONE, 0)) };
+        let key = memory.region;
         let region = self.region(key.index().0).ok_or(Denied::Memory)?;
         let state = region.state();
-        let end = request.memory.offset.checked_add(request.length).ok_or(Denied::Memory)?;
+        let end = memory.offset.checked_add(length).ok_or(Denied::Memory)?;
         let allowed = state.stage() == Stage::Valid
             && state.instance() == key.instance()
             && region.domain.load(Relaxed) == domain.0
             && state.access().allows(needed)
             && end <= region.bytes.load(Relaxed)
-            && request.memory.offset.is_multiple_of(4);
+            && memory.offset & operation.memory_alignment_mask() == 0;
         if !allowed {
             return Err(Denied::Memory);
         }
         // Does not wrap: the region does not, and the range is inside it.
-        Ok((key.index().0, region.iova.load(Relaxed) + request.memory.offset))
+        Ok((key.index().0, region.iova.load(Relaxed) + memory.offset))
     }
 
     /// Every word of the tables, to compare before and after (S4-R14).

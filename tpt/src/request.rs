@@ -7,7 +7,7 @@ use crate::{Key, Operation, RegionKey};
 pub struct Memory {
     /// The region.
     pub region: RegionKey,
-    /// Bytes from the region's start; a multiple of 4. The length is the request's.
+    /// Bytes from the region's start; a multiple of 4, but for [`Operation::WriteBytes`]. The length is the request's.
     pub offset: u64,
 }
 
@@ -22,7 +22,8 @@ pub struct Request {
     pub offset: u64,
     /// Bytes. Zero for a flush, and only then.
     pub length: u64,
-    /// Where the data is; ignored for operations that move none.
+    /// Where the data is; ignored for operations that move none, and for lists of memory
+    /// ([`Directory::check_scattered`](crate::Directory::check_scattered)).
     pub memory: Memory,
 }
 

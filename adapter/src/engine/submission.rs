@@ -181,6 +181,7 @@ fn device_operation(operation: Operation, geometry: &block::Geometry) -> Option<
         Operation::Write { fua } => Some(block::Operation::Write { fua }),
         Operation::Flush => Some(block::Operation::Flush),
         Operation::Compare => geometry.compare.then_some(block::Operation::Compare),
+        Operation::WriteBytes => None,
         Operation::Deallocate if geometry.deallocate && geometry.deallocate_zeroes => {
             Some(block::Operation::Deallocate)
         }

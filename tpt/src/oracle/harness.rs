@@ -7,9 +7,10 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use super::model::Model;
 use super::{DOMAINS, Op, Pick, SmallRange, SmallRequest};
 use crate::{
-    Access, Attributes, Blocks, Denied, Directory, Domain, EntryIndex, Grant, GrantSpec, Iova, Key,
-    KeyInstance, Lba, LbaRange, Limits, Memory, Modification, Operation, Published, Purpose, Quiesce,
-    RegionIndex, RegionKey, RegionQuiesce, RegionSpec, Request, Segment, SegmentSource, Tables, Usage,
+    Access, Attributes, Blocks, Denied, Directory, DirectoryCounters, Domain, EntryIndex, Grant, GrantSpec,
+    Hold, Iova, Key, KeyInstance, Lba, LbaRange, Limits, Memory, Modification, Operation, Published, Purpose,
+    Quiesce, RegionIndex, RegionKey, RegionQuiesce, RegionSpec, Request, Segment, SegmentSource, Tables,
+    Usage,
 };
 
 /// The width of an instance: narrow, so that indexes retire within a short run.
@@ -34,6 +35,9 @@ impl SegmentSource for Flaky {
     }
 }
 
+/// What the model says of a request: the blocks, and where the memory is if it is held with them.
+type Expected = Result<(Vec<u64>, Option<u64>), Denied>;
+
 /// A grant in flight, and what the model says of it.
 #[derive(Debug)]
 struct Flying {
@@ -56,6 +60,7 @@ pub struct Harness {
     tokens: Vec<(Quiesce, u64)>,
     region_tokens: Vec<RegionQuiesce>,
     flying: Vec<Flying>,
+    holds: Vec<(usize, Hold)>,
     next_token: u64,
 }
 
@@ -114,6 +119,7 @@ impl Harness {
             tokens: Vec::new(),
             region_tokens: Vec::new(),
             flying: Vec::new(),
+            holds: Vec::new(),
             next_token: 0,
         }
     }
@@ -140,8 +146,8 @@ impl Harness {
             }
             Op::BeginRegionDelete { caller, region } => self.begin_region_delete(*caller, *region),
             Op::FinishRegionDelete { back } => self.finish_region_delete(*back),
-            Op::Query { .. } | Op::Check { .. } | Op::Resume { .. } | Op::Release { .. } => self.read(op),
-            Op::Evict { .. } | Op::FailFetches { .. } => self.disturb(op),
+            Op::Evict { .. } | Op::FailFetches { .. } | Op::Prefetch { .. } => self.disturb(op),
+            _ => self.read(op),
         };
         // S4-R14: what was refused, and what only reads, changed nothing.
         assert!(may_write || self.published.snapshot() == before, "{op:?} changed the tables");
@@ -155,6 +161,9 @@ impl Harness {
     pub fn tear_down(mut self) {
         while !self.flying.is_empty() {
             self.apply(&Op::Release { back: 0 });
+        }
+        while !self.holds.is_empty() {
+            self.apply(&Op::ReleaseHold { back: 0 });
         }
         while !self.tokens.is_empty() {
             self.apply(&Op::Cancel { back: 0 });
@@ -208,7 +217,9 @@ impl Harness {
     }
 
     fn region_is_idle(&self, poller: usize, index: u32) -> bool {
-        !self.flying.iter().any(|f| f.poller == poller && f.iova.is_some() && f.grant.region == index)
+        let in_flight = |f: &Flying| f.poller == poller && f.iova.is_some() && f.grant.region == index;
+        let held = |(its, hold): &(usize, Hold)| *its == poller && hold.region().0 == index;
+        !self.flying.iter().any(in_flight) && !self.holds.iter().any(held)
     }
 
     fn pick(&self, pick: Pick) -> Key {
@@ -353,6 +364,19 @@ impl Harness {
                 let request = self.request(&request);
                 self.check(usize::from(poller) % POLLERS, domain(number), &request);
             }
+            Op::CheckScattered { poller, domain: number, request } => {
+                let request = self.request(&request);
+                self.check_scattered(usize::from(poller) % POLLERS, domain(number), &request);
+            }
+            Op::Hold { poller, domain: number, request } => {
+                let request = self.request(&request);
+                self.hold(usize::from(poller) % POLLERS, domain(number), &request);
+            }
+            Op::ReleaseHold { back } => {
+                if let Some(place) = newest(self.holds.len(), back) {
+                    self.release_hold(place);
+                }
+            }
             Op::Resume { back, done } => {
                 if let Some(place) = newest(self.flying.len(), back) {
                     self.compare_pieces(&self.flying[place], usize::from(done));
@@ -377,6 +401,9 @@ impl Harness {
                 self.pollers[usize::from(poller) % POLLERS].evict(EntryIndex(u32::from(entry)));
             }
             Op::FailFetches { fail } => self.source.fails.store(fail, Relaxed),
+            Op::Prefetch { poller, key } => {
+                self.pollers[usize::from(poller) % POLLERS].prefetch(self.pick(key));
+            }
             _ => {}
         }
         false
@@ -396,7 +423,7 @@ impl Harness {
     }
 
     fn request(&self, small: &SmallRequest) -> Request {
-        let operation = match small.operation % 8 {
+        let operation = match small.operation % 9 {
             0 => Operation::Read,
             1 => Operation::Write { fua: false },
             2 => Operation::Write { fua: true },
@@ -404,7 +431,8 @@ impl Harness {
             4 => Operation::WriteZeroes { deallocate: false },
             5 => Operation::WriteZeroes { deallocate: true },
             6 => Operation::Deallocate,
-            _ => Operation::Compare,
+            7 => Operation::Compare,
+            _ => Operation::WriteBytes,
         };
         let (mut offset, mut length) =
             (u64::from(small.block % 16) << SHIFT, u64::from(small.blocks % 8) << SHIFT);
@@ -413,15 +441,36 @@ impl Harness {
             1 => length += 128,
             2 => offset = offset.wrapping_neg(),
             3 => length = length.wrapping_neg(),
+            4 => offset += 1,
+            5 => length += 3,
+            6 => (offset, length) = (offset.wrapping_sub(1), length + 1),
             _ => {}
         }
-        let memory = Memory { region: self.pick_region(small.region), offset: u64::from(small.memory) * 2 };
+        let memory = Memory { region: self.pick_region(small.region), offset: u64::from(small.memory) };
         Request { operation, key: self.pick(small.key), offset, length, memory }
     }
 
     fn check(&mut self, poller: usize, domain: Domain, request: &Request) {
         let expected = self.model.check(domain, request);
-        let (before, answer) = (self.pollers[poller].counters(), self.pollers[poller].check(domain, request));
+        let before = self.pollers[poller].counters();
+        let answer = self.pollers[poller].check(domain, request);
+        self.compare_answer(poller, domain, request, (before, answer, expected));
+    }
+
+    fn check_scattered(&mut self, poller: usize, domain: Domain, request: &Request) {
+        let expected = self.model.check_scattered(domain, request).map(|blocks| (blocks, None));
+        let before = self.pollers[poller].counters();
+        let answer = self.pollers[poller].check_scattered(domain, request);
+        self.compare_answer(poller, domain, request, (before, answer, expected));
+    }
+
+    fn compare_answer(
+        &mut self,
+        poller: usize,
+        domain: Domain,
+        request: &Request,
+        (before, answer, expected): (DirectoryCounters, Result<Grant, Denied>, Expected),
+    ) {
         let after = self.pollers[poller].counters();
         if matches!(answer, Err(Denied::KeyRange | Denied::Domain | Denied::Segment)) {
             assert_eq!(before, after, "{request:?} cost a fetch or an eviction");
@@ -433,7 +482,11 @@ impl Harness {
                     Err(denied) => panic!("{request:?} of {domain} granted, not {denied:?}"),
                 };
                 assert_eq!((grant.key(), grant.operation()), (request.key, request.operation));
-                assert_eq!((grant.blocks(), grant.bytes()), (blocks.len() as u64, request.length));
+                let count = blocks.len() as u64;
+                assert_eq!(
+                    (grant.blocks(), grant.bytes(), grant.block_shift()),
+                    (count, count << SHIFT, SHIFT)
+                );
                 let flying = Flying { poller, grant, blocks, iova };
                 self.compare_pieces(&flying, 0);
                 self.flying.push(flying);
@@ -450,9 +503,32 @@ impl Harness {
         }
     }
 
+    fn hold(&mut self, poller: usize, domain: Domain, request: &Request) {
+        let Request { operation, memory, length, .. } = *request;
+        let expected = self.model.memory(domain, operation, memory, length).filter(|_| length > 0);
+        match self.pollers[poller].hold(domain, operation, memory, length) {
+            Ok(hold) => {
+                assert_eq!(Some(hold.iova().0), expected, "{request:?} of {domain}");
+                assert_eq!(hold.region(), memory.region.index());
+                self.holds.push((poller, hold));
+                if self.holds.len() > FLYING {
+                    self.release_hold(0);
+                }
+            }
+            Err(denied) => assert_eq!((denied, expected), (Denied::Memory, None), "{request:?} of {domain}"),
+        }
+    }
+
+    fn release_hold(&mut self, place: usize) {
+        let (poller, hold) = self.holds.remove(place);
+        self.pollers[poller].release_hold(hold);
+    }
+
     /// That the pieces from `done` on are, block by block, what the model says.
     fn compare_pieces(&self, flying: &Flying, done: usize) {
-        let address = |block: usize| flying.iova.map_or(0, |iova| iova + ((block as u64) << SHIFT));
+        let copied = flying.grant.operation() == Operation::WriteBytes;
+        let first = flying.iova.filter(|_| !copied);
+        let address = |block: usize| first.map_or(0, |iova| iova + ((block as u64) << SHIFT));
         let mut at = done.min(flying.blocks.len());
         for piece in self.pollers[flying.poller].pieces(&flying.grant, done as u64) {
             assert!(piece.blocks > 0);

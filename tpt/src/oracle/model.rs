@@ -4,8 +4,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::{
-    Access, Denied, Domain, GrantSpec, Key, LbaRange, Limits, Modification, Operation, Purpose, RegionKey,
-    RegionSpec, Request, SEGMENT_ENTRIES, TableError,
+    Access, Denied, Domain, GrantSpec, Key, LbaRange, Limits, Memory, Modification, Operation, Purpose,
+    RegionKey, RegionSpec, Request, SEGMENT_ENTRIES, TableError,
 };
 
 /// An entry in use.
@@ -265,6 +265,24 @@ impl Model {
 
     /// The decision: the device blocks of the request in order, and the address of the first byte of data.
     pub(crate) fn check(&self, domain: Domain, request: &Request) -> Result<(Vec<u64>, Option<u64>), Denied> {
+        let blocks = self.check_scattered(domain, request)?;
+        let memory = Self::memory_rights(request.operation);
+        let hold = || self.memory(domain, request.operation, request.memory, request.length);
+        let iova = memory.map(|_| hold().ok_or(Denied::Memory)).transpose()?;
+        Ok((blocks, iova))
+    }
+
+    /// What the memory must allow.
+    fn memory_rights(operation: Operation) -> Option<Access> {
+        match operation {
+            Operation::Read => Some(Access::WRITE),
+            Operation::Compare | Operation::Write { .. } | Operation::WriteBytes => Some(Access::READ),
+            Operation::Flush | Operation::WriteZeroes { .. } | Operation::Deallocate => None,
+        }
+    }
+
+    /// The decision but for memory.
+    pub(crate) fn check_scattered(&self, domain: Domain, request: &Request) -> Result<Vec<u64>, Denied> {
         let entry = match self.find(Some(domain), request.key) {
             Err(TableError::KeyRange) => return Err(Denied::KeyRange),
             Err(TableError::Domain) => return Err(Denied::Domain),
@@ -286,13 +304,12 @@ impl Model {
             entry.access.allows(Access::WRITE),
             entry.access.allows(Access::TRIM),
         );
-        let (allowed, memory) = match request.operation {
-            Operation::Read => (read, Some(Access::WRITE)),
-            Operation::Compare => (read, Some(Access::READ)),
-            Operation::Write { .. } => (write, Some(Access::READ)),
-            Operation::Flush | Operation::WriteZeroes { deallocate: false } => (write, None),
-            Operation::WriteZeroes { deallocate: true } => (write && trim, None),
-            Operation::Deallocate => (trim, None),
+        let allowed = match request.operation {
+            Operation::Read | Operation::Compare => read,
+            Operation::Write { .. } | Operation::WriteBytes | Operation::Flush => write,
+            Operation::WriteZeroes { deallocate: false } => write,
+            Operation::WriteZeroes { deallocate: true } => write && trim,
+            Operation::Deallocate => trim,
         };
         if !allowed {
             return Err(Denied::Access);
@@ -305,24 +322,31 @@ impl Model {
         {
             return Err(Denied::Bounds);
         }
-        if offset % block != 0 || length % block != 0 {
+        let bytes = request.operation == Operation::WriteBytes;
+        if (offset % block != 0 || length % block != 0) && !bytes {
             return Err(Denied::Alignment);
         }
-        let iova =
-            memory.map(|needed| self.memory(domain, request, needed).ok_or(Denied::Memory)).transpose()?;
-        let place = |bytes: u128| usize::try_from(bytes / block).unwrap_or(usize::MAX);
-        Ok((blocks[place(offset)..place(offset + length)].to_vec(), iova))
+        let touched =
+            |&(number, _): &(u128, u64)| (number + 1) * block > offset && number * block < offset + length;
+        Ok((0..).zip(blocks).filter(touched).map(|(_, lba)| lba).collect())
     }
 
-    fn memory(&self, domain: Domain, request: &Request, needed: Access) -> Option<u64> {
-        let region = self.regions.get(&request.memory.region.index().0)?;
-        let end = u128::from(request.memory.offset) + u128::from(request.length);
-        let good = region.key == request.memory.region
+    /// Where the device sees memory that may be used; `None` if it may not, or if no data moves.
+    pub(crate) fn memory(
+        &self,
+        domain: Domain,
+        operation: Operation,
+        memory: Memory,
+        length: u64,
+    ) -> Option<u64> {
+        let region = self.regions.get(&memory.region.index().0)?;
+        let end = u128::from(memory.offset) + u128::from(length);
+        let good = region.key == memory.region
             && !region.closing
             && region.spec.domain == domain
-            && region.spec.access.allows(needed)
+            && Self::memory_rights(operation).is_some_and(|needed| region.spec.access.allows(needed))
             && end <= u128::from(region.spec.bytes)
-            && request.memory.offset.is_multiple_of(4);
-        good.then(|| region.spec.iova.0 + request.memory.offset)
+            && (memory.offset.is_multiple_of(4) || operation == Operation::WriteBytes);
+        good.then(|| region.spec.iova.0 + memory.offset)
     }
 }

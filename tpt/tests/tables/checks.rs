@@ -17,7 +17,7 @@ fn s4_r5_every_access_value_against_every_operation() {
         for operation in OPERATIONS {
             let allowed = match operation {
                 Operation::Read | Operation::Compare => r,
-                Operation::Write { .. } | Operation::Flush => w,
+                Operation::Write { .. } | Operation::WriteBytes | Operation::Flush => w,
                 Operation::WriteZeroes { deallocate } => w && (t || !deallocate),
                 Operation::Deallocate => t,
             };
@@ -48,7 +48,9 @@ fn s4_r5_memory_rights_against_every_operation() {
         for operation in OPERATIONS {
             let allowed = match operation {
                 Operation::Read => access.allows(Access::WRITE),
-                Operation::Write { .. } | Operation::Compare => access.allows(Access::READ),
+                Operation::Write { .. } | Operation::WriteBytes | Operation::Compare => {
+                    access.allows(Access::READ)
+                }
                 Operation::Flush | Operation::WriteZeroes { .. } | Operation::Deallocate => true,
             };
             let mut request = world.request(operation, key, 0, u64::from(operation != Operation::Flush));

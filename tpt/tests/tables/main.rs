@@ -5,5 +5,6 @@ mod checks;
 mod management;
 mod oracle;
 mod residency;
+mod scattered;
 mod support;
 mod threads;

@@ -46,16 +46,19 @@ fn access() -> impl Strategy<Value = u8> {
 
 fn op() -> impl Strategy<Value = Op> {
     let caller = || prop_oneof![2 => Just(None), 1 => (0..3u8).prop_map(Some)];
-    let small = (0..8u8, pick(), 0..16u8, 0..5u8, any::<u8>(), pick(), 0..8u8);
-    let request = small.prop_map(|(operation, key, block, blocks, skew, region, memory)| SmallRequest {
-        operation,
-        key,
-        block: block / 2,
-        blocks,
-        skew,
-        region,
-        memory: memory * 2,
-    });
+    let small = || (0..9u8, pick(), 0..16u8, 0..5u8, any::<u8>(), pick(), 0..16u8);
+    let request = || {
+        small().prop_map(|(operation, key, block, blocks, skew, region, memory)| SmallRequest {
+            operation,
+            key,
+            block: block / 2,
+            blocks,
+            skew,
+            region,
+            // Mostly a multiple of 4.
+            memory: if memory % 8 == 7 { memory } else { memory * 4 },
+        })
+    };
     let optional = || (prop::option::of(access()), prop::option::of(ranges()));
     prop_oneof![
         4 => (0..3u8, access(), prop::bool::weighted(0.2), ranges())
@@ -70,8 +73,14 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(domain, access, bytes)| Op::CreateRegion { domain, access, bytes }),
         1 => (caller(), pick()).prop_map(|(caller, region)| Op::BeginRegionDelete { caller, region }),
         1 => (0..3u8).prop_map(|back| Op::FinishRegionDelete { back }),
-        10 => (0..2u8, 0..3u8, request)
+        10 => (0..2u8, 0..3u8, request())
             .prop_map(|(poller, domain, request)| Op::Check { poller, domain, request }),
+        2 => (0..2u8, 0..3u8, request())
+            .prop_map(|(poller, domain, request)| Op::CheckScattered { poller, domain, request }),
+        2 => (0..2u8, 0..3u8, request())
+            .prop_map(|(poller, domain, request)| Op::Hold { poller, domain, request }),
+        2 => any::<u8>().prop_map(|back| Op::ReleaseHold { back }),
+        1 => (0..2u8, pick()).prop_map(|(poller, key)| Op::Prefetch { poller, key }),
         1 => any::<(u8, u8)>().prop_map(|(back, done)| Op::Resume { back, done: done % 8 }),
         5 => any::<u8>().prop_map(|back| Op::Release { back }),
         1 => (0..2u8, 0..40u8).prop_map(|(poller, entry)| Op::Evict { poller, entry }),

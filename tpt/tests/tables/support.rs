@@ -11,7 +11,7 @@ pub(crate) const LIMITS: Limits = Limits { entries: 64, lba_entries: 64, regions
 pub(crate) const BLOCK: u64 = 4096;
 pub(crate) const IOVA: u64 = 0x10_0000;
 
-pub(crate) const OPERATIONS: [Operation; 8] = [
+pub(crate) const OPERATIONS: [Operation; 9] = [
     Operation::Read,
     Operation::Write { fua: false },
     Operation::Write { fua: true },
@@ -20,6 +20,7 @@ pub(crate) const OPERATIONS: [Operation; 8] = [
     Operation::WriteZeroes { deallocate: true },
     Operation::Deallocate,
     Operation::Compare,
+    Operation::WriteBytes,
 ];
 
 pub(crate) fn range(first: u64, count: u64) -> LbaRange {
