@@ -34,7 +34,16 @@ fn second_copy(ends: &Ends) -> Found {
 pub(crate) fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
     let first = Superblock::decode(&ends.head);
     if let Found::Superblock(superblock) = first {
-        return Ok(superblock);
+        // Of a device of this size both copies are written together and never changed.
+        return match second_copy(ends) {
+            Found::Superblock(second)
+                if second != superblock && second.layout.blocks == superblock.layout.blocks =>
+            {
+                let what = "its two superblocks contradict each other: a part of another store lies on it";
+                Err(StoreError::Damaged { what: what.to_owned() })
+            }
+            _ => Ok(superblock),
+        };
     }
     if let Found::Refused(error @ (StoreError::Version { .. } | StoreError::Features { .. })) = first {
         return Err(error);

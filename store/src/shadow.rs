@@ -6,13 +6,16 @@
 //! flushes, writes the root, flushes. So after a crash at any point the file is, as a whole, what it was at the last
 //! sync that was completed or under way: a torn write only ever hits a slot that does not count yet.
 //!
+//! After that a table of the former state is erased, so that not even both copies of a former root, put back, are
+//! taken for the present.
+//!
 //! The root is 512 bytes at the start of a page and never torn (NVMe Base 2.0, AWUPF: at least one logical block is
 //! written atomically with respect to a power failure). It has two copies, both written in each sync: if one of them is
 //! damaged the other decides. A page or table whose checksum does not fit is an error and never an older content. A
 //! page that was never written, or was cut off by a shorter length, reads as zero.
 //!
 //! Cost: twice the file's space; for each sync, beside the pages themselves, a page for every 512 that hold a changed
-//! one, two root writes and two flushes.
+//! one, two root writes, an erased page and two flushes.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -431,6 +434,9 @@ impl Shadow {
             shadow.disk.flush()?;
             shadow.epoch += 1;
             shadow.write_roots(&[0, 1])?;
+            if let Some(index) = tables.first() {
+                shadow.erase_former(*index)?;
+            }
             let settle = |entry: &mut Entry| entry.durable = entry.slot;
             shadow.tables.iter_mut().for_each(settle);
             for page in std::mem::take(&mut shadow.changed) {
@@ -439,6 +445,16 @@ impl Shadow {
             shadow.length_changed = false;
             Ok(())
         })
+    }
+
+    /// Erases the content of a table that the last sync replaced. Nothing needs it any more, and without it both copies
+    /// of the root of before, put back, are an error and not an older content.
+    fn erase_former(&mut self, index: u32) -> Result<(), Fault> {
+        let former = self.tables[index as usize].durable;
+        if former != 0 {
+            self.disk.write(self.place(What::Table(index), former), &[0; PAGE])?;
+        }
+        Ok(())
     }
 
     /// Reads everything that counts and says what is damaged.

@@ -107,9 +107,15 @@ impl Store {
             let needed = layout.blocks << layout.block_shift;
             return Err(StoreError::TooSmall { bytes: ends.bytes, needed });
         }
-        repair_superblocks(&mut *disk, &superblock)?;
-        let shadow = SharedShadow::new(Shadow::open(disk, layout, superblock.uuid)?);
-        Self::mount(shadow, superblock)
+        let mut shadow = Shadow::open(disk, layout, superblock.uuid)?;
+        if shadow.len() == 0 {
+            // The database would take it for a new file.
+            let what = "the metadata is as it was before the store was first used".to_owned();
+            return Err(StoreError::Damaged { what });
+        }
+        // Only now is it known whose they are.
+        repair_superblocks(shadow.disk(), &superblock)?;
+        Self::mount(SharedShadow::new(shadow), superblock)
     }
 
     fn mount(shadow: SharedShadow, superblock: Superblock) -> Result<Self, StoreError> {
