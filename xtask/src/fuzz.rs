@@ -35,7 +35,7 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The names of all targets but the canary.
-fn targets() -> Result<Vec<String>> {
+pub(crate) fn targets() -> Result<Vec<String>> {
     let metadata = tree::metadata()?;
     let package =
         metadata.packages.iter().find(|package| package.name == "fuzz").context("no package `fuzz`")?;
@@ -63,6 +63,11 @@ impl Run {
     fn well(&self) -> bool {
         self.ended == Ended::Well && self.found.is_empty()
     }
+
+    /// Of the canary: that it was found as it should be.
+    fn found_dead(&self) -> bool {
+        self.sanitizer && !self.found.is_empty()
+    }
 }
 
 /// Fuzzes one target or all; whether nothing was found, and the canary was.
@@ -74,11 +79,12 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some(name) => bail!("no fuzz target is called {name:?}; there are {}", known.join(", ")),
     };
     build()?;
-    let canary = one(CANARY, CANARY_SECONDS)?;
-    let found_dead = canary.sanitizer && !canary.found.is_empty();
+    let canary = one(CANARY, CANARY_SECONDS, 0, &mut |_| ())?;
+    let found_dead = canary.found_dead();
     let mut runs = Vec::new();
     for name in &chosen {
-        runs.push(one(name, args.seconds)?);
+        eprintln!("\n== {name}, {} s", args.seconds);
+        runs.push(one(name, args.seconds, 0, &mut |line| eprintln!("   {line}"))?);
     }
     print(&canary, found_dead, &runs);
     Ok(found_dead && runs.iter().all(Run::well))
@@ -89,8 +95,7 @@ fn folder() -> PathBuf {
 }
 
 fn build() -> Result<()> {
-    let compiler = Command::new("c++").arg("--version").output();
-    ensure!(compiler.is_ok(), "libFuzzer needs a C++ compiler: apt-get install g++");
+    ensure!(has_compiler(), "libFuzzer needs a C++ compiler: apt-get install g++");
     eprintln!("fuzz: building with coverage and the address sanitizer");
     let mut command = cargo();
     command.args(["build", "--release", "--package", "fuzz", "--bins", "--target", TRIPLE]);
@@ -102,7 +107,8 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-fn one(name: &str, seconds: u64) -> Result<Run> {
+/// Fuzzes one target from a seed (0: a new one each time); `show` gets its lines that are worth it.
+fn one(name: &str, seconds: u64, seed: u64, show: &mut dyn FnMut(&str)) -> Result<Run> {
     let artifacts = folder().join("artifacts").join(name);
     let corpus = folder().join("corpus").join(name);
     if name == CANARY {
@@ -118,10 +124,10 @@ fn one(name: &str, seconds: u64) -> Result<Run> {
     command
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-artifact_prefix={}/", artifacts.display()));
-    command.args(["-timeout=20", "-rss_limit_mb=3072", "-max_len=4096", "-print_final_stats=1"]).arg(&corpus);
+    command.args(["-timeout=20", "-rss_limit_mb=3072", "-max_len=4096", "-print_final_stats=1"]);
+    command.arg(format!("-seed={}", u32::try_from(seed).unwrap_or(u32::MAX))).arg(&corpus);
     let seeds = tree::root().join("tests/fuzz/corpus").join(name);
     command.args(Some(seeds).filter(|seeds| seeds.is_dir()));
-    eprintln!("\n== {name}, {seconds} s");
     let start = Instant::now();
     let mut run = Run {
         name: name.to_owned(),
@@ -138,8 +144,8 @@ fn one(name: &str, seconds: u64) -> Result<Run> {
         let Some(line) = line else { return };
         let progress = run.take(line);
         let soon = progress && shown.elapsed() < Duration::from_secs(10);
-        if !soon && name != CANARY && !line.starts_with("stat::") && !line.starts_with("INFO:") {
-            eprintln!("   {line}");
+        if !soon && !line.starts_with("stat::") && !line.starts_with("INFO:") {
+            show(line);
             shown = Instant::now();
         }
     })?;
@@ -214,27 +220,84 @@ fn row(run: &Run, verdict: &str) -> Vec<String> {
 }
 
 /// A few thousand inputs for each target, without instrumentation; that the canary fails when it should.
-pub(crate) fn smoke(watcher: &mut Watcher, environment: &[(&str, String)]) -> Result<Option<String>> {
+pub(crate) fn smoke(watcher: &mut Watcher) -> Result<Option<String>> {
     if !process::passes(cargo().args(["build", "--quiet", "--package", "fuzz", "--bins"]))? {
         return Ok(Some("the fuzz targets do not build".to_owned()));
     }
     let binaries = tree::target_dir().join("debug");
-    let mut trouble = Vec::new();
     for name in targets()? {
         watcher.tally.enter("fuzz");
         let mut command = Command::new(binaries.join(&name));
-        command.current_dir(tree::root()).envs(environment.iter().map(|(name, value)| (name, value)));
+        command.current_dir(tree::root());
         if watcher.run(&mut command)?.is_some() {
             watcher.take(Some(&format!("test {name} ... FAILED")));
             watcher.take(Some("test result: FAILED. 0 passed; 1 failed; 0 ignored"));
         }
     }
-    let letters = tree::target_dir().join("xtask/canary");
+    Ok((!canary_dies(&binaries)?).then(|| "the canary survived".to_owned()))
+}
+
+/// Whether the canary among these programs ends badly on what it must end badly on.
+fn canary_dies(binaries: &Path) -> Result<bool> {
+    let folder = tree::target_dir().join("xtask");
+    fs::create_dir_all(&folder)?;
+    let letters = folder.join("canary");
     fs::write(&letters, "gate and more")?;
-    if process::output(Command::new(binaries.join(CANARY)).arg(&letters)).is_ok() {
-        trouble.push("the canary survived");
+    Ok(process::output(Command::new(binaries.join(CANARY)).arg(&letters)).is_err())
+}
+
+/// What a soak counts of this.
+pub(crate) const COUNTED: &str = "fuzz targets";
+
+/// What a soak is told of one target.
+pub(crate) struct Fuzzed {
+    pub(crate) time: Duration,
+    pub(crate) inputs: u64,
+    /// What went wrong, and the command that repeats it.
+    pub(crate) trouble: Option<(String, String)>,
+}
+
+fn has_compiler() -> bool {
+    Command::new("c++").arg("--version").output().is_ok()
+}
+
+/// Before any [`soak`]: builds the targets and sees that the canary is found. Without a C++ compiler there is no
+/// libFuzzer, and the targets get made-up inputs in an ordinary process.
+pub(crate) fn prepare() -> Result<()> {
+    if has_compiler() {
+        build()?;
+        ensure!(one(CANARY, CANARY_SECONDS, 0, &mut |_| ())?.found_dead(), "the fuzzer missed the canary");
+        return Ok(());
     }
-    Ok(Some(trouble.join(", ")).filter(|text| !text.is_empty()))
+    eprintln!("fuzz: without libFuzzer, for want of a C++ compiler (apt-get install g++)");
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--profile", "soak", "--package", "fuzz", "--bins"]);
+    ensure!(process::passes(&mut command)?, "the fuzz targets do not build");
+    ensure!(canary_dies(&tree::target_dir().join("soak"))?, "the canary survived");
+    Ok(())
+}
+
+/// Fuzzes one target for so long, with libFuzzer if it can be had.
+pub(crate) fn soak(name: &str, seconds: u64, seed: u64, show: &mut dyn FnMut(&str)) -> Result<Fuzzed> {
+    if has_compiler() {
+        let run = one(name, seconds, seed, show)?;
+        let found: Vec<String> = run.found.iter().map(|file| file.display().to_string()).collect();
+        let replay = format!("cargo run --package fuzz --bin {name} -- {}", found.join(" "));
+        let what = if found.is_empty() { "it ended badly" } else { "an input was found" };
+        let trouble = (!run.well()).then(|| (what.to_owned(), replay));
+        return Ok(Fuzzed { time: run.time, inputs: run.executions.unwrap_or(0), trouble });
+    }
+    let mut command = Command::new(tree::target_dir().join("soak").join(name));
+    command.current_dir(tree::root());
+    command.env("PORTCULLIS_SEED", seed.to_string()).env("PORTCULLIS_FUZZ_INPUTS", u64::MAX.to_string());
+    let (start, mut inputs) = (Instant::now(), 0);
+    let ended = process::watch(&mut command, Duration::from_secs(seconds + 120), &mut |line| {
+        let Some(line) = line else { return };
+        inputs = line.strip_suffix(" inputs").and_then(|number| number.parse().ok()).unwrap_or(inputs);
+        show(line);
+    })?;
+    let trouble = (ended != Ended::Well).then(|| (format!("it ended {ended:?}"), process::line(&command)));
+    Ok(Fuzzed { time: start.elapsed(), inputs, trouble })
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ fn machine(disk: &str, disk_bytes: u64, limit: Duration) -> Result<Guest> {
 }
 
 /// The guest's own tests, then each test program of the package `tests` in a guest of its own.
-pub(crate) fn suites(watcher: &mut Watcher, environment: &[(&str, String)]) -> Result<Option<String>> {
+pub(crate) fn suites(watcher: &mut Watcher) -> Result<Option<String>> {
     qemu::install().context("there is no guest to be had (--no-guest does without)")?;
     let mut command = cargo();
     command.args(["test", "--package", "qemu", "--test", "guest", "--", "--ignored", "--test-threads=1"]);
@@ -47,20 +47,17 @@ pub(crate) fn suites(watcher: &mut Watcher, environment: &[(&str, String)]) -> R
         metadata.packages.iter().find(|package| package.name == "tests").context("no package `tests`")?;
     let suites = package.targets.iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
     for suite in suites {
-        trouble.extend(run_suite(watcher, &suite.name, environment)?);
+        trouble.extend(run_suite(watcher, &suite.name)?);
     }
     Ok(Some(trouble.join("; ")).filter(|trouble| !trouble.is_empty()))
 }
 
 /// Runs one test program as the adapter's user; what went wrong beyond failed tests.
-fn run_suite(watcher: &mut Watcher, name: &str, environment: &[(&str, String)]) -> Result<Option<String>> {
+fn run_suite(watcher: &mut Watcher, name: &str) -> Result<Option<String>> {
     eprintln!("   {name} on {} in a guest", device());
     let program = qemu::build_static("tests", Artifact::Test(name))?;
     let mut command = Command::new(name).arg("--test-threads=1").env("PORTCULLIS_DEVICE", device());
     command = command.user(ADAPTER).memlock(MEMLOCK).limit_s(SUITE_S);
-    for (name, value) in environment {
-        command = command.env(*name, value.as_str());
-    }
     let limit = Duration::from_secs(SUITE_S + 60);
     let guest = machine(name, 256 << 20, limit)?.program(program, name).step(Step::run(command));
     let failed_before = watcher.tally.failed;

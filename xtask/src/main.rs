@@ -10,6 +10,7 @@ mod guest;
 mod mutants;
 mod process;
 mod report;
+mod requirements;
 mod soak;
 mod tally;
 mod test;

@@ -1,6 +1,6 @@
 //! Counting what test programs print, in the format that libtest and libtest-mimic share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A test that did not run, and why.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Tally {
     pub(crate) names: BTreeSet<String>,
     pub(crate) failures: Vec<String>,
     pub(crate) skips: Vec<Skip>,
+    /// What tests counted, by what it was.
+    pub(crate) counts: BTreeMap<String, u64>,
     /// Of the program whose lines are being read: tests that another stage runs.
     deferred: u64,
     /// The program whose lines are being read.
@@ -50,6 +52,7 @@ impl Tally {
     /// Takes one line of output.
     pub(crate) fn line(&mut self, line: &str) -> Kind {
         let trimmed = line.trim();
+        let counted = self.counted(trimmed);
         if let Some(rest) = trimmed.strip_prefix("test result: ") {
             self.count(rest);
             return Kind::Quiet;
@@ -74,9 +77,35 @@ impl Tally {
         let counting = trimmed.starts_with("running ") && trimmed.ends_with(['s', 't']);
         let quiet = trimmed.is_empty()
             || counting
+            || counted
             || trimmed.starts_with("Finished ")
             || trimmed.starts_with("Fresh ");
         if quiet || trimmed.starts_with("all doctests ran in ") { Kind::Quiet } else { Kind::Show }
+    }
+
+    /// Takes `counted: 1000 kills of an application`, which may stand behind the name of a test.
+    fn counted(&mut self, line: &str) -> bool {
+        let counted = line.rsplit_once("counted: ").and_then(|(_, rest)| {
+            let (number, what) = rest.split_once(' ')?;
+            Some((number.replace([',', '_'], "").parse::<u64>().ok()?, what.trim()))
+        });
+        if let Some((number, what)) = counted {
+            *self.counts.entry(what.to_owned()).or_default() += number;
+        }
+        counted.is_some()
+    }
+
+    /// Takes what another has counted, too.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.names.extend(other.names);
+        self.failures.extend(other.failures);
+        self.skips.extend(other.skips);
+        for (what, number) in other.counts {
+            *self.counts.entry(what).or_default() += number;
+        }
     }
 
     /// A line of a test, if it is one. What a test prints itself may stand between its name and its outcome.
@@ -177,5 +206,25 @@ thread panicked at here";
         assert!(tally.names.contains("tpt::h"));
         let reasons: Vec<_> = tally.skips.iter().map(|skip| skip.reason.as_str()).collect();
         assert_eq!(reasons, ["needs a disk", "no vfio"]);
+    }
+
+    #[test]
+    fn counts_add_up_wherever_they_stand() {
+        let mut tally = Tally::default();
+        let lines = [
+            "counted: 1,000 kills of an application",
+            "test power ... counted: 20 power cuts",
+            "ok",
+            "  counted: 3 power cuts  ",
+            "counted: many things",
+        ];
+        let shown: Vec<_> = lines.iter().filter(|line| tally.line(line) == Kind::Show).collect();
+        assert_eq!(shown, [&"counted: many things"]);
+        let mut all = Tally::default();
+        all.add(tally.clone());
+        all.add(tally);
+        let counts: Vec<_> = all.counts.iter().map(|(what, count)| (what.as_str(), *count)).collect();
+        assert_eq!(counts, [("kills of an application", 2000), ("power cuts", 46)]);
+        assert_eq!(all.names.len(), 1);
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::process::{self, Ended, cargo};
+use crate::requirements::Proven;
 use crate::tally::{Kind, Tally};
 use crate::{fuzz, guest, report, tree};
 
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Stage {
+enum Stage {
     /// Unit and property tests of every crate.
     Unit,
     /// The examples in the documentation.
@@ -42,24 +43,24 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    pub(crate) fn name(self) -> String {
+    fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
 /// What a stage did.
-pub(crate) struct Outcome {
-    pub(crate) stage: Stage,
-    pub(crate) time: Duration,
-    pub(crate) tally: Tally,
+struct Outcome {
+    stage: Stage,
+    time: Duration,
+    tally: Tally,
     /// Why it failed, beyond the tests that failed.
-    pub(crate) trouble: Option<String>,
+    trouble: Option<String>,
     /// Why it was not run at all.
-    pub(crate) skipped: Option<String>,
+    skipped: Option<String>,
 }
 
 impl Outcome {
-    pub(crate) fn passed(&self) -> bool {
+    fn passed(&self) -> bool {
         self.trouble.is_none() && self.tally.failed == 0
     }
 }
@@ -72,41 +73,33 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let stages = if args.stages.is_empty() { Stage::value_variants() } else { &args.stages };
     let mut outcomes = Vec::new();
     for &stage in stages {
-        outcomes.push(run_stage(stage, args, &[])?);
+        outcomes.push(run_stage(stage, args)?);
     }
-    summary(&outcomes);
-    Ok(outcomes.iter().all(Outcome::passed))
+    let trouble = summary(&outcomes)?;
+    Ok(trouble == 0)
 }
 
-impl Args {
-    /// As on a command line without options.
-    pub(crate) fn plain(no_guest: bool) -> Self {
-        Self { stages: Vec::new(), device: "emu:64M".to_owned(), no_guest }
-    }
-}
-
-/// Runs one stage with more environment for its tests.
-pub(crate) fn run_stage(stage: Stage, args: &Args, environment: &[(&str, String)]) -> Result<Outcome> {
+fn run_stage(stage: Stage, args: &Args) -> Result<Outcome> {
     let name = stage.name();
     eprintln!("\n== {name}");
     let start = Instant::now();
     let mut watcher = Watcher::new(&name)?;
     let mut skipped = None;
     let result = match stage {
-        Stage::Unit => watcher.run(with(environment, &mut unit())),
+        Stage::Unit => watcher.run(&mut unit()),
         Stage::Doc => watcher.run(cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"])),
-        Stage::Loom => loom(&mut watcher, environment),
-        Stage::Fuzz => fuzz::smoke(&mut watcher, environment),
+        Stage::Loom => loom(&mut watcher),
+        Stage::Fuzz => fuzz::smoke(&mut watcher),
         Stage::Emu => {
             let mut command = suites();
             command.env("PORTCULLIS_DEVICE", &args.device);
-            watcher.run(with(environment, &mut command))
+            watcher.run(&mut command)
         }
         Stage::Guest if args.no_guest => {
             skipped = Some("--no-guest was given".to_owned());
             Ok(None)
         }
-        Stage::Guest => guest::suites(&mut watcher, environment),
+        Stage::Guest => guest::suites(&mut watcher),
     };
     let tally = watcher.tally;
     let mut trouble = result.unwrap_or_else(|error| Some(format!("{error:#}")));
@@ -116,10 +109,6 @@ pub(crate) fn run_stage(stage: Stage, args: &Args, environment: &[(&str, String)
     let outcome = Outcome { stage, time: start.elapsed(), tally, trouble, skipped };
     eprintln!("   {}", describe(&outcome));
     Ok(outcome)
-}
-
-fn with<'a>(environment: &[(&str, String)], command: &'a mut Command) -> &'a mut Command {
-    command.envs(environment.iter().map(|(name, value)| (name, value)))
 }
 
 fn unit() -> Command {
@@ -143,8 +132,8 @@ fn suites() -> Command {
     command
 }
 
-/// The models of every package that has a test called `loom`.
-fn loom(watcher: &mut Watcher, environment: &[(&str, String)]) -> Result<Option<String>> {
+/// Runs the models of every package that has a test called `loom`; `None` if none has.
+pub(crate) fn loom_command() -> Result<Option<Command>> {
     let mut command = cargo();
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", tree::target_dir().join("loom"));
     command.args(["test", "--release", "--test", "loom", "--no-fail-fast"]);
@@ -153,10 +142,15 @@ fn loom(watcher: &mut Watcher, environment: &[(&str, String)]) -> Result<Option<
             command.args(["--package", &package.name]);
         }
     }
-    if !command.get_args().any(|argument| argument == "--package") {
-        return Ok(Some("no package has a test called `loom`".to_owned()));
+    let any = command.get_args().any(|argument| argument == "--package");
+    Ok(any.then_some(command))
+}
+
+fn loom(watcher: &mut Watcher) -> Result<Option<String>> {
+    match loom_command()? {
+        Some(mut command) => watcher.run(&mut command),
+        None => Ok(Some("no package has a test called `loom`".to_owned())),
     }
-    watcher.run(with(environment, &mut command))
 }
 
 /// Runs the commands of a stage: counts, keeps a log, shows what matters and that something is going on.
@@ -242,8 +236,9 @@ fn describe(outcome: &Outcome) -> String {
     }
 }
 
-/// The table, what failed, what was skipped and why, and the closing line that CI reads.
-pub(crate) fn summary(outcomes: &[Outcome]) {
+/// The table, what failed, what was skipped and why, what is proven, and the closing line that CI reads; how many
+/// failures it counts.
+fn summary(outcomes: &[Outcome]) -> Result<u64> {
     let mut rows = vec![["stage", "", "time", ""].map(str::to_owned).to_vec()];
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for outcome in outcomes {
@@ -274,7 +269,35 @@ pub(crate) fn summary(outcomes: &[Outcome]) {
     if let Some(line) = devices(outcomes) {
         println!("{line}");
     }
+    failed += requirements(outcomes)?;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(failed)
+}
+
+/// Prints which requirements the tests that passed prove; how many failures that makes. All must be proven when all
+/// stages ran.
+fn requirements(outcomes: &[Outcome]) -> Result<u64> {
+    let proven = Proven::by(outcomes.iter().flat_map(|outcome| &outcome.tally.names));
+    let stages: Vec<String> = outcomes.iter().map(|outcome| outcome.stage.name()).collect();
+    let all = Stage::value_variants().iter().all(|stage| stages.contains(&stage.name()));
+    let file = proven.write(&stages)?;
+    println!("\nrequirements proven by tests that passed in the stages run (by which: {file})");
+    for line in proven.lines() {
+        println!("{line}");
+    }
+    let mut failures = 0;
+    if all {
+        for requirement in proven.missing() {
+            failures += 1;
+            println!("failed: no test that passed proves {requirement}");
+        }
+    }
+    for (requirement, test) in proven.unknown() {
+        failures += 1;
+        println!("failed: {test} names {requirement}, which there is not");
+    }
+    println!();
+    Ok(failures)
 }
 
 /// How many tests ran on `emu:`, and how many of the same on `vfio:`.

@@ -1,0 +1,137 @@
+//! The parts: what each runs, how often, and what has to be reached.
+
+use anyhow::Result;
+
+use crate::fuzz;
+
+/// One kind of stress.
+pub(super) struct Part {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    pub(super) work: Work,
+    /// Beside `PORTCULLIS_SOAK`, `PORTCULLIS_SEED` and, when a slice has several seeds, `PORTCULLIS_SEEDS`.
+    pub(super) environment: &'static [(&'static str, &'static str)],
+    /// It is done in so many slices, each remembered when it is done.
+    pub(super) slices: u64,
+    /// Seeds that one slice goes through.
+    pub(super) seeds: u64,
+    /// What its tests must have counted in all: the words after the number in `counted: N ...`, summed.
+    pub(super) goals: Vec<(u64, &'static str)>,
+    /// How many cores it keeps busy. What needs one runs beside another of that kind.
+    pub(super) cores: usize,
+    /// About how long, on two cores, with everything built.
+    pub(super) minutes: u64,
+}
+
+/// How a slice is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Work {
+    /// `cargo test --profile soak` with these words before and behind `--`.
+    Test { of: &'static str, only: &'static str },
+    /// All loom models.
+    Loom,
+    /// Each fuzz target for so many seconds, as a slice of its own.
+    Fuzz { seconds: u64 },
+}
+
+impl Part {
+    /// With what most parts have: one slice, one seed, both cores.
+    fn new(name: &'static str, about: &'static str, work: Work) -> Self {
+        Self {
+            name,
+            about,
+            work,
+            environment: &[],
+            slices: 1,
+            seeds: 1,
+            goals: Vec::new(),
+            cores: 2,
+            minutes: 1,
+        }
+    }
+
+    fn goal(mut self, count: u64, what: &'static str) -> Self {
+        self.goals.push((count, what));
+        self
+    }
+
+    fn slices(mut self, slices: u64, seeds: u64) -> Self {
+        (self.slices, self.seeds) = (slices, seeds);
+        self
+    }
+
+    fn environment(mut self, environment: &'static [(&'static str, &'static str)]) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    fn one_core(mut self) -> Self {
+        self.cores = 1;
+        self
+    }
+
+    fn minutes(mut self, minutes: u64) -> Self {
+        self.minutes = minutes;
+        self
+    }
+}
+
+/// All parts. What takes one core comes first, so that those fill both.
+pub(super) fn all() -> Result<Vec<Part>> {
+    let test = |of, only| Work::Test { of, only };
+    let targets = fuzz::targets()?.len() as u64;
+    Ok(vec![
+        Part::new("loom", "the queue protocols under every interleaving that matters", Work::Loom).one_core(),
+        Part::new(
+            "tables",
+            "tables against their oracle: many operations, many threads",
+            test("--package tpt --tests", ""),
+        )
+        .environment(&[("PROPTEST_CASES", "4096")])
+        .one_core()
+        .minutes(3),
+        Part::new(
+            "properties",
+            "property tests of rings, driver and engine with many cases",
+            test("--package wire --package driver --package adapter --lib --tests", ""),
+        )
+        .environment(&[("PROPTEST_CASES", "1024")])
+        .minutes(3),
+        Part::new(
+            "store",
+            "the store against its model, with the power cut, with damaged images",
+            test("--package store --lib --tests", ""),
+        )
+        .environment(&[("PROPTEST_CASES", "1024")])
+        .one_core()
+        .minutes(3),
+        Part::new("fuzz", "every fuzz target", Work::Fuzz { seconds: 120 })
+            .goal(targets, fuzz::COUNTED)
+            .one_core()
+            .minutes(targets + 1),
+        Part::new("system", "the whole path, on emu", test("--package tests --test system", "")).minutes(3),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_names_of_their_own_and_end_in_time() {
+        let parts = all().unwrap();
+        let mut names: Vec<_> = parts.iter().map(|part| part.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), parts.len());
+        assert!(parts.iter().all(|part| part.slices > 0 && part.seeds > 0 && part.cores > 0));
+        let minutes: u64 = parts.iter().map(|part| part.minutes).sum();
+        assert!(minutes <= 80, "{minutes} minutes");
+        for part in &parts {
+            let mut goals: Vec<_> = part.goals.iter().map(|(_, what)| what).collect();
+            goals.sort_unstable();
+            goals.dedup();
+            assert_eq!(goals.len(), part.goals.len(), "{}", part.name);
+        }
+    }
+}
