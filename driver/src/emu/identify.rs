@@ -11,7 +11,7 @@ use super::nvm::NAMESPACE;
 use super::queue::SubmissionSlot;
 use crate::spec::nvme::{
     Dlfeat, Flbas, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, LbaFormat,
-    Oncs, SmartLog, Vwc,
+    Oncs, Sgls, SmartLog, Vwc,
 };
 
 /// CNS: the namespace's descriptors.
@@ -52,6 +52,9 @@ pub(super) fn controller(shape: &Shape) -> Vec<u8> {
     id.sqes = 0x66;
     id.cqes = 0x44;
     id.nn = NAMESPACE.into();
+    let mut sgls = Sgls(0);
+    sgls.set_support(1);
+    id.sgls = sgls.0.into();
     let mut oncs = Oncs(0);
     oncs.set_compare(true);
     oncs.set_dataset_management(true);

@@ -10,7 +10,7 @@
 //! call, no lock that anyone sleeps on. Media that block have a thread of the device's own, which spins a little and
 //! then sleeps until a doorbell is written.
 //!
-//! Not implemented, and reported so: SGLs, metadata and protection information, more than one namespace, namespace
+//! Not implemented, and reported so: bit buckets, metadata and protection information, more than one namespace, namespace
 //! management, firmware update, power states, reservations, shadow doorbells, controller memory buffer. A read and a
 //! write of the same block at the same time, from two queues, are each done, but a read may see part of the write.
 
@@ -28,6 +28,7 @@ mod memory;
 mod nvm;
 mod prp;
 mod queue;
+mod sgl;
 #[cfg(test)]
 mod tests;
 

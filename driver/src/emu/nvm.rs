@@ -6,8 +6,11 @@ use super::controller::Controller;
 use super::identify::ZEROES_SHIFT;
 use super::iommu::{Direction, Window};
 use super::media::MediaError;
-use super::prp;
-use crate::spec::nvme::{DSM_RANGES, DsmCdw10, DsmCdw11, DsmRange, IoCdw12, NSID_ALL, Sqe, Status, nvm};
+use super::memory::Segments;
+use super::{prp, sgl};
+use crate::spec::nvme::{
+    DSM_RANGES, DsmCdw10, DsmCdw11, DsmRange, IoCdw12, NSID_ALL, PSDT_SGL, Sqe, Status, nvm,
+};
 
 /// The only namespace.
 pub(super) const NAMESPACE: u32 = 1;
@@ -16,6 +19,21 @@ pub(super) const NAMESPACE: u32 = 1;
 #[inline]
 pub(super) fn blocks(command: &Sqe) -> u32 {
     u32::from(IoCdw12(command.cdw12).nlb_z()) + 1
+}
+
+/// The `len` bytes of memory that a command names, by PRPs or an SGL.
+#[inline]
+fn data<'w>(
+    window: &'w Window<'_>,
+    command: &Sqe,
+    len: usize,
+    direction: Direction,
+) -> Result<Segments<'w>, Status> {
+    if command.cdw0.psdt() == PSDT_SGL {
+        sgl::segments(window, command.sgl(), len, direction)
+    } else {
+        prp::segments(window, [command.prp1, command.prp2], len, direction)
+    }
 }
 
 impl From<MediaError> for Status {
@@ -38,7 +56,7 @@ impl Controller {
         ) {
             return Err(Status::INVALID_OPCODE);
         }
-        if command.cdw0.fuse() != 0 || command.cdw0.psdt() != 0 {
+        if command.cdw0.fuse() != 0 || command.cdw0.psdt() > PSDT_SGL {
             return Err(Status::INVALID_FIELD);
         }
         let everywhere = opcode == nvm::FLUSH && command.nsid == NSID_ALL;
@@ -74,15 +92,15 @@ impl Controller {
         let media = &*self.shape.media;
         match command.cdw0.opc() {
             nvm::READ => {
-                let into = prp::segments(window, [command.prp1, command.prp2], len, Direction::ToHost)?;
+                let into = data(window, command, len, Direction::ToHost)?;
                 media.read(offset, &into)?;
             }
             nvm::WRITE => {
-                let from = prp::segments(window, [command.prp1, command.prp2], len, Direction::FromHost)?;
+                let from = data(window, command, len, Direction::FromHost)?;
                 media.write(offset, &from, self.write_through(command))?;
             }
             _ => {
-                let with = prp::segments(window, [command.prp1, command.prp2], len, Direction::FromHost)?;
+                let with = data(window, command, len, Direction::FromHost)?;
                 if !media.compare(offset, &with)? {
                     return Err(Status::COMPARE_FAILURE);
                 }
@@ -95,7 +113,7 @@ impl Controller {
     fn manage_dataset(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
         let count = usize::from(DsmCdw10(command.cdw10).nr_z()) + 1;
         let len = count * size_of::<DsmRange>();
-        let list = prp::segments(window, [command.prp1, command.prp2], len, Direction::FromHost)?;
+        let list = data(window, command, len, Direction::FromHost)?;
         let mut ranges = [DsmRange::default(); DSM_RANGES];
         list.read_at(0, &mut ranges.as_mut_bytes()[..len]);
         let ranges = &ranges[..count];

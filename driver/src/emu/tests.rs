@@ -8,6 +8,8 @@ use super::*;
 use crate::hal::{DmaAccess, Mapping, Registers};
 use crate::spec::nvme::{Sqe, Status, admin, nvm, offset};
 
+mod sgl;
+
 const ENTRIES: u16 = 8;
 
 /// Memory mapped for the device.
@@ -353,7 +355,7 @@ fn commands_it_does_not_have_are_refused() {
         assert!(host.run(&mut pair, entry).is(Status::INVALID_NAMESPACE));
     }
     assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, u32::MAX)).status, 0);
-    for format in [1 << 8, 1 << 14, 3 << 14] {
+    for format in [1 << 8, 2 << 14, 3 << 14] {
         let entry = io(nvm::READ, 0, 1).prp(data.at(0), 0);
         assert!(host.run(&mut pair, entry.set(0, entry.0[0] | format)).is(Status::INVALID_FIELD));
     }

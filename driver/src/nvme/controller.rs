@@ -143,9 +143,8 @@ impl<D: Device> Controller<D> {
         let mut interrupts = route(link.device(), options)?;
         let geometry = profile.traits.geometry;
         let entries = options.entries.min(link.cap.mqes_z().saturating_add(1));
-        let transfer = u64::from(geometry.max_transfer_blocks) << geometry.block_shift;
         for _ in 0..options.queues {
-            let memory = QueueMemory::new(link.mapper.as_ref(), entries, transfer)?;
+            let memory = QueueMemory::new(link.mapper.as_ref(), entries, &geometry)?;
             link.hold(Arc::new(memory));
         }
         let shared = Arc::new(Shared::new(options.queues));

@@ -3,7 +3,7 @@
 use crate::block::Geometry;
 use crate::spec::nvme::{Cap, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, SmartLog, css};
 
-use super::{NvmeError, prp};
+use super::{NvmeError, prp, sgl};
 
 /// The largest transfer that one page of PRP list covers at any offset, in bytes.
 pub(super) const MAX_TRANSFER: u64 = 512 * prp::PAGE;
@@ -170,11 +170,14 @@ impl Traits {
         let wzsl = limits.map_or(0, |limits| limits.wzsl);
         let max_zeroes = blocks_of(pages(wzsl).unwrap_or(u64::MAX));
         let by_ranges = oncs.dataset_management() && !deallocate_by_zeroes && dmrsl > 0;
+        let max_transfer_blocks = blocks_of(pages(id.mdts).unwrap_or(MAX_TRANSFER).min(MAX_TRANSFER));
+        // Whole dwords are what segments are made of; 3 is reserved (Base 2.0, 5.17.2.1: SGLS).
+        let sgl = matches!(id.sgls().support(), 1 | 2);
         let geometry = Geometry {
             block_shift: shift,
             blocks,
-            max_transfer_blocks: blocks_of(pages(id.mdts).unwrap_or(MAX_TRANSFER).min(MAX_TRANSFER)),
-            max_segments: 1,
+            max_transfer_blocks,
+            max_segments: if sgl { sgl::MOST.min(max_transfer_blocks) } else { 1 },
             max_zeroes_blocks: if by_ranges { max_zeroes.min(dmrsl) } else { max_zeroes },
             write_cache: id.vwc.present(),
             write_zeroes: oncs.write_zeroes(),
@@ -286,6 +289,21 @@ mod tests {
     }
 
     #[test]
+    fn scatter_lists_are_used_where_sgls_says_that_they_may_be() {
+        let mut id = controller();
+        let segments = |id: &IdentifyController| {
+            Traits::new(id, None, 1, &namespace(9, 0)).unwrap().geometry.max_segments
+        };
+        for (sgls, most) in [(0, 1), (1, 32), (2, 32), (3, 1), (0xffff_fffd, 32), (0xffff_ffff, 1)] {
+            id.sgls.set(sgls);
+            assert_eq!(segments(&id), most, "{sgls:#x}");
+        }
+        // A segment has a block at least, and so a list no more segments than a command blocks.
+        (id.mdts, id.sgls) = (1, 1.into());
+        assert_eq!(segments(&id), 16);
+    }
+
+    #[test]
     fn capabilities_that_cannot_be_driven() {
         let mut cap = Cap(0);
         cap.set_mqes_z(63);
@@ -341,6 +359,7 @@ mod tests {
                 let most = u64::from(geometry.max_transfer_blocks) << geometry.block_shift;
                 prop_assert!(geometry.max_transfer_blocks >= 1 && most <= MAX_TRANSFER);
                 prop_assert!((1..=65536).contains(&geometry.max_zeroes_blocks));
+                prop_assert!((1..=sgl::MOST.min(geometry.max_transfer_blocks)).contains(&geometry.max_segments));
             }
         }
     }

@@ -9,7 +9,7 @@
 //! What a device says is read once and not believed: values are checked before use, completions that answer nothing
 //! are counted ([`Controller::anomalies`]) and otherwise ignored.
 //!
-//! Deliberately not here: SGLs, metadata and protection information, asynchronous events, more than one namespace at a
+//! Deliberately not here: metadata and protection information, asynchronous events, more than one namespace at a
 //! time, weighted arbitration, controller memory buffers, shadow doorbells, Abort (it proves nothing).
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ mod identity;
 mod link;
 mod prp;
 mod queue;
+mod sgl;
 mod shared;
 mod slots;
 #[cfg(test)]

@@ -13,14 +13,14 @@ use crate::block::{
 use crate::dma::DmaBuffer;
 use crate::hal::{DmaAccess, DmaError, Mapper, Registers};
 use crate::spec::nvme::{
-    CQE_LEN, Cqe, DsmCdw10, DsmCdw11, DsmRange, IoCdw12, SQE_LEN, Sqe, cq_head_doorbell, nvm,
-    sq_tail_doorbell,
+    CQE_LEN, Cqe, DsmCdw10, DsmCdw11, DsmRange, IoCdw12, SGL_DESCRIPTOR_LEN, SQE_LEN, Sqe, cq_head_doorbell,
+    nvm, sq_tail_doorbell,
 };
 
 use super::identity::Traits;
-use super::prp;
 use super::shared::{Phase, Shared, State};
 use super::slots::Slots;
+use super::{prp, sgl};
 
 /// Where the high half of a completion lies: SQHD, SQID, CID, phase and status.
 const CQE_HIGH: usize = 8;
@@ -29,18 +29,20 @@ const CQE_HIGH: usize = 8;
 pub(super) struct QueueMemory {
     pub(super) submissions: DmaBuffer,
     pub(super) completions: DmaBuffer,
-    /// PRP lists and ranges, `stride` bytes for each slot. The device only reads them.
+    /// PRP lists, SGLs and ranges, `stride` bytes for each slot. The device only reads them.
     lists: DmaBuffer,
     stride: usize,
 }
 
 impl QueueMemory {
-    /// For queues of `entries` entries and transfers of at most `transfer` bytes.
-    pub(super) fn new(mapper: &dyn Mapper, entries: u16, transfer: u64) -> Result<Self, DmaError> {
+    /// For queues of `entries` entries and transfers that `geometry` allows.
+    pub(super) fn new(mapper: &dyn Mapper, entries: u16, geometry: &Geometry) -> Result<Self, DmaError> {
         let entries = usize::from(entries);
+        let transfer = u64::from(geometry.max_transfer_blocks) << geometry.block_shift;
         // A power of two, so that no list crosses a page (Base 2.0, 4.1.1).
         let list = usize::try_from(prp::list_entries(transfer)).unwrap_or(512).clamp(2, 512) * 8;
-        let stride = list.next_power_of_two();
+        let scattered = geometry.max_segments.min(sgl::MOST) as usize * SGL_DESCRIPTOR_LEN;
+        let stride = list.max(scattered).next_power_of_two();
         Ok(Self {
             submissions: DmaBuffer::new(mapper, entries * SQE_LEN, DmaAccess::Read)?,
             completions: DmaBuffer::new(mapper, entries * CQE_LEN, DmaAccess::ReadWrite)?,
@@ -197,6 +199,39 @@ impl<R: Registers> Queue<R> {
         }
     }
 
+    /// Points the entry at the segments, by way of the slot's list if there is more than one.
+    #[inline]
+    fn scatter(&self, sqe: &mut Sqe, segments: &[Segment], slot: u16) {
+        let lists = &self.memory.lists;
+        let at = usize::from(slot) * self.memory.stride;
+        sqe.set_sgl(sgl::build(segments, lists.iova(at).0, |index, descriptor| {
+            lists.write::<2>(at + index * SGL_DESCRIPTOR_LEN, transmute!(descriptor));
+        }));
+    }
+
+    #[inline]
+    fn takes_commands(&self) -> bool {
+        self.state == QueueState::Running && self.shared.state() == self.running
+    }
+
+    /// Takes a slot for the command and gives the entry its id.
+    ///
+    /// A free slot means a free entry: each entry that the device has not fetched belongs to an outstanding command,
+    /// and there is one slot less than entries.
+    #[inline]
+    fn take_slot(&mut self, sqe: &mut Sqe, command: &Command) -> Result<u16, SubmitError> {
+        let (slot, cid) = self.slots.take(command.tag).ok_or(SubmitError::Full)?;
+        sqe.cdw0.set_cid(cid);
+        Ok(slot)
+    }
+
+    /// Puts the entry into the queue.
+    #[inline]
+    fn enter(&mut self, sqe: Sqe) {
+        self.memory.submissions.write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
+        self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
+    }
+
     /// The next completion, if there is one: its high half, read in one access so that phase and rest belong together.
     /// Acquire: the command's data is read after it.
     #[inline]
@@ -304,7 +339,7 @@ impl<R: Registers> BlockQueue for Queue<R> {
 
     #[inline]
     fn submit(&mut self, command: &Command) -> Result<(), SubmitError> {
-        if self.state != QueueState::Running || self.shared.state() != self.running {
+        if !self.takes_commands() {
             return Err(SubmitError::Down);
         }
         let mut sqe = self.prepare(command)?;
@@ -314,25 +349,27 @@ impl<R: Registers> BlockQueue for Queue<R> {
                 return Err(SubmitError::Invalid);
             }
         }
-        // A free slot means a free entry: each entry that the device has not fetched belongs to an outstanding command,
-        // and there is one slot less than entries.
-        let Some((slot, cid)) = self.slots.take(command.tag) else {
-            return Err(SubmitError::Full);
-        };
-        sqe.cdw0.set_cid(cid);
+        let slot = self.take_slot(&mut sqe, command)?;
         self.point(&mut sqe, command, slot);
-        self.memory.submissions.write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
-        self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
+        self.enter(sqe);
         Ok(())
     }
 
     fn submit_scattered(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError> {
-        match segments {
-            [whole] if segments_fit(&self.traits.geometry, command, segments) => {
-                self.submit(&Command { data: whole.data, ..*command })
-            }
-            _ => Err(SubmitError::Invalid),
+        if !self.takes_commands() {
+            return Err(SubmitError::Down);
         }
+        let mut sqe = self.prepare(command)?;
+        if !segments_fit(&self.traits.geometry, command, segments) {
+            return Err(SubmitError::Invalid);
+        }
+        if self.traits.geometry.max_segments == 1 {
+            return self.submit(&Command { data: segments[0].data, ..*command });
+        }
+        let slot = self.take_slot(&mut sqe, command)?;
+        self.scatter(&mut sqe, segments, slot);
+        self.enter(sqe);
+        Ok(())
     }
 
     #[inline]

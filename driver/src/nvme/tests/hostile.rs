@@ -156,7 +156,7 @@ fn bare_queue(entries: u16) -> (Queue<Mute>, Arc<QueueMemory>, Arc<Shared>) {
     let ns = IdentifyNamespace::read_from_bytes(&ns).unwrap();
     let id = IdentifyController::read_from_bytes(&[0u8; 4096]).unwrap();
     let traits = Traits::new(&id, None, 1, &ns).unwrap();
-    let memory = Arc::new(QueueMemory::new(&NullMapper::default(), entries, 64 << 10).unwrap());
+    let memory = Arc::new(QueueMemory::new(&NullMapper::default(), entries, &traits.geometry).unwrap());
     let shared = Arc::new(Shared::new(1));
     shared.set(Phase::Running, 0);
     let queue = Queue::new(QueueParts {

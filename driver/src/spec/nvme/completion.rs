@@ -83,6 +83,14 @@ impl Status {
     pub const INVALID_NAMESPACE: Self = Self(0x00b);
     /// Command Sequence Error.
     pub const COMMAND_SEQUENCE_ERROR: Self = Self(0x00c);
+    /// Invalid SGL Segment Descriptor.
+    pub const SGL_SEGMENT_INVALID: Self = Self(0x00d);
+    /// Invalid Number of SGL Descriptors.
+    pub const SGL_NUMBER_INVALID: Self = Self(0x00e);
+    /// Data SGL Length Invalid.
+    pub const SGL_LENGTH_INVALID: Self = Self(0x00f);
+    /// SGL Descriptor Type Invalid.
+    pub const SGL_TYPE_INVALID: Self = Self(0x011);
     /// PRP Offset Invalid.
     pub const PRP_OFFSET_INVALID: Self = Self(0x013);
     /// LBA Out of Range.

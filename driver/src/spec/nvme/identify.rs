@@ -81,7 +81,7 @@ pub struct IdentifyController {
     pub awupf_z: U16,
     /// Not used here: bytes 530 to 535.
     pub reserved530: [u8; 6],
-    /// SGL support.
+    /// SGL support: [`Sgls`](super::Sgls).
     pub sgls: U32,
     /// Not used here: bytes 540 to 767.
     pub reserved540: [u8; 228],
@@ -110,6 +110,11 @@ impl IdentifyController {
     /// ONCS as bits.
     pub fn oncs(&self) -> Oncs {
         Oncs(self.oncs.get())
+    }
+
+    /// SGLS as bits.
+    pub fn sgls(&self) -> super::Sgls {
+        super::Sgls(self.sgls.get())
     }
 
     /// OACS as bits.

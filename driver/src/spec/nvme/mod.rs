@@ -6,12 +6,14 @@ mod completion;
 mod identify;
 mod log;
 mod registers;
+mod sgl;
 
 pub use command::*;
 pub use completion::*;
 pub use identify::*;
 pub use log::*;
 pub use registers::*;
+pub use sgl::*;
 
 /// The namespace id that means all namespaces (Base, 3.2.1.2).
 pub const NSID_ALL: u32 = 0xffff_ffff;
