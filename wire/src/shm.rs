@@ -1,7 +1,7 @@
 //! Memory shared by two processes that do not trust each other.
 #![allow(unsafe_code)] // atomics inside a mapping
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 use rustix::io::Errno;
 
-use crate::discard::discard;
+use crate::discard::{Owner, discard};
 
 /// Bytes of a page; sizes are multiples of it.
 pub const PAGE: usize = 4096;
@@ -72,6 +72,36 @@ impl SharedMemory {
         let at = self.word(offset, size_of::<AtomicU64>())?;
         // SAFETY: as in `atomic_u32`.
         Some(unsafe { AtomicU64::from_ptr(at.cast()) })
+    }
+
+    /// Copies the bytes from `offset` on into private memory, each read exactly once, so that what the other side writes
+    /// later changes nothing. `None`, and nothing copied, if they are not all inside.
+    #[must_use]
+    pub fn copy_out(&self, offset: usize, target: &mut [u8]) -> Option<()> {
+        let end = offset.checked_add(target.len())?;
+        if end > self.len() {
+            return None;
+        }
+        let to_word = offset.next_multiple_of(8) - offset;
+        let (head, rest) = target.split_at_mut(to_word.min(target.len()));
+        self.copy_bytes(offset, head);
+        let mut at = offset + head.len();
+        let (words, tail) = rest.as_chunks_mut::<8>();
+        for word in words {
+            // Relaxed: whatever tells that the bytes are there was read with Acquire.
+            *word = self.atomic_u64(at)?.load(Ordering::Relaxed).to_ne_bytes();
+            at += 8;
+        }
+        self.copy_bytes(at, tail);
+        Some(())
+    }
+
+    /// A few bytes that the caller saw to be inside.
+    fn copy_bytes(&self, offset: usize, target: &mut [u8]) {
+        for (at, byte) in (offset..self.len()).zip(target) {
+            // SAFETY: `at` is inside the mapping, which lives as long as `self`; all access to it is atomic.
+            *byte = unsafe { AtomicU8::from_ptr(self.start().wrapping_add(at)) }.load(Ordering::Relaxed);
+        }
     }
 
     fn word(&self, offset: usize, size: usize) -> Option<*mut u8> {
@@ -220,25 +250,14 @@ impl SealedMemory {
     /// # Errors
     /// As [`Self::adopt`].
     pub fn adopt_with(fd: OwnedFd, bytes: u64, max: u64, lock: Lock) -> Result<Self, AdoptError> {
-        // Nothing but fcntl before it is known to be a memfd: fstat, mmap and close of a FUSE file ask its server.
-        if let Err(error) = check_kind(&fd) {
-            discard(fd);
-            return Err(error);
+        let mut progress =
+            Progress::More(Adoption::begin(Offer { fd, bytes, max, lock, owner: Owner::Nobody })?);
+        loop {
+            progress = match progress {
+                Progress::More(adoption) => adoption.step(usize::MAX)?,
+                Progress::Done(memory) => return Ok(memory),
+            };
         }
-        let size = check_request(&fd, bytes, max)?;
-        let memory = SharedMemory::map(&fd, size).map_err(|source| AdoptError::Map { bytes, source })?;
-        rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(|e| AdoptError::Seal(e.into()))?;
-        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|e| AdoptError::Seal(e.into()))?;
-        if seals.intersection(SEALS | SealFlags::WRITE) != SEALS {
-            return Err(AdoptError::SealsMissing { actual: seals.bits(), wanted: SEALS.bits() });
-        }
-        // Only now is the size what it stays.
-        check_size(&fd, bytes)?;
-        memory.map.advise(Advice::PopulateWrite).map_err(|source| AdoptError::Populate { bytes, source })?;
-        if lock == Lock::Mlock {
-            memory.map.lock().map_err(|source| AdoptError::Lock { bytes, limit: memlock_limit(), source })?;
-        }
-        Ok(Self { memory: Arc::new(memory) })
     }
 
     /// The memory; whoever holds it keeps it mapped and locked.
@@ -256,6 +275,96 @@ impl SealedMemory {
     pub fn len(&self) -> usize {
         self.memory.len()
     }
+}
+
+/// Memory that a distrusted peer offers.
+#[derive(Debug)]
+pub struct Offer {
+    /// Said to be a memfd.
+    pub fd: OwnedFd,
+    /// Said to be its size.
+    pub bytes: u64,
+    /// More is not taken.
+    pub max: u64,
+    /// Who keeps its pages in memory.
+    pub lock: Lock,
+    /// Whose descriptor it is, should it have to be discarded.
+    pub owner: Owner,
+}
+
+/// Memory on its way to be adopted: sealed, and filled with pages a slice at a time, so that whoever fills it can look
+/// up between slices. Dropped before it is done, it is given back.
+#[derive(Debug)]
+pub struct Adoption {
+    memory: SharedMemory,
+    filled: usize,
+    lock: Lock,
+}
+
+/// How far an [`Adoption`] is.
+#[derive(Debug)]
+pub enum Progress {
+    /// There is more to fill.
+    More(Adoption),
+    /// All of it is there.
+    Done(SealedMemory),
+}
+
+impl Adoption {
+    /// Maps and seals what is offered.
+    ///
+    /// # Errors
+    /// As [`SealedMemory::adopt`].
+    pub fn begin(offer: Offer) -> Result<Self, AdoptError> {
+        let Offer { fd, bytes, max, lock, owner } = offer;
+        // The last close of a memfd gives its pages back, however many its owner made: not here either.
+        match seal(&fd, bytes, max) {
+            Ok(memory) => Ok(Self { memory, filled: 0, lock }),
+            Err(error) => {
+                discard(owner, fd);
+                Err(error)
+            }
+        }
+    }
+
+    /// Fills, and locks, at most `most` bytes more (rounded up to a page).
+    ///
+    /// # Errors
+    /// `Populate` and `Lock`.
+    pub fn step(mut self, most: usize) -> Result<Progress, AdoptError> {
+        let bytes = self.memory.len() as u64;
+        let left = self.memory.len() - self.filled;
+        let slice = most.clamp(PAGE, left).next_multiple_of(PAGE);
+        let populated = self.memory.map.advise_range(Advice::PopulateWrite, self.filled, slice);
+        populated.map_err(|source| AdoptError::Populate { bytes, source })?;
+        if self.lock == Lock::Mlock {
+            let start = self.memory.start().wrapping_add(self.filled);
+            // SAFETY: the range is inside this mapping, and locking it changes nothing that anyone could see.
+            let locked = unsafe { rustix::mm::mlock(start.cast(), slice) };
+            locked.map_err(|e| AdoptError::Lock { bytes, limit: memlock_limit(), source: e.into() })?;
+        }
+        self.filled += slice;
+        if self.filled < self.memory.len() {
+            return Ok(Progress::More(self));
+        }
+        Ok(Progress::Done(SealedMemory { memory: Arc::new(self.memory) }))
+    }
+}
+
+/// Maps the memfd and seals it: from here on it is `bytes` long and stays so.
+fn seal(fd: &OwnedFd, bytes: u64, max: u64) -> Result<SharedMemory, AdoptError> {
+    // Nothing but fcntl before it is known to be a memfd: fstat, mmap and close of a FUSE file ask its server.
+    check_kind(fd)?;
+    let size = check_request(fd, bytes, max)?;
+    let memory = SharedMemory::map(fd, size).map_err(|source| AdoptError::Map { bytes, source })?;
+    rustix::fs::fcntl_add_seals(fd, SEALS).map_err(|e| AdoptError::Seal(e.into()))?;
+    let seals = rustix::fs::fcntl_get_seals(fd).map_err(|e| AdoptError::Seal(e.into()))?;
+    if seals.intersection(SEALS | SealFlags::WRITE) != SEALS {
+        return Err(AdoptError::SealsMissing { actual: seals.bits(), wanted: SEALS.bits() });
+    }
+    // Only now is the size what it stays.
+    check_size(fd, bytes)?;
+    Ok(memory)
 }
 
 /// Sees by fcntl alone whether it is a memfd, writable and open to seals.

@@ -13,7 +13,10 @@ use rustix::net::{
 };
 
 use crate::control::{MAX_DESCRIPTORS, MAX_MESSAGE};
-use crate::discard::discard;
+use crate::discard::{Owner, discard};
+
+/// SCM_MAX_FD of net/scm.h: the kernel passes no more descriptors with one packet.
+const SCM_MAX_FD: usize = 253;
 
 /// Whether a call may sleep, whatever O_NONBLOCK of the description says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,8 +58,22 @@ pub fn receive(
     buffer: &mut [u8],
     blocking: Blocking,
 ) -> Result<(usize, Vec<OwnedFd>), ReceiveError> {
-    // Room for exactly so many: the kernel drops the rest and says so.
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    receive_of(Owner::Nobody, socket, buffer, blocking)
+}
+
+/// As [`receive`], from the peer `owner`: what has to be closed is closed as its own.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_of(
+    owner: Owner,
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    blocking: Blocking,
+) -> Result<(usize, Vec<OwnedFd>), ReceiveError> {
+    // Room for all that can come: what the kernel drops for want of room it closes in the midst of this call, and that
+    // may take as long as whoever sent it likes.
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(SCM_MAX_FD))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut flags = RecvFlags::CMSG_CLOEXEC;
     if blocking == Blocking::Never {
@@ -87,8 +104,22 @@ pub fn receive(
     } else {
         return Ok((message.bytes, descriptors));
     };
-    descriptors.into_iter().for_each(discard);
+    descriptors.into_iter().for_each(|fd| discard(owner, fd));
     Err(error)
+}
+
+/// Bytes sent that the peer has not received yet, with what the kernel adds to them; 0 if it has received all.
+///
+/// # Errors
+/// The kernel's: not a socket.
+pub fn unreceived(socket: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ writes one integer through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Sends one packet with at most [`MAX_DESCRIPTORS`] descriptors, without SIGPIPE.

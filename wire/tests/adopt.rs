@@ -30,6 +30,31 @@ fn memfd(bytes: u64, flags: MemfdFlags) -> OwnedFd {
 }
 
 #[test]
+fn bytes_are_copied_from_where_they_lie_whatever_the_alignment() {
+    let (memory, _fd) = SharedMemory::create("wire-test", 4096).unwrap();
+    let at = |i: usize| (i * 7 + i / 256) as u8;
+    for word in 0..512 {
+        let bytes: [u8; 8] = std::array::from_fn(|i| at(word * 8 + i));
+        memory.atomic_u64(word * 8).unwrap().store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+    }
+    for offset in (0..20).chain(4076..=4096) {
+        for length in (0..40).filter(|length| offset + length <= 4096) {
+            let mut target = vec![0xee; length];
+            memory.copy_out(offset, &mut target).unwrap();
+            assert!(
+                target.iter().enumerate().all(|(i, byte)| *byte == at(offset + i)),
+                "{length} at {offset}"
+            );
+        }
+    }
+    let mut target = [0xee; 8];
+    for offset in [4089, 4096, 4097, usize::MAX - 7, usize::MAX] {
+        assert_eq!(memory.copy_out(offset, &mut target), None);
+        assert_eq!(target, [0xee; 8], "nothing was copied");
+    }
+}
+
+#[test]
 fn both_sides_see_each_others_stores() {
     let (ours, fd) = SharedMemory::create("wire-test", 8192).unwrap();
     let theirs = SealedMemory::adopt(fd.try_clone().unwrap(), 8192, MAX).unwrap();

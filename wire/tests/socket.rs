@@ -15,7 +15,7 @@ use rustix::net::{
 };
 use wire::control::{MAX_DESCRIPTORS, MAX_MESSAGE};
 use wire::doorbell::{self, Bell, Woken};
-use wire::socket::{Blocking, ReceiveError, peer_credentials, receive, send};
+use wire::socket::{Blocking, ReceiveError, peer_credentials, receive, send, unreceived};
 
 fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
@@ -99,6 +99,17 @@ fn ends_are_told_apart() {
     assert_eq!(send(&b, b"", &[], Blocking::Wait).unwrap_err().kind(), ErrorKind::InvalidInput);
     let many = [b.as_fd(); MAX_DESCRIPTORS + 1];
     assert_eq!(send(&b, b"x", &many, Blocking::Wait).unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn what_the_peer_has_not_received_is_known() {
+    let (a, b) = pair();
+    assert_eq!(unreceived(&a).unwrap(), 0);
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    send(&a, b"x", &[pipe.as_fd()], Blocking::Never).unwrap();
+    assert!(unreceived(&a).unwrap() > 0);
+    get(&b).unwrap();
+    assert_eq!(unreceived(&a).unwrap(), 0);
 }
 
 /// A client that never reads cannot stop who writes to it, whatever it does to the flags of the description.

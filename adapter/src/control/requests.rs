@@ -10,7 +10,7 @@ use wire::Status;
 use wire::control::{
     DeviceInfo, GrantInfo, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
 };
-use wire::discard::{discard, pending as discarding};
+use wire::discard::{Owner, discard, pending as discarding};
 use wire::layout::{Entries, MAX_ENTRIES, MIN_ENTRIES};
 use wire::shm::{AdoptError, Lock, SealedMemory};
 use wire::view::QueueView;
@@ -36,7 +36,7 @@ const DESCRIPTORS_DISCARDED: usize = 256;
 impl Control {
     pub(super) fn dispatch(&mut self, caller: Caller, request: Request, descriptors: Vec<OwnedFd>) {
         if let Err(refusal) = self.check_form(caller, &request, &descriptors) {
-            descriptors.into_iter().for_each(discard); // Closing what a client sent may take as long as the client likes.
+            descriptors.into_iter().for_each(|fd| discard(Owner::Nobody, fd)); // Closing what a client sent may take as long as the client likes.
             return self.answer(caller, Err(refusal));
         }
         let mut descriptors = descriptors.into_iter();
@@ -166,7 +166,7 @@ impl Control {
             return Err(Refusal::new(Status::E_PARAM, "no descriptor came along"));
         };
         if let Err(refusal) = self.check_pinned(caller, bytes) {
-            discard(descriptor);
+            discard(Owner::Nobody, descriptor);
             return Err(refusal);
         }
         let sealed = SealedMemory::adopt_with(descriptor, bytes, self.policy.limits.pinned_bytes, lock)
@@ -260,6 +260,7 @@ impl Control {
         let domain = session.domain;
         let (access, dma) = or_discard(checked, &mut descriptor)?;
         let memory = self.adopt(caller, length, descriptor, self.lock)?;
+        let shared = memory.shared();
         let mapping = self
             .mapper
             .map(Arc::new(memory), dma)
@@ -269,6 +270,10 @@ impl Control {
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             session.pinned_bytes += length;
             session.regions.insert(key, RegionHeld { mapping, bytes: length, quiescing: false });
+        }
+        // Before the answer, so that no poller waits long for the memory of a region that a request names.
+        for poller in 0..self.pollers.len() {
+            self.send(poller, Command::Region(key.index(), shared.clone()));
         }
         Ok(Reply::Region { region: key.0 })
     }
@@ -480,7 +485,7 @@ impl Control {
 /// A refusal closes the descriptor that came along, without waiting for whoever sent it.
 fn or_discard<T>(checked: Result<T, Refusal>, descriptor: &mut Option<OwnedFd>) -> Result<T, Refusal> {
     checked.inspect_err(|_| {
-        descriptor.take().into_iter().for_each(discard);
+        descriptor.take().into_iter().for_each(|fd| discard(Owner::Nobody, fd));
     })
 }
 
