@@ -110,6 +110,7 @@ pub fn segments_fit(geometry: &Geometry, command: &Command, segments: &[Segment]
     // At most 2^32 segments of at most 2^32 bytes: the sum does not wrap.
     let bytes = || segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
     command.operation.moves_data()
+        && command.blocks <= geometry.max_transfer_blocks
         && (1..=geometry.max_segments).contains(&number)
         && segments.iter().all(fits)
         && bytes() == u64::from(command.blocks) << geometry.block_shift

@@ -8,6 +8,7 @@ pub mod io;
 mod life;
 mod limits;
 mod load;
+mod scatter;
 mod target;
 
 use std::sync::Arc;
@@ -117,5 +118,5 @@ impl Bench {
 
 /// All cases.
 pub fn all() -> Vec<Case> {
-    [data::CASES, limits::CASES, life::CASES].concat()
+    [data::CASES, scatter::CASES, limits::CASES, life::CASES].concat()
 }
