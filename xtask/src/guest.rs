@@ -6,8 +6,7 @@ use anyhow::{Context, Result, ensure};
 use qemu::{Artifact, Command, Event, Exit, Expect, Guest, Machine, Nvme, Step, Stream, User};
 
 use crate::process::cargo;
-use crate::test::Watcher;
-use crate::tree;
+use crate::test::{self, Watcher};
 
 /// Who owns the device in the guest and runs the adapter: no privileges.
 const ADAPTER: User = User { uid: 1000, gid: 1000 };
@@ -42,12 +41,8 @@ pub(crate) fn suites(watcher: &mut Watcher) -> Result<Option<String>> {
     let mut command = cargo();
     command.args(["test", "--package", "qemu", "--test", "guest", "--", "--ignored", "--test-threads=1"]);
     let mut trouble: Vec<String> = watcher.run(&mut command)?.into_iter().collect();
-    let metadata = tree::metadata()?;
-    let package =
-        metadata.packages.iter().find(|package| package.name == "tests").context("no package `tests`")?;
-    let suites = package.targets.iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
-    for suite in suites {
-        trouble.extend(run_suite(watcher, &suite.name)?);
+    for suite in test::suites()? {
+        trouble.extend(run_suite(watcher, &suite)?);
     }
     Ok(Some(trouble.join("; ")).filter(|trouble| !trouble.is_empty()))
 }

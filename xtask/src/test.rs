@@ -2,10 +2,12 @@
 
 use std::io::Write;
 use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 
 use crate::process::{self, Ended, cargo};
@@ -90,11 +92,7 @@ fn run_stage(stage: Stage, args: &Args) -> Result<Outcome> {
         Stage::Doc => watcher.run(cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"])),
         Stage::Loom => loom(&mut watcher),
         Stage::Fuzz => fuzz::smoke(&mut watcher),
-        Stage::Emu => {
-            let mut command = suites();
-            command.env("PORTCULLIS_DEVICE", &args.device);
-            watcher.run(&mut command)
-        }
+        Stage::Emu => suites_on_emu(&mut watcher, &args.device),
         Stage::Guest if args.no_guest => {
             skipped = Some("--no-guest was given".to_owned());
             Ok(None)
@@ -126,10 +124,60 @@ fn unit() -> Command {
     command
 }
 
-fn suites() -> Command {
-    let mut command = cargo();
-    command.args(["test", "--package", "tests", "--lib", "--bins", "--tests", "--no-fail-fast"]);
-    command
+/// The test programs of the package `tests`.
+pub(crate) fn suites() -> Result<Vec<String>> {
+    let metadata = tree::metadata()?;
+    let package =
+        metadata.packages.iter().find(|package| package.name == "tests").context("no package `tests`")?;
+    let tests = package.targets.iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
+    Ok(tests.map(|target| target.name.clone()).collect())
+}
+
+/// How many suites run beside one another: on two cores one of them often waits.
+const BESIDE: usize = 2;
+
+/// Builds the suites, then runs each as a process of its own, some beside others.
+fn suites_on_emu(watcher: &mut Watcher, device: &str) -> Result<Option<String>> {
+    let tests = || {
+        let mut command = cargo();
+        command.args(["test", "--package", "tests", "--no-fail-fast"]).env("PORTCULLIS_DEVICE", device);
+        command
+    };
+    if let Some(trouble) = watcher.run(tests().args(["--lib", "--bins", "--tests", "--no-run"]))? {
+        return Ok(Some(trouble));
+    }
+    let suites = suites()?;
+    // From the end: the last is begun first.
+    let waiting: Vec<&str> = ["lib"].into_iter().chain(suites.iter().map(String::as_str)).collect();
+    let waiting = Mutex::new(waiting);
+    let run = || -> Result<Vec<(Tally, Option<String>)>> {
+        let mut ended = Vec::new();
+        loop {
+            let next = waiting.lock().map_err(|_| anyhow!("another suite's run panicked"))?.pop();
+            let Some(name) = next else { return Ok(ended) };
+            let mut command = tests();
+            match name {
+                "lib" => command.arg("--lib"),
+                suite => command.args(["--test", suite]),
+            };
+            let mut watcher = Watcher::new(&format!("emu-{name}"))?;
+            let trouble = watcher.run(&mut command)?;
+            ended.push((watcher.tally, trouble));
+        }
+    };
+    let ended = thread::scope(|scope| {
+        let runs: Vec<_> = (0..BESIDE).map(|_| scope.spawn(run)).collect();
+        let join = |run: thread::ScopedJoinHandle<'_, _>| {
+            run.join().unwrap_or_else(|_| Err(anyhow!("the run of a suite panicked")))
+        };
+        runs.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let mut troubles = Vec::new();
+    for (tally, trouble) in ended.into_iter().flatten() {
+        watcher.tally.add(tally);
+        troubles.extend(trouble);
+    }
+    Ok(Some(troubles.join("; ")).filter(|trouble| !trouble.is_empty()))
 }
 
 /// Runs the models of every package that has a test called `loom`; `None` if none has.
@@ -212,7 +260,7 @@ impl Watcher {
                 Kind::Quiet => self.doing = format!("{} tests so far", self.tally.names.len()),
                 Kind::Building => self.doing = line.trim().to_lowercase(),
                 Kind::Show => {
-                    eprintln!("   {line}");
+                    eprintln!("   {}: {line}", self.stage);
                     self.shown = Instant::now();
                 }
             }
