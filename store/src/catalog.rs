@@ -68,7 +68,8 @@ impl Catalog {
             Ok(database) => Ok(Self { database: Some(database), shadow, poison: None }),
             Err(why) => {
                 let mut file = shadow.lock();
-                let fault = file.fault().cloned();
+                // To look beyond its end is no failure of the file, but of what the database was told.
+                let fault = file.fault().filter(|fault| **fault != Fault::Misuse).cloned();
                 file.stop();
                 Err(fault.map_or(
                     StoreError::Damaged { what: format!("the metadata database: {why}") },
@@ -100,7 +101,10 @@ impl Catalog {
     /// Makes all of `changes` durable, or, with [`StoreError::MetadataFull`], none. After another error it is unknown
     /// which, until the store is opened again.
     pub(crate) fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.shadow.lock().gather();
         let result = self.attempt(|database| apply(database, changes));
+        let result = result
+            .and_then(|()| self.shadow.lock().settle().map_err(|fault| StoreError::from(fault).to_string()));
         if !matches!(self.shadow.lock().fault(), Some(Fault::Full)) {
             return result.map_err(|why| self.poisoned(why));
         }
@@ -203,7 +207,10 @@ fn open_database(shadow: &SharedShadow) -> Result<Database, redb::Error> {
 }
 
 fn apply(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
+    let mut transaction = database.begin_write()?;
+    // Or the database would take the state before for the present if it finds this one damaged. It costs nothing: all
+    // steps of a commit become durable at once.
+    transaction.set_two_phase_commit(true);
     {
         let mut volumes = transaction.open_table(VOLUMES)?;
         let mut counters = transaction.open_table(COUNTERS)?;

@@ -65,7 +65,7 @@ pub fn image(data: &[u8]) {
 }
 
 /// Nothing overlaps, and nothing lies in the metadata or outside the device.
-fn assert_sound(store: &Store) {
+pub(crate) fn assert_sound(store: &Store) {
     let Ok(volumes) = store.volumes() else { return };
     let mut extents = store.metadata_extents();
     let metadata: u64 = extents.iter().map(|extent| extent.count.0).sum();

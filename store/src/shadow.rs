@@ -157,6 +157,8 @@ pub(crate) struct Shadow {
     /// Pages whose entry differs from the durable one.
     changed: BTreeSet<u32>,
     length_changed: bool,
+    /// Syncs of the database wait for [`Shadow::settle`].
+    gathering: bool,
     fault: Option<Fault>,
 }
 
@@ -189,6 +191,7 @@ impl Shadow {
             pages,
             changed,
             length_changed: false,
+            gathering: false,
             fault: None,
         }
     }
@@ -214,8 +217,20 @@ impl Shadow {
         self.pages.fill(Entry::default());
         self.changed.clear();
         self.length_changed = false;
+        self.gathering = false;
         self.fault = None;
         self.load()
+    }
+
+    /// From here to [`Shadow::settle`] the database's syncs do nothing: what it does in several steps becomes one.
+    pub(crate) fn gather(&mut self) {
+        self.gathering = true;
+    }
+
+    /// Makes all that was gathered durable, at once.
+    pub(crate) fn settle(&mut self) -> Result<(), Fault> {
+        self.gathering = false;
+        self.sync()
     }
 
     fn load(&mut self) -> Result<(), Fault> {
@@ -528,7 +543,11 @@ impl redb::StorageBackend for SharedShadow {
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {
-        Ok(self.lock().sync()?)
+        let mut shadow = self.lock();
+        if shadow.gathering {
+            return Ok(());
+        }
+        Ok(shadow.sync()?)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {

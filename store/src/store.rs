@@ -121,9 +121,10 @@ impl Store {
     fn mount(shadow: SharedShadow, superblock: Superblock) -> Result<Self, StoreError> {
         let geometry = *shadow.lock().disk().geometry();
         let mut catalog = Catalog::open(shadow.clone())?;
-        let contents = catalog.load().map_err(|error| match shadow.lock().fault() {
-            Some(Fault::Disk(error)) => StoreError::Disk(*error),
-            _ => StoreError::Damaged { what: error.to_string() },
+        let contents = catalog.load().map_err(|error| match (shadow.lock().fault(), error) {
+            (Some(Fault::Disk(error)), _) => StoreError::Disk(*error),
+            (_, StoreError::Poisoned { why }) => StoreError::Damaged { what: why },
+            (_, error) => error,
         })?;
         let found = inspect(&contents, &superblock.layout);
         if let Some(finding) = found.findings.first() {

@@ -5,6 +5,21 @@ use proptest::prelude::*;
 
 use super::*;
 
+impl Shadow {
+    /// The device blocks at which the roots, the tables and the pages that count begin.
+    pub(crate) fn live(&self) -> (Vec<u64>, Vec<u64>, Vec<u64>) {
+        let places = |entries: &[Entry], what: fn(u32) -> What| {
+            (0..)
+                .zip(entries)
+                .filter(|(_, entry)| entry.slot != 0)
+                .map(|(index, entry)| self.place(what(index), entry.slot))
+                .collect()
+        };
+        let roots = vec![self.layout.root(0), self.layout.root(1)];
+        (roots, places(&self.tables, What::Table), places(&self.pages, What::Page))
+    }
+}
+
 const UUID: [u8; 16] = [9; 16];
 
 fn layout(block_shift: u8) -> Layout {

@@ -5,6 +5,7 @@ use driver::disk::{DiskFault, MemoryDisk};
 use super::*;
 
 mod crash;
+mod damage;
 mod model;
 
 const UNIT: u64 = 64 << 10;
