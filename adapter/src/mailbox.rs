@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crossbeam::queue::ArrayQueue;
 use tpt::{EntryIndex, Key, RegionIndex};
 use wire::Status;
+use wire::shm::SharedMemory;
 
 use crate::engine::{Port, QueueId};
 
@@ -21,6 +22,9 @@ pub enum Command {
     Attach(Box<Port>),
     /// Stop serving it; acknowledged when its last request has ended.
     Detach(QueueId, Arc<Ticket>),
+    /// The sealed and filled memory of a new region, for what the engine itself reads there. Forgotten, before the
+    /// acknowledgement, when the region drains: so the control plane, which still has it then, is always the last owner.
+    Region(RegionIndex, Arc<SharedMemory>),
     /// Acknowledge when no request of this poller uses it.
     Drain(Drained, Arc<Ticket>),
 }

@@ -326,6 +326,11 @@ impl<S: SegmentSource> Directory<S> {
         self.regions_active.get(region.0 as usize).is_none_or(|count| *count == 0)
     }
 
+    /// How large the tables are.
+    pub fn limits(&self) -> crate::Limits {
+        self.published.limits
+    }
+
     /// What it did so far.
     pub fn counters(&self) -> DirectoryCounters {
         self.counters

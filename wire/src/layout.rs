@@ -109,6 +109,9 @@ pub mod opcode {
     /// Cancels the request whose user data stands in `offset`; completes itself with OK, or E_NOT_FOUND. The
     /// cancelled request completes as well, with E_CANCELLED or as it would have.
     pub const CANCEL: u8 = 7;
+    /// Memory to bytes: any offset and any length up to [`super::MAX_WRITE_BYTES`]. What else the blocks hold stays, and
+    /// no write that completed is lost by it.
+    pub const WRITE_BYTES: u8 = 8;
 }
 
 /// Flags of a submission entry.
@@ -117,7 +120,8 @@ pub mod flag {
     pub const FUA: u8 = 1;
     /// Write zeroes: the device may deallocate.
     pub const DEALLOCATE: u8 = 2;
-    /// Memory is a scatter list: `region` + `region_offset` name `scatter_count` entries of it.
+    /// Read, write, compare: memory is a scatter list. `region` + `region_offset`, a multiple of 8, say where its
+    /// `scatter_count` entries lie; the region must be readable for the device.
     pub const SCATTER: u8 = 4;
 }
 
@@ -153,6 +157,26 @@ pub struct SubmissionEntry {
     pub extension: u64,
 }
 
+/// The most entries of a scatter list.
+pub const MAX_SEGMENTS: usize = 32;
+/// The most bytes of one [`opcode::WRITE_BYTES`].
+pub const MAX_WRITE_BYTES: u32 = 64 << 10;
+
+/// One entry of a scatter list, which lies in registered memory and is read once when its request is admitted. Lengths
+/// are multiples of the block size, not zero, and add up to the request's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ScatterSegment {
+    /// The memory region.
+    pub region: u64,
+    /// Bytes from the region's start, a multiple of 4.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// The submission entry as it crosses the shared memory.
 pub type SubmissionWords = [u64; 8];
 /// The completion entry as it crosses the shared memory.
@@ -182,6 +206,7 @@ pub struct CompletionEntry {
 const _: () = {
     assert!(size_of::<SubmissionEntry>() == 64 && align_of::<SubmissionEntry>() == 64);
     assert!(size_of::<CompletionEntry>() == 32);
+    assert!(size_of::<ScatterSegment>() == 24 && align_of::<ScatterSegment>() == 8);
     assert!(size_of::<QueueHeader>() == 16);
     assert!(CQ_WAIT_OFFSET + 64 <= SQ_OFFSET);
 };

@@ -18,6 +18,7 @@ use std::time::Duration;
 use driver::block::BlockQueue;
 use tpt::Directory;
 use wire::Status;
+use wire::shm::SharedMemory;
 
 use crate::mailbox::{Command, Drained, PollerShared, Ticket};
 pub use parse::{Parsed, parse};
@@ -102,6 +103,8 @@ struct State {
     flush_next: Vec<u32>,
     flush_running: bool,
     drains: Vec<(Drained, Arc<Ticket>)>,
+    /// The memory of each region that this engine was told of.
+    regions: Box<[Option<Arc<SharedMemory>>]>,
     next_port: usize,
     /// As in [`TurnLimits`].
     pieces: u32,
@@ -120,6 +123,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         let room = usize::from(requests);
         let state = State {
             shared,
+            regions: vec![None; directory.limits().regions as usize].into(),
             directory,
             ports: Vec::with_capacity(64),
             slots: Slots::new(requests),
@@ -244,6 +248,10 @@ impl State {
                     None => self.ports.push(Some(*port)),
                 },
                 Command::Detach(queue, ticket) => self.detach(queue, ticket),
+                Command::Region(region, memory) => {
+                    let known = self.regions[region.0 as usize].replace(memory);
+                    assert!(known.is_none(), "a region is drained before its index is used again");
+                }
                 Command::Drain(what, ticket) => self.drains.push((what, ticket)),
             }
         }
@@ -270,7 +278,11 @@ impl State {
                 Drained::Region(region) => self.directory.region_is_idle(region),
             };
             if idle {
-                self.drains.swap_remove(at).1.acknowledge();
+                let (what, ticket) = self.drains.swap_remove(at);
+                if let Drained::Region(region) = what {
+                    self.regions[region.0 as usize] = None;
+                }
+                ticket.acknowledge();
             } else {
                 at += 1;
             }

@@ -487,6 +487,23 @@ fn a_region_ends_only_when_the_device_is_done_with_it() {
 }
 
 #[test]
+fn the_memory_of_a_region_is_let_go_before_its_end_is_acknowledged() {
+    let mut rig = Rig::new();
+    let app = rig.app(1, 16, 0, Access::READ);
+    let memory = Arc::new(SharedMemory::create("engine-test", 4096).unwrap().0);
+    assert!(rig.shared.send(Command::Region(app.region.index(), memory.clone())).is_ok());
+    rig.turns(1);
+    assert_eq!(Arc::strong_count(&memory), 2);
+    let quiesce = rig.tables.begin_region_delete(None, app.region).unwrap();
+    let ticket = Ticket::new(1);
+    assert!(rig.shared.send(Command::Drain(Drained::Region(app.region.index()), ticket.clone())).is_ok());
+    rig.turns(1);
+    assert!(ticket.is_done());
+    assert_eq!(Arc::strong_count(&memory), 1, "a poller never unmaps: it is not the last owner");
+    rig.tables.finish_region_delete(quiesce);
+}
+
+#[test]
 fn detach_waits_for_what_the_device_has() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 16, 0, Access::READ);
