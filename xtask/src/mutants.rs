@@ -19,9 +19,12 @@ use crate::{report, tree};
 pub(crate) struct Args {
     /// Only this mutant.
     name: Option<String>,
-    /// Say what there is, and whether it still applies.
+    /// Say what there is, what has to notice it, and whether it still applies.
     #[arg(long)]
     list: bool,
+    /// Write the table in docs/testing.md anew.
+    #[arg(long)]
+    docs: bool,
 }
 
 /// One way to break the code.
@@ -33,6 +36,8 @@ pub(crate) struct Mutant {
     breaks: String,
     /// What `cargo test` is given; it passes on the tree and has to fail on the mutant.
     test: String,
+    /// The test that has to be among those that fail, if one is named: the end of its name.
+    by: Option<String>,
     /// Whether the test is a loom model.
     #[serde(default)]
     loom: bool,
@@ -59,6 +64,8 @@ struct List {
 enum Fate {
     /// By this test.
     Caught(String),
+    /// By this test, but not by the one that should have.
+    Elsewhere(String),
     /// The tests did not end.
     Hung,
     Survived,
@@ -97,6 +104,27 @@ impl Mutant {
     fn tests(&self) -> Tests<'_> {
         (&self.test, self.loom)
     }
+
+    /// What notices it, for people: a test, or the command that runs those of which one does.
+    fn noticed_by(&self) -> String {
+        let command = format!("cargo test {}{}", if self.loom { "--release " } else { "" }, self.test);
+        match &self.by {
+            Some(test) => format!("`{test}` (`{command}`)"),
+            None => format!("`{command}`"),
+        }
+    }
+
+    /// What became of it, by the tests that failed.
+    fn noticed(&self, failures: &[String]) -> Fate {
+        let first = failures.first().map_or("an abort", String::as_str).to_owned();
+        match &self.by {
+            None => Fate::Caught(first),
+            Some(by) => match failures.iter().find(|name| name.ends_with(by.as_str())) {
+                Some(test) => Fate::Caught(test.clone()),
+                None => Fate::Elsewhere(first),
+            },
+        }
+    }
 }
 
 /// The list, checked for what can be checked without the code.
@@ -121,6 +149,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     if args.list {
         return show(&mutants);
     }
+    if args.docs {
+        let text = tree::read(Path::new(DOCUMENT))?;
+        fs::write(tree::root().join(DOCUMENT), with_table(&text, &mutants)?)?;
+        return Ok(true);
+    }
     for mutant in &mutants {
         mutant.apply(tree::read)?;
     }
@@ -134,6 +167,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         let fate = copy.fate(mutant, usual)?;
         let (verdict, detail) = match &fate {
             Fate::Caught(test) => ("caught", format!("by {test}")),
+            Fate::Elsewhere(test) => {
+                ("caught, but", format!("by {test}, not by {}", mutant.by.as_deref().unwrap_or("")))
+            }
             Fate::Hung => ("caught", "the tests hung".to_owned()),
             Fate::Survived => ("SURVIVED", format!("{} (cargo test {})", mutant.breaks, mutant.test)),
             Fate::DoesNotCompile => {
@@ -150,16 +186,58 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 fn show(mutants: &[Mutant]) -> Result<bool> {
-    let mut rows = vec![["mutant", "", "what it breaks"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["mutant", "", "what it breaks", "noticed by"].map(str::to_owned).to_vec()];
     let mut all = true;
     for mutant in mutants {
         let applies = mutant.apply(tree::read).is_ok();
         all &= applies;
         let state = if applies { "applies" } else { "NO LONGER APPLIES" };
-        rows.push(vec![mutant.name.clone(), state.to_owned(), mutant.breaks.clone()]);
+        let by = mutant.noticed_by().replace('`', "");
+        rows.push(vec![mutant.name.clone(), state.to_owned(), mutant.breaks.clone(), by]);
     }
     print!("{}", report::table(&rows));
     Ok(all)
+}
+
+/// Where people read which test notices which planted bug.
+const DOCUMENT: &str = "docs/testing.md";
+
+/// Around the table in it.
+const MARKS: [&str; 2] = ["<!-- cargo xtask mutants --docs: begin -->\n", "<!-- end -->\n"];
+
+/// The document with the table as the list has it.
+fn with_table(text: &str, mutants: &[Mutant]) -> Result<String> {
+    let parts =
+        text.split_once(MARKS[0]).and_then(|(before, rest)| Some((before, rest.split_once(MARKS[1])?.1)));
+    let (before, after) = parts.with_context(|| format!("{DOCUMENT} has no place for the table"))?;
+    let mut table = "| planted bug | what it breaks | noticed by |\n|---|---|---|\n".to_owned();
+    for mutant in mutants {
+        let row = format!("| {} | {} | {} |\n", mutant.name, mutant.breaks, mutant.noticed_by());
+        table.push_str(&row);
+    }
+    Ok(format!("{before}{}{table}{}{after}", MARKS[0], MARKS[1]))
+}
+
+/// What is wrong with the list: mutants that no longer apply, tests that are no more, a table that says something else.
+pub(crate) fn findings() -> Result<(usize, Vec<String>)> {
+    let mutants = list()?;
+    let errors = mutants.iter().filter_map(|mutant| mutant.apply(tree::read).err());
+    let mut errors: Vec<String> = errors.map(|error| format!("{error:#}")).collect();
+    let mut sources = String::new();
+    for file in tree::files()?.iter().filter(|file| file.extension().is_some_and(|kind| kind == "rs")) {
+        sources.push_str(&tree::read(file)?);
+    }
+    for mutant in &mutants {
+        let by = mutant.by.as_deref().map(|by| by.rsplit("::").next().unwrap_or(by));
+        if by.is_some_and(|by| !sources.contains(by)) {
+            errors.push(format!("the mutant {}: no test is called {:?}", mutant.name, by.unwrap_or("")));
+        }
+    }
+    let text = tree::read(Path::new(DOCUMENT))?;
+    if with_table(&text, &mutants)? != text {
+        errors.push(format!("{DOCUMENT}: the table is another than the list: cargo xtask mutants --docs"));
+    }
+    Ok((mutants.len(), errors))
 }
 
 /// The copy of the tree that is mutated.
@@ -280,9 +358,7 @@ impl Copy {
         Ok(match ended {
             Ended::Well => Fate::Survived,
             Ended::TimedOut => Fate::Hung,
-            Ended::Badly => {
-                Fate::Caught(tally.failures.first().map_or("an abort", String::as_str).to_owned())
-            }
+            Ended::Badly => mutant.noticed(&tally.failures),
         })
     }
 }
@@ -310,7 +386,7 @@ mod tests {
             find: find.to_owned(),
             replace: replace.to_owned(),
         };
-        Mutant { name, breaks, test, loom: false, edit: edits.iter().map(edit).collect() }
+        Mutant { name, breaks, test, by: None, loom: false, edit: edits.iter().map(edit).collect() }
     }
 
     fn apply(edits: &[(&str, &str)], text: &str) -> Result<String, String> {
@@ -327,6 +403,27 @@ mod tests {
         }
         assert!(apply(&[("b", "b")], "b").is_err());
         assert!(mutant(&[]).apply(|_| Ok(String::new())).is_err());
+    }
+
+    #[test]
+    fn a_mutant_may_say_who_has_to_notice() {
+        let failures = ["tpt::a::first".to_owned(), "tpt::a::second".to_owned()];
+        let mut mutant = mutant(&[]);
+        assert!(matches!(mutant.noticed(&failures), Fate::Caught(name) if name == "tpt::a::first"));
+        assert!(matches!(mutant.noticed(&[]), Fate::Caught(name) if name == "an abort"));
+        mutant.by = Some("second".to_owned());
+        assert!(matches!(mutant.noticed(&failures), Fate::Caught(name) if name == "tpt::a::second"));
+        assert!(matches!(mutant.noticed(&failures[..1]), Fate::Elsewhere(name) if name == "tpt::a::first"));
+    }
+
+    #[test]
+    fn the_table_is_put_between_its_marks() {
+        let empty = format!("a\n{}old\n{}b\n", MARKS[0], MARKS[1]);
+        let text = with_table(&empty, &[mutant(&[])]).unwrap();
+        assert!(text.starts_with("a\n") && text.ends_with("b\n"));
+        assert!(text.contains("\n| x | y | `cargo test --package z` |\n") && !text.contains("old"));
+        assert_eq!(with_table(&text, &[mutant(&[])]).unwrap(), text);
+        assert!(with_table("no marks", &[]).is_err());
     }
 
     #[test]

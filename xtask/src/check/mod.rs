@@ -44,12 +44,11 @@ impl Findings {
     }
 }
 
-/// Every mutant still finds the text that it changes: who changes the code learns it here.
+/// Every mutant still finds the text that it changes, and the documentation tells of it: who changes the code learns it
+/// here.
 fn mutants_apply() -> Result<Findings> {
-    let mutants = mutants::list()?;
-    let errors = mutants.iter().filter_map(|mutant| mutant.apply(tree::read).err());
-    let errors: Vec<String> = errors.map(|error| format!("{error:#}")).collect();
-    Ok(Findings { errors, notes: Vec::new(), summary: format!("{} mutants", mutants.len()) })
+    let (count, errors) = mutants::findings()?;
+    Ok(Findings { errors, notes: Vec::new(), summary: format!("{count} mutants") })
 }
 
 struct Row {

@@ -11,7 +11,7 @@ use crate::process::{cargo, passes};
 use crate::tree::{self, Metadata};
 
 /// Documents whose commands and links are held against the tree.
-const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/testing.md"];
 
 /// Every command in a fenced block and every relative link leads somewhere.
 pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
@@ -26,7 +26,8 @@ pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
         commands.extend(commands_of(&text).into_iter().map(|command| (document, command)));
         for link in links_of(&text) {
             links += 1;
-            if !tree::root().join(&link).exists() {
+            let folder = Path::new(document).parent().unwrap_or(Path::new(""));
+            if !tree::root().join(folder).join(&link).exists() {
                 findings.errors.push(format!("{document}: the link {link} leads nowhere"));
             }
         }

@@ -91,20 +91,29 @@ pub(super) fn all() -> Result<Vec<Part>> {
         .one_core()
         .minutes(3),
         Part::new(
-            "properties",
-            "property tests of rings, driver and engine with many cases",
-            test("--package wire --package driver --package adapter --lib --tests", ""),
-        )
-        .environment(&[("PROPTEST_CASES", "1024")])
-        .minutes(3),
-        Part::new(
-            "store",
-            "the store against its model, with the power cut, with damaged images",
+            "images",
+            "the store with the power cut at every write, and with damaged images",
             test("--package store --lib --tests", ""),
         )
         .environment(&[("PROPTEST_CASES", "1024")])
+        .goal(10_000, "damaged store images")
         .one_core()
         .minutes(3),
+        Part::new(
+            "device",
+            "the driver against devices that lie, come late or vanish",
+            test("--package driver --lib --tests", ""),
+        )
+        .environment(&[("PROPTEST_CASES", "1024")])
+        .goal(200, "seeds of late DMA")
+        .one_core()
+        .minutes(3),
+        Part::new("rings", "rings and messages with hostile peers", test("--package wire --lib --tests", ""))
+            .environment(&[("PROPTEST_CASES", "1024")])
+            .minutes(2),
+        Part::new("engine", "the engine and the control plane", test("--package adapter --lib --tests", ""))
+            .environment(&[("PROPTEST_CASES", "1024")])
+            .minutes(2),
         Part::new("fuzz", "every fuzz target", Work::Fuzz { seconds: 120 })
             .goal(targets, fuzz::COUNTED)
             .one_core()
