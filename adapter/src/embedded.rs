@@ -5,13 +5,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use driver::block::BlockQueue;
 use portcullis::{Session, Transport, TransportError};
 use wire::control::{Reply, Request};
 use wire::socket::Credentials;
 
-use crate::assembly::{Assembled, Options, StartError, Turn, Turned, assemble};
+use crate::assembly::{Assembled, Options, StartError, Turn, Turned, assemble, build};
 use crate::control::{Caller, Control, SessionId};
-use crate::device::{Health, Supervisor};
+use crate::device::{Health, Opened, Supervisor};
 
 /// The device is looked after this often.
 const TEND: Duration = Duration::from_millis(250);
@@ -53,6 +54,14 @@ impl Embedded {
     pub fn start(options: &Options) -> Result<Self, StartError> {
         let options = Options { pollers: 1, ..options.clone() };
         Ok(Self::over(assemble(&options, Turned::ByCaller)?))
+    }
+
+    /// The same over a device that is open already, with one queue for pollers, whatever `options` say of it.
+    pub fn start_on<Q: BlockQueue + 'static>(
+        device: Opened<Q>,
+        options: &Options,
+    ) -> Result<Self, StartError> {
+        Ok(Self::over(build(device, options, Turned::ByCaller)?))
     }
 
     /// Over an assembly that the caller turns.

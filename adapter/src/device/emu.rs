@@ -25,6 +25,16 @@ pub fn open(
         })?),
         DeviceUri::Null(_) | DeviceUri::Vfio(_) => return Err(OpenError::new(uri, &"not a software device")),
     };
-    let device = Emulator::new(EmuConfig::new(media)).map_err(|e| OpenError::new(uri, &e))?;
+    open_with(uri, EmuConfig::new(media), pollers)
+}
+
+/// Opens the software device that `config` describes, whatever `uri`, by which it is known, says of it: for those who
+/// bring media or faults of their own.
+pub fn open_with(
+    uri: &DeviceUri,
+    config: EmuConfig,
+    pollers: u16,
+) -> Result<Opened<Queue<<Emulator as Device>::Registers>>, OpenError> {
+    let device = Emulator::new(config).map_err(|e| OpenError::new(uri, &e))?;
     nvme::open(uri, device, pollers, false)
 }
