@@ -9,6 +9,8 @@ pub enum Verdict {
     Run,
     /// It waits, its data untouched, until [`super::Emulator::release_held`].
     Hold,
+    /// It runs and completes, and waits as with [`Verdict::Hold`], to run once more: what no device may do.
+    RunAndHold,
     /// It fails with this status and does nothing.
     Fail(Status),
 }

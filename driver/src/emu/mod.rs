@@ -3,7 +3,7 @@
 //!
 //! - [`Emulator`]: the device, a [`hal::Device`](crate::hal::Device).
 //! - [`Media`]: what its blocks lie on: [`RamMedia`], [`FileMedia`], or either behind a volatile [`Cached`].
-//! - [`Faults`], [`FaultyMedia`], [`Faulty`]: what can go wrong, put on from the outside; [`Interposer`] is the seam that
+//! - [`Faults`], [`FaultyMedia`], [`Faulty`], [`Late`]: what can go wrong, put on from the outside; [`Interposer`] is the seam that
 //!   the first uses.
 //!
 //! On media that do not block, commands run inside the doorbell write on the caller's thread: no thread, no system
@@ -21,6 +21,7 @@ pub mod fuzz;
 mod identify;
 mod interpose;
 mod iommu;
+mod late;
 #[cfg(test)]
 mod lies;
 mod media;
@@ -43,6 +44,7 @@ pub use controller::Controller;
 pub use faulty::{Faults, Faulty, FaultyMedia, FaultyRegisters, Lie};
 pub use interpose::{Interposer, Posting, Verdict};
 pub use iommu::MAPPING_LIMIT;
+pub use late::{Late, LateRegisters, Lateness};
 pub use media::{Cached, FileMedia, Media, MediaError, RamMedia};
 pub use memory::{Pages, Segments, Span};
 
@@ -180,6 +182,15 @@ impl Emulator {
     /// reset, or whose queue was deleted.
     pub fn release_held(&self) -> usize {
         (0..=self.controller.shape.queues).map(|queue| self.controller.release(queue)).sum()
+    }
+
+    /// Lets one held command run, chosen by `pick`, on this thread; otherwise as [`Emulator::release_held`].
+    pub fn release_one(&self, pick: u64) -> bool {
+        let pick = usize::try_from(pick >> 1).unwrap_or_default();
+        let queues = usize::from(self.controller.shape.queues) + 1;
+        // Any queue first, so that none waits for the others to be empty.
+        let order = (0u16..=self.controller.shape.queues).cycle().skip(pick % queues).take(queues);
+        order.into_iter().any(|queue| self.controller.release_one(queue, pick / queues))
     }
 
     /// Cuts the power: registers read as all ones, no memory is touched, and the medium keeps what `seed` leaves it.

@@ -291,6 +291,11 @@ impl Controller {
                     submission.held.push(*command);
                     return;
                 }
+                Verdict::RunAndHold => {
+                    self.run(window, submission, command);
+                    submission.held.push(*command);
+                    return;
+                }
                 Verdict::Fail(status) => {
                     return self.complete(window, submission.sender(), command.cdw0.cid(), Err(status));
                 }
@@ -337,6 +342,22 @@ impl Controller {
         drop(state);
         self.interrupt_from_afar(completion);
         held.len()
+    }
+
+    /// Runs one held command of a queue, chosen by `pick`, on this thread. Says whether there was one.
+    pub(super) fn release_one(&self, queue: u16, pick: usize) -> bool {
+        let mut state = spin(&self.submissions[usize::from(queue)].state);
+        let Some(submission) = state.as_mut().filter(|submission| !submission.held.is_empty()) else {
+            return false;
+        };
+        let window = self.iommu.window(usize::from(queue));
+        let command = submission.held.swap_remove(pick % submission.held.len());
+        self.run(&window, submission, &command);
+        let completion = submission.completion;
+        drop(window);
+        drop(state);
+        self.interrupt_from_afar(completion);
+        true
     }
 
     /// Posts the completion of command `id`.

@@ -2,5 +2,6 @@
 
 mod device;
 mod hostile;
+mod late;
 mod reset;
 mod rig;
