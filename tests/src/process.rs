@@ -1,6 +1,10 @@
 //! Parts of a case that need a process of their own: the test program runs itself again in another role.
 
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The variable that names the role.
 const ROLE: &str = "PORTCULLIS_TEST_ROLE";
@@ -14,20 +18,38 @@ pub enum Role {
     SteadyLoop,
     /// An application that does I/O until it is killed.
     Victim,
+    /// An application that brings its session to a state and stays there.
+    InState,
+    /// An application that does one operation when it is told to.
+    Operator,
+    /// An application that does everything that one can do, at random.
+    Busy,
+    /// An adapter over a file.
+    Server,
 }
 
 impl Role {
-    const ALL: [Self; 3] = [Self::FilteredCall, Self::SteadyLoop, Self::Victim];
+    const ALL: [Self; 7] = [
+        Self::FilteredCall,
+        Self::SteadyLoop,
+        Self::Victim,
+        Self::InState,
+        Self::Operator,
+        Self::Busy,
+        Self::Server,
+    ];
+
+    fn command(self, first: &str, second: &str) -> Command {
+        let program = std::env::current_exe().expect("the program knows itself");
+        let mut command = Command::new(program);
+        command.args([first, second]).env(ROLE, format!("{self:?}")).stdout(Stdio::piped());
+        command
+    }
 
     /// Runs the program in this role.
     pub fn spawn(self, first: &str, second: &str) -> Child {
-        let program = std::env::current_exe().expect("the program knows itself");
-        let mut command = Command::new(program);
-        command
-            .args([first, second])
-            .env(ROLE, format!("{self:?}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+        let mut command = self.command(first, second);
+        command.stdin(Stdio::null());
         if self == Self::FilteredCall {
             command.stdout(Stdio::null());
         }
@@ -45,6 +67,85 @@ pub fn play_role() -> bool {
         Role::FilteredCall => crate::system::confined::one_call(),
         Role::SteadyLoop => crate::system::confined::steady(&first, &second),
         Role::Victim => crate::system::victim(&first),
+        Role::InState => crate::death::state::play(Path::new(&first), &second),
+        Role::Operator => crate::death::points::play(Path::new(&first), &second),
+        Role::Busy => crate::death::random::play(Path::new(&first), &second),
+        Role::Server => crate::death::restart::play(&first, Path::new(&second)),
     }
     true
+}
+
+/// A process in a role: it says lines and hears lines, and does not outlive this value.
+pub struct Actor {
+    child: Child,
+    /// As long as it lives.
+    pipes: Option<(BufReader<ChildStdout>, ChildStdin)>,
+}
+
+impl Actor {
+    /// Starts it.
+    pub fn start(role: Role, first: &Path, second: &str) -> Self {
+        let mut command = role.command(first.to_str().expect("a path in UTF-8"), second);
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("the program runs itself");
+        let says = BufReader::new(child.stdout.take().expect("a pipe"));
+        let hears = child.stdin.take().expect("a pipe");
+        Self { child, pipes: Some((says, hears)) }
+    }
+
+    /// The next line that it says; empty when it has ended.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        if let Some((says, _)) = &mut self.pipes {
+            says.read_line(&mut line).expect("the pipe can be read");
+        }
+        line.truncate(line.trim_end().len());
+        line
+    }
+
+    /// Tells it to go on.
+    pub fn go(&mut self) {
+        let (_, hears) = self.pipes.as_mut().expect("the process lives");
+        hears.write_all(b"go\n").expect("the process listens");
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// SIGSTOP or SIGCONT, for example.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the process is there");
+    }
+
+    /// SIGKILL; it is gone when this returns.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().expect("it was started here");
+        self.pipes = None;
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        if self.pipes.is_some() {
+            self.kill();
+        }
+    }
+}
+
+/// In a role: waits for a line of the one who started it. Without that one the process ends.
+pub fn wait_for_go() {
+    let mut line = String::new();
+    if std::io::stdin().read_line(&mut line).unwrap_or(0) == 0 {
+        std::process::exit(0);
+    }
+}
+
+/// In a role: says a line.
+pub fn say(line: &str) {
+    let mut out = std::io::stdout();
+    // Whoever listened may be gone; then nobody misses it.
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
 }

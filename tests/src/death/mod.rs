@@ -1,0 +1,162 @@
+//! Death at every step: applications that are killed or stopped in whatever they do, and adapters that are killed under them.
+//! What the dead held is free again, to the last byte; the others did not notice.
+
+mod counts;
+mod flood;
+mod fork;
+pub(crate) mod points;
+pub(crate) mod random;
+mod raw;
+pub(crate) mod restart;
+mod seams;
+pub(crate) mod state;
+mod states;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adapter::{Adapter, Options};
+use portcullis::wire::control::Request;
+use portcullis::{Access, Queue, Session, Volume};
+
+use crate::system::{Case, PATIENCE, Rig, VOLUME, pattern};
+use counts::Counts;
+use raw::Wire;
+use seams::Seams;
+
+/// All cases.
+pub fn all() -> Vec<Case> {
+    [states::CASES, points::CASES, random::CASES, restart::CASES, flood::CASES].concat()
+}
+
+/// A small number for every change; a large one when there is time.
+fn often(small: usize, large: usize) -> usize {
+    if std::env::var_os("PORTCULLIS_SOAK").is_some_and(|value| value == "1") { large } else { small }
+}
+
+/// Where random numbers begin; printed, so that a run can be had again.
+fn seed() -> u64 {
+    let seed = std::env::var("PORTCULLIS_SEED").ok().and_then(|text| text.parse().ok());
+    seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64))
+}
+
+/// splitmix64
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// An adapter, an administrator and somebody who just works.
+struct Ground {
+    seams: Arc<Seams>,
+    admin: Session,
+    bystander: Bystander,
+    /// An administrator who does not wait for replies.
+    operator: Wire,
+    adapter: Adapter,
+}
+
+impl Ground {
+    fn new(rig: &Rig) -> Self {
+        // What is kept from the device on purpose is no reason to reset it.
+        let options = Options { device_timeout: Duration::from_secs(600), ..rig.options() };
+        let seams = Arc::new(Seams::default());
+        let adapter = seams.adapter(&options, &rig.socket());
+        let admin = Session::connect(adapter.socket()).unwrap();
+        let bystander = Bystander::new(&adapter);
+        let operator = Wire::open(adapter.socket());
+        Self { seams, admin, bystander, operator, adapter }
+    }
+
+    fn count(&self) -> Counts {
+        Counts::now(&self.admin)
+    }
+
+    /// Returns when the control plane has done all that it can do now, the news of connections that ended among it.
+    fn settle(&mut self) {
+        (0..2).for_each(|_| self.operator.fence());
+    }
+
+    /// Keeps the requests for volume `v` from the device.
+    fn hold_v(&self, flushes: bool) {
+        let device = self.admin.device_info().unwrap();
+        let (_, extents) = device.volumes.iter().find(|(name, _)| name == "v").expect("it was made");
+        let [(first, blocks)] = extents[..] else { panic!("v is in pieces: {extents:?}") };
+        self.seams.hold(first, blocks, flushes);
+    }
+
+    /// Deletes all volumes but the bystander's.
+    fn delete_volumes(&self) {
+        let names: Vec<String> = self.admin.volumes().map(|volume| volume.unwrap().name).collect();
+        for name in names.iter().filter(|name| *name != Bystander::VOLUME) {
+            self.admin.delete_volume(name).unwrap();
+        }
+    }
+
+    /// Asks for `request` and does not wait; gives what finds the reply.
+    fn begin(&mut self, request: &Request) -> u32 {
+        let id = self.operator.say(request, &[]);
+        self.operator.fence();
+        id
+    }
+}
+
+/// Works on its own volume, and sees that it is its own.
+struct Bystander {
+    volume: Volume,
+    queue: Queue,
+    round: u32,
+    slowest: Duration,
+    requests: u64,
+}
+
+impl Bystander {
+    const VOLUME: &str = "bystander";
+    const BYTES: usize = 16 << 10;
+
+    fn new(adapter: &Adapter) -> Self {
+        let session = Session::connect(adapter.socket()).unwrap();
+        session.create_volume(Self::VOLUME, VOLUME).unwrap();
+        let volume = session.open(Self::VOLUME, Access::READ_WRITE).unwrap();
+        let mut queue = session.queue(8).unwrap();
+        // Its bounce buffers are counted from the start.
+        queue.write_at(&volume, 0, &[0; Self::BYTES]).unwrap();
+        Self { volume, queue, round: 0, slowest: Duration::ZERO, requests: 0 }
+    }
+
+    /// Writes and reads back a few times.
+    fn works(&mut self) {
+        for _ in 0..4 {
+            self.round += 1;
+            let offset = u64::from(self.round) * 7919 % (VOLUME / Self::BYTES as u64) * Self::BYTES as u64;
+            let written = pattern(self.round, Self::BYTES);
+            let mut read = vec![0; written.len()];
+            let begin = Instant::now();
+            self.queue.write_at(&self.volume, offset, &written).unwrap();
+            self.queue.read_at(&self.volume, offset, &mut read).unwrap();
+            let time = begin.elapsed();
+            assert!(read == written, "somebody else wrote to the bystander's blocks");
+            assert!(time < PATIENCE, "the bystander waited for {time:?}");
+            self.slowest = self.slowest.max(time);
+            self.requests += 2;
+        }
+    }
+
+    fn report(&self) {
+        println!(
+            "the bystander made {} requests meanwhile; the slowest two took {:?}",
+            self.requests, self.slowest
+        );
+    }
+}
