@@ -2,15 +2,11 @@
 //!
 //! - [`conformance`]: what every block device must do, through the driver.
 //! - [`death`]: applications and adapters that die in the middle of anything.
-//! - [`simulation`]: the engine over a device, applications and a control plane that all come from one seed.
-//! - [`power`]: what is left when the power goes.
 //! - [`system`]: what applications and adapter do together, through the whole path.
 #![deny(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)] // a case that cannot go on has failed
 
 pub mod conformance;
 pub mod death;
-pub mod power;
 pub mod process;
-pub mod simulation;
 pub mod system;
