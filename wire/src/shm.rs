@@ -9,8 +9,10 @@ use std::sync::Arc;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use crate::discard::{Owner, discard};
+use crate::layout::ScatterSegment;
 
 /// Bytes of a page; sizes are multiples of it.
 pub const PAGE: usize = 4096;
@@ -94,6 +96,12 @@ impl SharedMemory {
         }
         self.copy_bytes(at, tail);
         Some(())
+    }
+
+    /// Copies a scatter list from `offset` on, each word of it read exactly once; `None` as for [`Self::copy_out`].
+    #[must_use]
+    pub fn copy_list(&self, offset: usize, target: &mut [ScatterSegment]) -> Option<()> {
+        self.copy_out(offset, target.as_mut_bytes())
     }
 
     /// A few bytes that the caller saw to be inside.

@@ -32,7 +32,7 @@ fn memfd(bytes: u64, flags: MemfdFlags) -> OwnedFd {
 #[test]
 fn bytes_are_copied_from_where_they_lie_whatever_the_alignment() {
     let (memory, _fd) = SharedMemory::create("wire-test", 4096).unwrap();
-    let at = |i: usize| (i * 7 + i / 256) as u8;
+    let at = |i: usize| (i * 7 + i / 256).to_le_bytes()[0];
     for word in 0..512 {
         let bytes: [u8; 8] = std::array::from_fn(|i| at(word * 8 + i));
         memory.atomic_u64(word * 8).unwrap().store(u64::from_ne_bytes(bytes), Ordering::Relaxed);

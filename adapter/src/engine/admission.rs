@@ -5,6 +5,7 @@ use tpt::{Denied, Operation};
 use wire::Status;
 use wire::layout::SubmissionEntry;
 
+use super::lists::Refused;
 use super::port::PortState;
 use super::slots::{Slot, SlotState};
 use super::{Parsed, State, parse};
@@ -120,15 +121,14 @@ impl State {
         entry: &SubmissionEntry,
     ) -> usize {
         match parse(entry) {
-            Ok(Parsed::Io { request, deadline_us }) => {
+            Ok(Parsed::Io { request, deadline_us, segments }) => {
                 let deadline_ns = match deadline_us {
                     0 => u64::MAX,
                     us => self.now_ns.saturating_add(u64::from(us) * 1000),
                 };
                 let Some(port) = self.ports[index].as_mut() else { return 1 };
-                let slot = self
-                    .slots
-                    .allocate(Slot::new(index, entry.user_data, request, deadline_ns), &mut port.in_flight);
+                let new = Slot::new(index, entry.user_data, request, segments, deadline_ns);
+                let slot = self.slots.allocate(new, &mut port.in_flight);
                 self.admit(queue, slot);
             }
             Ok(Parsed::Cancel { target }) => {
@@ -150,40 +150,57 @@ impl State {
 
     /// Checks a request against the tables and starts it, holds it or ends it.
     pub(super) fn admit<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) {
-        let &Slot { port, request, deadline_ns, .. } = self.slots.get(slot);
+        let &Slot { port, request, segments, deadline_ns, .. } = self.slots.get(slot);
         if self.now_ns > deadline_ns {
             self.slots.get_mut(slot).fail(Status::E_DEADLINE, 0);
             return self.finish(slot);
         }
         let Some(domain) = self.ports[port].as_ref().map(|p| p.domain) else { return self.finish(slot) };
-        match self.directory.check(domain, &request) {
-            Ok(grant) => {
-                let s = self.slots.get_mut(slot);
-                s.blocks = grant.blocks();
-                s.grant = Some(grant);
-                if request.operation == Operation::Flush {
-                    s.state = SlotState::FlushWaiting;
-                    self.flush_next.push(slot);
-                    self.start_flush(queue);
-                } else {
-                    self.start(queue, slot);
-                }
-            }
-            Err(Denied::Held) => {
-                self.slots.get_mut(slot).state = SlotState::Held;
-                self.held.push_back(slot);
-            }
-            Err(denied) => {
-                let status = status_of(denied);
-                self.shared.record_denial(Denial {
-                    session: self.session_of(port),
-                    key: request.key,
-                    status,
-                });
-                self.slots.get_mut(slot).fail(status, 0);
-                self.finish(slot);
-            }
+        let checked = match segments {
+            0 => self.directory.check(domain, &request),
+            _ => self.directory.check_scattered(domain, &request),
+        };
+        let grant = match checked {
+            Ok(grant) => grant,
+            Err(Denied::Held) => return self.hold(slot),
+            Err(denied) => return self.deny(slot, denied),
+        };
+        if segments != 0
+            && let Err(refused) = self.take_list(slot, domain, grant.block_shift())
+        {
+            self.directory.release(grant);
+            return match refused {
+                Refused::Later => self.hold(slot),
+                Refused::Denied(denied) => self.deny(slot, denied),
+            };
         }
+        let s = self.slots.get_mut(slot);
+        s.blocks = grant.blocks();
+        s.grant = Some(grant);
+        if request.operation == Operation::Flush {
+            s.state = SlotState::FlushWaiting;
+            self.flush_next.push(slot);
+            self.start_flush(queue);
+        } else {
+            self.start(queue, slot);
+        }
+    }
+
+    /// It waits, with nothing counted as active, and is checked again from the start.
+    #[cold]
+    fn hold(&mut self, slot: u32) {
+        self.slots.get_mut(slot).state = SlotState::Held;
+        self.held.push_back(slot);
+    }
+
+    #[cold]
+    fn deny(&mut self, slot: u32, denied: Denied) {
+        let status = status_of(denied);
+        let s = self.slots.get_mut(slot);
+        s.fail(status, 0);
+        let (port, key) = (s.port, s.request.key);
+        self.shared.record_denial(Denial { session: self.session_of(port), key, status });
+        self.finish(slot);
     }
 
     pub(super) fn session_of(&self, port: usize) -> u64 {

@@ -5,6 +5,7 @@
 //! direction, so that it can be run from a seed as well as from a thread. Time, device and shared memory are given to it.
 
 mod admission;
+mod lists;
 mod parse;
 mod port;
 mod slots;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use driver::block::BlockQueue;
+use lists::Lists;
 use tpt::Directory;
 use wire::Status;
 use wire::shm::SharedMemory;
@@ -96,7 +98,7 @@ struct State {
     slots: Slots,
     /// Admitted, waiting for room in the device queue, oldest first.
     starved: std::collections::VecDeque<u32>,
-    /// Under an entry that is being modified.
+    /// To be admitted later: under an entry that is being modified, or short of something that others use.
     held: std::collections::VecDeque<u32>,
     /// Under the flush that the device is executing, and waiting for the next one.
     flushing: Vec<u32>,
@@ -105,6 +107,7 @@ struct State {
     drains: Vec<(Drained, Arc<Ticket>)>,
     /// The memory of each region that this engine was told of.
     regions: Box<[Option<Arc<SharedMemory>>]>,
+    lists: Lists,
     next_port: usize,
     /// As in [`TurnLimits`].
     pieces: u32,
@@ -125,6 +128,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             shared,
             regions: vec![None; directory.limits().regions as usize].into(),
             directory,
+            lists: Lists::new(),
             ports: Vec::with_capacity(64),
             slots: Slots::new(requests),
             starved: std::collections::VecDeque::with_capacity(room),
@@ -230,8 +234,9 @@ impl<Q, C> Drop for Engine<Q, C> {
     /// The grants of what still runs go with the directory that counted them: nobody is told that they were idle, so
     /// whatever waits for them keeps waiting, until the device has been stopped.
     fn drop(&mut self) {
-        let State { slots, directory, .. } = &mut self.state;
+        let State { slots, directory, lists, .. } = &mut self.state;
         slots.take_grants(|grant| directory.release(grant));
+        lists.release_all(directory);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tpt::{Key, Memory, Operation, RegionKey, Request};
 use wire::Status;
-use wire::layout::{SubmissionEntry, flag, opcode};
+use wire::layout::{MAX_SEGMENTS, SubmissionEntry, flag, opcode};
 
 /// What an entry asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +13,8 @@ pub enum Parsed {
         request: Request,
         /// Microseconds from admission after which it is not started any more; zero for none.
         deadline_us: u32,
+        /// Entries of the scatter list that `request.memory` then names; zero if that is the memory itself.
+        segments: u8,
     },
     /// Cancel the request with this user data.
     Cancel {
@@ -24,10 +26,17 @@ pub enum Parsed {
 /// Parses `entry`. Unknown operations and flags, and reserved fields that are not zero, are E_OPCODE: a later version
 /// may give them a meaning that this one would get wrong.
 pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
-    if entry.reserved != 0 || entry.reserved2 != 0 || entry.extension != 0 || entry.scatter_count != 0 {
+    let segments = entry.scatter_count;
+    let scattered = entry.flags & flag::SCATTER != 0;
+    if entry.reserved != 0
+        || entry.reserved2 != 0
+        || entry.extension != 0
+        || scattered == (segments == 0)
+        || usize::from(segments) > MAX_SEGMENTS
+    {
         return Err(Status::E_OPCODE);
     }
-    let operation = match (entry.opcode, entry.flags) {
+    let operation = match (entry.opcode, entry.flags & !flag::SCATTER) {
         (opcode::READ, 0) => Operation::Read,
         (opcode::WRITE, 0) => Operation::Write { fua: false },
         (opcode::WRITE, flag::FUA) => Operation::Write { fua: true },
@@ -36,9 +45,12 @@ pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
         (opcode::WRITE_ZEROES, flag::DEALLOCATE) => Operation::WriteZeroes { deallocate: true },
         (opcode::DEALLOCATE, 0) => Operation::Deallocate,
         (opcode::COMPARE, 0) => Operation::Compare,
-        (opcode::CANCEL, 0) => return Ok(Parsed::Cancel { target: entry.offset }),
+        (opcode::CANCEL, 0) if !scattered => return Ok(Parsed::Cancel { target: entry.offset }),
         _ => return Err(Status::E_OPCODE),
     };
+    if scattered && !matches!(operation, Operation::Read | Operation::Write { .. } | Operation::Compare) {
+        return Err(Status::E_OPCODE);
+    }
     Ok(Parsed::Io {
         request: Request {
             operation,
@@ -48,6 +60,7 @@ pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
             memory: Memory { region: RegionKey(entry.region), offset: entry.region_offset },
         },
         deadline_us: entry.deadline_us,
+        segments,
     })
 }
 
@@ -67,17 +80,37 @@ mod tests {
         }
     }
 
+    /// Operations and the flags that they take; those of the second list take memory as a list as well.
+    const WITHOUT_LIST: [(u8, u8); 5] = [
+        (opcode::FLUSH, 0),
+        (opcode::WRITE_ZEROES, 0),
+        (opcode::WRITE_ZEROES, flag::DEALLOCATE),
+        (opcode::DEALLOCATE, 0),
+        (opcode::CANCEL, 0),
+    ];
+    const WITH_LIST: [(u8, u8); 4] =
+        [(opcode::READ, 0), (opcode::WRITE, 0), (opcode::WRITE, flag::FUA), (opcode::COMPARE, 0)];
+
     #[test]
-    fn every_opcode_and_flag_that_is_not_defined_is_refused() {
-        let mut accepted = 0;
+    fn every_opcode_flag_and_count_that_is_not_defined_is_refused() {
         for op in 0..=u8::MAX {
             for flags in 0..=u8::MAX {
-                if parse(&entry(op, flags)).is_ok() {
-                    accepted += 1;
+                for scatter_count in 0..=u8::MAX {
+                    let plain = (op, flags);
+                    let list = (op, flags & !flag::SCATTER);
+                    let defined = if flags & flag::SCATTER == 0 {
+                        scatter_count == 0 && (WITH_LIST.contains(&plain) || WITHOUT_LIST.contains(&plain))
+                    } else {
+                        (1..=32).contains(&scatter_count) && WITH_LIST.contains(&list)
+                    };
+                    let parsed = parse(&SubmissionEntry { scatter_count, ..entry(op, flags) });
+                    assert_eq!(parsed.is_ok(), defined, "opcode {op} flags {flags:#x} count {scatter_count}");
+                    if let Ok(Parsed::Io { segments, .. }) = parsed {
+                        assert_eq!(segments, scatter_count);
+                    }
                 }
             }
         }
-        assert_eq!(accepted, 9, "seven operations, and two of them have a flag");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use wire::Status;
 pub(super) enum SlotState {
     /// Just taken.
     Taken,
-    /// Its entry is being modified.
+    /// To be admitted later: its entry is being modified, or it is short of something that others use.
     Held,
     /// Some or all of its pieces wait for room in the device queue.
     Starved,
@@ -18,6 +18,15 @@ pub(super) enum SlotState {
     Running,
 }
 
+/// What an admitted request has beside its slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Aside {
+    /// Nothing.
+    Nothing,
+    /// A scatter list.
+    List(u16),
+}
+
 /// An admitted request.
 pub(super) struct Slot {
     pub(super) port: usize,
@@ -25,6 +34,9 @@ pub(super) struct Slot {
     pub(super) request: Request,
     pub(super) grant: Option<Grant>,
     pub(super) state: SlotState,
+    /// Entries of its scatter list; zero if it has none.
+    pub(super) segments: u8,
+    pub(super) aside: Aside,
     /// Device blocks of the request, handed to the device, and ended well.
     pub(super) blocks: u64,
     pub(super) submitted: u64,
@@ -41,13 +53,15 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(port: usize, user_data: u64, request: Request, deadline_ns: u64) -> Self {
+    pub(super) fn new(port: usize, user_data: u64, request: Request, segments: u8, deadline_ns: u64) -> Self {
         Self {
             port,
             user_data,
             request,
             grant: None,
             state: SlotState::Taken,
+            segments,
+            aside: Aside::Nothing,
             blocks: 0,
             submitted: 0,
             done_blocks: 0,
@@ -58,6 +72,16 @@ impl Slot {
             progress_ns: 0,
             position: 0,
         }
+    }
+
+    /// The device took a command of it.
+    #[inline]
+    pub(super) fn record_submitted(&mut self, blocks: u32, now_ns: u64) {
+        if self.outstanding == 0 {
+            self.progress_ns = now_ns;
+        }
+        self.submitted += u64::from(blocks);
+        self.outstanding += 1;
     }
 
     /// Records a failure; the first one stays.

@@ -5,17 +5,15 @@ use driver::hal::Iova;
 use tpt::Operation;
 use wire::Status;
 
-use super::slots::SlotState;
+use super::slots::{Aside, SlotState};
 use super::{FLUSH_TAG, SCAN_INTERVAL_NS, State};
 
 impl State {
     /// Hands the pieces of an admitted request to the device, from where it left off, at most a turn's share. False if
     /// that or the device's room was not enough for all: the rest waits in the starved list.
     pub(super) fn start<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) -> bool {
-        let geometry = *queue.geometry();
-        let tag = self.slots.tag(slot);
         let s = self.slots.get_mut(slot);
-        let Some(operation) = device_operation(s.request.operation, &geometry) else {
+        let Some(operation) = device_operation(s.request.operation, queue.geometry()) else {
             s.fail(Status::E_OPCODE, 0);
             self.finish(slot);
             return true;
@@ -25,42 +23,15 @@ impl State {
             self.finish(slot);
             return true;
         }
-        let grant = s.grant.as_ref().expect("an admitted request has its grant");
-        let mut left = false;
-        let mut share = self.pieces;
-        'pieces: for piece in self.directory.pieces(grant, s.submitted) {
-            let whole =
-                block::Command { operation, lba: piece.lba.0, blocks: 0, data: Iova(piece.iova.0), tag: 0 };
-            for command in block::pieces(whole, piece.blocks, &geometry) {
-                if s.status != Status::OK {
-                    break 'pieces;
-                }
-                if share == 0 {
-                    left = true;
-                    break 'pieces;
-                }
-                share -= 1;
-                let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
-                match queue.submit(&command) {
-                    Ok(()) => {
-                        if s.outstanding == 0 {
-                            s.progress_ns = self.now_ns;
-                        }
-                        s.submitted += u64::from(command.blocks);
-                        s.outstanding += 1;
-                    }
-                    Err(SubmitError::Full | SubmitError::Down) => {
-                        left = true;
-                        break 'pieces;
-                    }
-                    Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
-                }
-            }
-        }
+        let left = match s.aside {
+            Aside::Nothing => self.submit_pieces(queue, slot, operation),
+            Aside::List(list) => self.submit_scattered(queue, slot, list, operation),
+        };
         if left {
-            s.state = SlotState::Starved;
+            self.slots.get_mut(slot).state = SlotState::Starved;
             self.starved.push_back(slot);
         } else {
+            let s = self.slots.get_mut(slot);
             s.state = SlotState::Running;
             if s.status == Status::OK && s.submitted < s.blocks {
                 s.fail(Status::E_TABLE_CORRUPT, 0); // The LBA list ended before the request did.
@@ -70,6 +41,41 @@ impl State {
             }
         }
         !left
+    }
+
+    /// The commands of a request whose memory is one range. True if some are left.
+    #[inline]
+    fn submit_pieces<Q: BlockQueue>(
+        &mut self,
+        queue: &mut Q,
+        slot: u32,
+        operation: block::Operation,
+    ) -> bool {
+        let geometry = *queue.geometry();
+        let tag = self.slots.tag(slot);
+        let s = self.slots.get_mut(slot);
+        let grant = s.grant.as_ref().expect("an admitted request has its grant");
+        let mut share = self.pieces;
+        for piece in self.directory.pieces(grant, s.submitted) {
+            let whole =
+                block::Command { operation, lba: piece.lba.0, blocks: 0, data: Iova(piece.iova.0), tag: 0 };
+            for command in block::pieces(whole, piece.blocks, &geometry) {
+                if s.status != Status::OK {
+                    return false;
+                }
+                if share == 0 {
+                    return true;
+                }
+                share -= 1;
+                let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
+                match queue.submit(&command) {
+                    Ok(()) => s.record_submitted(command.blocks, self.now_ns),
+                    Err(SubmitError::Full | SubmitError::Down) => return true,
+                    Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
+                }
+            }
+        }
+        false
     }
 
     /// One flush at a time serves all who asked before it started.
@@ -149,12 +155,16 @@ impl State {
         let s = self.slots.get_mut(slot);
         assert_eq!(s.outstanding, 0, "a request ends only when the device has ended all its pieces");
         let (index, user_data, status, device) = (s.port, s.user_data, s.status, s.device_status);
+        let aside = s.aside;
         let mut bytes = 0;
         if let Some(grant) = s.grant.take() {
             if s.done_blocks > 0 {
                 bytes = grant.bytes() / s.blocks * s.done_blocks;
             }
             self.directory.release(grant);
+        }
+        if let Aside::List(list) = aside {
+            self.give_list(list);
         }
         let Some(port) = self.ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
         self.slots.free(slot, &mut port.in_flight);

@@ -18,6 +18,8 @@ use wire::view::QueueView;
 
 use super::*;
 
+mod lists;
+
 /// Takes `room` commands, and ends them when told.
 struct Scripted {
     geometry: Geometry,
@@ -25,6 +27,8 @@ struct Scripted {
     automatic: bool,
     running: VecDeque<Block>,
     seen: Vec<Block>,
+    /// Where the data of each of them is.
+    segments: Vec<Vec<Segment>>,
     commits: usize,
     status: DeviceStatus,
     state: QueueState,
@@ -50,6 +54,7 @@ impl Scripted {
             automatic: true,
             running: VecDeque::new(),
             seen: Vec::new(),
+            segments: Vec::new(),
             commits: 0,
             status: DeviceStatus::OK,
             state: QueueState::Running,
@@ -68,6 +73,8 @@ impl BlockQueue for Scripted {
         }
         self.running.push_back(*command);
         self.seen.push(*command);
+        let bytes = command.blocks << self.geometry.block_shift;
+        self.segments.push(vec![Segment { data: command.data, bytes }]);
         Ok(())
     }
 
@@ -75,7 +82,9 @@ impl BlockQueue for Scripted {
         if !block::segments_fit(&self.geometry, command, segments) {
             return Err(SubmitError::Invalid);
         }
-        self.submit(command)
+        self.submit(command)?;
+        *self.segments.last_mut().unwrap() = segments.to_vec();
+        Ok(())
     }
 
     fn commit(&mut self) {
@@ -170,6 +179,16 @@ impl Rig {
             .unwrap();
         self.engine.turn();
         App { end: ApplicationEnd::new(view(), entries), id, key, region }
+    }
+
+    /// A region of a domain, with memory of which the engine knows.
+    fn region(&mut self, domain: u32, access: Access, iova: u64) -> (RegionKey, Arc<SharedMemory>) {
+        let bytes = REGION_BYTES;
+        let spec = RegionSpec { domain: Domain(domain), access, iova: Iova(iova), bytes };
+        let key = self.tables.create_region(&spec).unwrap();
+        let memory = Arc::new(SharedMemory::create("engine-test", bytes as usize).unwrap().0);
+        assert!(self.shared.send(Command::Region(key.index(), memory.clone())).is_ok());
+        (key, memory)
     }
 
     fn turns(&mut self, count: usize) {
