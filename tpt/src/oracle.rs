@@ -155,6 +155,16 @@ pub fn run_ops(ops: &[Op]) {
     harness.tear_down();
 }
 
+/// As [`run_ops`] on the smallest tables in which two domains and two regions have room.
+///
+/// # Panics
+/// As [`run_ops`].
+pub fn run_ops_on_the_smallest<'a>(ops: impl IntoIterator<Item = &'a Op>) {
+    let mut harness = Harness::smallest();
+    ops.into_iter().for_each(|op| harness.apply(op));
+    harness.tear_down();
+}
+
 /// The same with operations drawn from a fuzzer's bytes.
 ///
 /// # Panics

@@ -18,6 +18,8 @@ const WIDTH: u32 = 2;
 const SHIFT: u8 = 9;
 /// Two segments and a short one.
 const LIMITS: Limits = Limits { entries: 36, lba_entries: 12, regions: 3 };
+/// A segment and a short one: the least that two domains can have.
+const SMALLEST: Limits = Limits { entries: 18, lba_entries: 7, regions: 2 };
 const POLLERS: usize = 2;
 /// More grants in flight than this are not started.
 const FLYING: usize = 64;
@@ -50,6 +52,7 @@ struct Flying {
 /// The tables and the model side by side. Each [`Harness::apply`] compares.
 #[derive(Debug)]
 pub struct Harness {
+    limits: Limits,
     tables: Tables<WIDTH>,
     published: Arc<Published>,
     source: Arc<Flaky>,
@@ -104,7 +107,16 @@ fn bend(pick: Pick, index: u32, instance: u32, beyond: u32) -> (u32, u32) {
 impl Harness {
     /// Empty tables, two pollers with room for one segment each.
     pub fn new() -> Self {
-        let tables = Tables::new(LIMITS, KeyInstance(0));
+        Self::with_limits(LIMITS)
+    }
+
+    /// The same with as little as two domains and two regions need, so that very many short runs take little time.
+    pub fn smallest() -> Self {
+        Self::with_limits(SMALLEST)
+    }
+
+    fn with_limits(limits: Limits) -> Self {
+        let tables = Tables::new(limits, KeyInstance(0));
         let published = tables.published();
         let source = Arc::new(Flaky { published: Arc::clone(&published), fails: AtomicBool::new(false) });
         let poller = |_| Directory::with_source(Arc::clone(&published), Arc::clone(&source), 1);
@@ -113,7 +125,8 @@ impl Harness {
             tables,
             source,
             published,
-            model: Model::new(LIMITS, (1 << WIDTH) - 1),
+            limits,
+            model: Model::new(limits, (1 << WIDTH) - 1),
             keys: Vec::new(),
             region_keys: Vec::new(),
             tokens: Vec::new(),
@@ -203,10 +216,10 @@ impl Harness {
             assert!(regions.map(|region| region.key).eq(self.tables.regions_of(its)));
         }
         for (number, poller) in self.pollers.iter().enumerate() {
-            for index in 0..LIMITS.entries {
+            for index in 0..self.limits.entries {
                 assert_eq!(poller.entry_is_idle(EntryIndex(index)), self.entry_is_idle(number, index));
             }
-            for index in 0..LIMITS.regions {
+            for index in 0..self.limits.regions {
                 assert_eq!(poller.region_is_idle(RegionIndex(index)), self.region_is_idle(number, index));
             }
         }
@@ -227,7 +240,7 @@ impl Harness {
             return Key::default();
         };
         let key = self.keys[place];
-        let (index, instance) = bend(pick, key.index().0, key.instance().0, LIMITS.entries);
+        let (index, instance) = bend(pick, key.index().0, key.instance().0, self.limits.entries);
         Key::new(EntryIndex(index), KeyInstance(instance))
     }
 
@@ -236,7 +249,7 @@ impl Harness {
             return RegionKey::default();
         };
         let key = self.region_keys[place];
-        let (index, instance) = bend(pick, key.index().0, key.instance().0, LIMITS.regions);
+        let (index, instance) = bend(pick, key.index().0, key.instance().0, self.limits.regions);
         RegionKey::new(RegionIndex(index), KeyInstance(instance))
     }
 

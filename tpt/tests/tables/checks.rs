@@ -305,7 +305,7 @@ fn s8_r11_a_corrupt_pointer_is_seen() {
 
 /// S4-R11, S8-R5, R6: a key of a former life fails, first as invalid, then by its instance.
 #[test]
-fn s4_r11_s8_r6_a_re_used_index_refuses_its_old_key() {
+fn s4_r11_s8_r5_r6_a_re_used_index_refuses_its_old_key() {
     let mut world = World::new();
     let old = world.grant(&[range(0, 8)]);
     let old_request = world.request(Operation::Read, old, 0, 1);
@@ -336,7 +336,7 @@ fn s4_r10_reduced_rights_hold_at_once() {
 
 /// S8-R13: all instances of one index at a width of 8 bits: one opens, none does for another domain.
 #[test]
-fn s8_r13_guessing_the_instance_helps_nobody_else() {
+fn s8_r5_r13_guessing_the_instance_helps_nobody_else() {
     let mut tables = Tables::<8>::new(LIMITS, KeyInstance(42));
     let region = |domain| RegionSpec { domain, access: Access::ALL, iova: Iova(0), bytes: BLOCK };
     let regions = [A, B].map(|domain| tables.create_region(&region(domain)).unwrap());

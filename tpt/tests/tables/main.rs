@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // in helpers, too
 
 mod checks;
+mod invariants;
 mod management;
 mod oracle;
+mod reset;
 mod residency;
+mod scale;
 mod scattered;
 mod support;
 mod threads;

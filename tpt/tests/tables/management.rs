@@ -488,21 +488,3 @@ fn free_segments_go_to_other_domains() {
     }
     assert_eq!(world.blocks(&world.request(Operation::Read, own, 0, 1)), Ok(vec![0]));
 }
-
-/// A million entries: all are made, found and counted.
-#[test]
-fn a_million_entries() {
-    const MILLION: u32 = 1_000_000;
-    let limits = Limits { entries: MILLION, lba_entries: MILLION, regions: 2 };
-    let mut world = World::<32>::with(limits, 1);
-    let keys: Vec<_> = (0..u64::from(MILLION)).map(|i| world.grant(&[range(i * 3, 2)])).collect();
-    assert_eq!(world.tables.usage().entries, MILLION);
-    assert_eq!(
-        world.tables.create(&spec(A, Access::READ, &[range(1 << 40, 1)])),
-        Err(TableError::NoResources)
-    );
-    for (i, key) in keys.iter().enumerate().step_by(997) {
-        let first = i as u64 * 3;
-        assert_eq!(world.blocks(&world.request(Operation::Read, *key, 0, 2)), Ok(vec![first, first + 1]));
-    }
-}

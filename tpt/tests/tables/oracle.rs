@@ -1,24 +1,31 @@
 //! The tables against the slow model, by chance and by exhaustion.
 
 use proptest::prelude::*;
-use tpt::oracle::{Op, Pick, SmallRequest, run, run_ops};
+use tpt::oracle::{Op, Pick, SmallRequest, run, run_ops, run_ops_on_the_smallest};
 
-/// Cases enough for a few seconds, and a bound on the shrinking of one that fails, in milliseconds.
+use crate::support::{counted, soak};
+
+/// Cases enough for a few seconds, in soak for a minute, and a bound on the shrinking of one that fails, in milliseconds.
 fn config() -> ProptestConfig {
     ProptestConfig {
-        cases: 400,
+        cases: cases(),
         failure_persistence: None,
         max_shrink_time: 20_000,
         ..ProptestConfig::default()
     }
 }
 
+fn cases() -> u32 {
+    if soak() { 40_000 } else { 400 }
+}
+
 proptest! {
     #![proptest_config(config())]
 
-    /// S4-R5..R14, S6-R2..R11, S8-R1..R13: any sequence of operations, every answer compared, every invariant checked.
+    /// Any sequence of operations, every answer compared, every invariant checked, every block of every grant followed:
+    /// so a refused request changes no field (S4-R14), and S8-R1 to R4 hold after each operation.
     #[test]
-    fn any_operations_agree_with_the_model(ops in prop::collection::vec(op(), 1..160)) {
+    fn s4_r13_r14_s8_r1_r2_r3_r4_any_operations_agree_with_the_model(ops in prop::collection::vec(op(), 1..160)) {
         run_ops(&ops);
     }
 
@@ -88,52 +95,83 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A read of two blocks by poller 0.
-fn read(domain: u8, key: u8, region: u8) -> Op {
-    let request = SmallRequest {
-        operation: 0,
+/// Two blocks by poller 0.
+fn request(operation: u8, key: u8, region: u8) -> SmallRequest {
+    SmallRequest {
+        operation,
         key: Pick::newest(key),
         block: 1,
         blocks: 2,
         skew: 9,
         region: Pick::newest(region),
         memory: 0,
-    };
-    Op::Check { poller: 0, domain, request }
+    }
 }
 
-/// Two domains with a region each and a grant of the first: every sequence of four of these steps.
-#[test]
-fn every_short_sequence_agrees_with_the_model() {
+fn read(domain: u8, key: u8, region: u8) -> Op {
+    Op::Check { poller: 0, domain, request: request(0, key, region) }
+}
+
+fn create(domain: u8, first: u8) -> Op {
+    Op::Create { domain, access: 7, shared: false, ranges: vec![(first, 2), (8, 3)] }
+}
+
+/// The steps of the exhaustive runs; the first ones in every run, all of them in soak.
+fn steps() -> Vec<Op> {
     let key = Pick::newest(0);
-    let create =
-        |domain, first| Op::Create { domain, access: 7, shared: false, ranges: vec![(first, 2), (8, 3)] };
+    let mut steps = vec![
+        create(1, 2),
+        Op::BeginModify { caller: Some(0), key },
+        Op::BeginDelete { caller: Some(0), key },
+        Op::BeginRevoke { caller: None, key },
+        Op::Finish { back: 0, access: Some(1), ranges: Some(vec![(40, 3), (50, 3)]) },
+        Op::Cancel { back: 0 },
+        read(0, 0, 1),
+        read(1, 0, 0),
+        Op::Release { back: 0 },
+        Op::Hold { poller: 0, domain: 0, request: request(1, 0, 1) },
+        Op::BeginRegionDelete { caller: Some(0), region: Pick::newest(1) },
+        Op::FinishRegionDelete { back: 0 },
+    ];
+    if soak() {
+        steps.extend([
+            create(0, 20),
+            Op::Finish { back: 1, access: None, ranges: None },
+            read(0, 1, 1),
+            Op::CheckScattered { poller: 1, domain: 0, request: request(8, 0, 1) },
+            Op::ReleaseHold { back: 0 },
+            Op::Evict { poller: 0, entry: 0 },
+        ]);
+    }
+    steps
+}
+
+/// Two domains with a region each and a grant of the first: every sequence of up to five steps, no more and no less.
+#[test]
+fn s4_r14_s8_r1_r2_r3_r4_every_sequence_of_five_steps_agrees_with_the_model() {
     let setup = [
         Op::CreateRegion { domain: 0, access: 3, bytes: 200 },
         Op::CreateRegion { domain: 1, access: 3, bytes: 200 },
         create(0, 2),
     ];
-    let steps = [
-        create(0, 20),
-        create(1, 2),
-        Op::BeginModify { caller: Some(0), key },
-        Op::BeginDelete { caller: Some(0), key },
-        Op::BeginRevoke { caller: None, key },
-        Op::Finish { back: 0, access: Some(1), ranges: Some(vec![(40, 6)]) },
-        Op::Finish { back: 1, access: None, ranges: None },
-        Op::Cancel { back: 0 },
-        read(0, 0, 1),
-        read(1, 0, 0),
-        read(0, 1, 1),
-        Op::Release { back: 0 },
-        Op::BeginRegionDelete { caller: Some(0), region: Pick::newest(1) },
-        Op::FinishRegionDelete { back: 0 },
-    ];
-    let depth = 4;
-    for number in 0..steps.len().pow(depth) {
-        let mut ops = setup.to_vec();
-        let nth = |place| steps[number / steps.len().pow(place) % steps.len()].clone();
-        ops.extend((0..depth).map(nth));
-        run_ops(&ops);
+    let steps = steps();
+    let mut runs = 0;
+    for depth in 1..=5 {
+        let sequences = steps.len().pow(depth);
+        // Two cores share them.
+        std::thread::scope(|scope| {
+            for odd in 0..2 {
+                let (setup, steps) = (&setup, &steps);
+                scope.spawn(move || {
+                    for number in (odd..sequences).step_by(2) {
+                        let nth = |place| &steps[number / steps.len().pow(place) % steps.len()];
+                        run_ops_on_the_smallest(setup.iter().chain((0..depth).map(nth)));
+                    }
+                });
+            }
+        });
+        runs += sequences;
     }
+    assert_eq!(runs, (1..=5).map(|depth| steps.len().pow(depth)).sum::<usize>());
+    counted(runs, "exhaustive sequences");
 }

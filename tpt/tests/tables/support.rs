@@ -5,6 +5,41 @@ use tpt::{
     Purpose, Quiesce, RegionKey, RegionSpec, Request, Tables,
 };
 
+/// Whether the large counts are wanted.
+pub(crate) fn soak() -> bool {
+    std::env::var("PORTCULLIS_SOAK").is_ok_and(|value| value == "1")
+}
+
+/// What was counted, for the table of `cargo xtask soak`.
+pub(crate) fn counted(number: usize, what: &str) {
+    println!("counted: {number} {what}");
+}
+
+/// The seed of this run, which is told; another one by PORTCULLIS_SEED.
+pub(crate) fn seed() -> u64 {
+    let seed = std::env::var("PORTCULLIS_SEED").ok().and_then(|value| value.parse().ok()).unwrap_or(1);
+    println!("PORTCULLIS_SEED={seed}");
+    seed
+}
+
+/// Numbers by chance, the same for a seed (splitmix64).
+pub(crate) struct Chance(pub(crate) u64);
+
+impl Chance {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Less than `end`.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
 pub(crate) const A: Domain = Domain(7);
 pub(crate) const B: Domain = Domain(8);
 pub(crate) const LIMITS: Limits = Limits { entries: 64, lba_entries: 64, regions: 8 };

@@ -129,7 +129,8 @@ fn s8_r7_a_moving_list_is_never_mixed() {
         let (board, directory) = (Arc::clone(&board), Directory::new(world.tables.published(), 1));
         thread::spawn(move || board.poll(directory, template, |blocks| plain.iter().any(|p| p == blocks)))
     };
-    for round in 1..=250 {
+    let rounds: usize = if soak() { 5_000 } else { 250 };
+    for round in 1..=rounds {
         let begin = |key: &Key| world.tables.begin(Some(A), *key, Purpose::Modify).unwrap();
         let tokens: Vec<_> = keys.iter().map(begin).collect();
         board.quiesce();
@@ -146,6 +147,7 @@ fn s8_r7_a_moving_list_is_never_mixed() {
     world.tables.self_check().unwrap();
     assert!(seen.granted > 0 && seen.invalid == 0 && seen.stale == 0, "{seen:?}");
     assert_eq!(u64::from(world.tables.usage().lba_entries), 3 * KEYS);
+    counted(rounds * KEYS as usize, "lists moved under reads");
 }
 
 /// S6-R10, R12, S8-R10: reads all the time during 10,000 create / delete cycles. Each life has other blocks; a read
@@ -171,7 +173,8 @@ fn s6_r10_no_request_sees_a_half_made_entry() {
         };
         thread::spawn(move || board.poll(directory, template, of_one_life))
     };
-    for round in 0..10_000 / KEYS {
+    let cycles = if soak() { 100_000 } else { 10_000 };
+    for round in 0..cycles / KEYS {
         let begin = |key: &Key| world.tables.begin(Some(A), *key, Purpose::Delete).unwrap();
         let tokens: Vec<_> = keys.iter().map(begin).collect();
         board.quiesce();
@@ -193,5 +196,6 @@ fn s6_r10_no_request_sees_a_half_made_entry() {
     let seen = poller.join().unwrap();
     world.tables.self_check().unwrap();
     assert!(seen.granted > 0 && seen.held == 0, "{seen:?}");
+    counted(cycles as usize, "entries created and deleted under reads");
     assert_eq!(u64::from(world.tables.usage().lba_entries), 2 * KEYS);
 }
