@@ -88,8 +88,10 @@ pub(super) fn all() -> Result<Vec<Part>> {
             test("--package tpt --tests", ""),
         )
         .environment(&[("PROPTEST_CASES", "4096")])
-        .one_core()
-        .minutes(3),
+        .goal(20_000_000, "requests over a million entries")
+        .goal(100_000, "entries created and deleted under reads")
+        .goal(5_000, "lists moved under reads")
+        .minutes(4),
         Part::new(
             "images",
             "the store with the power cut at every write, and with damaged images",
@@ -118,6 +120,22 @@ pub(super) fn all() -> Result<Vec<Part>> {
             .goal(targets, fuzz::COUNTED)
             .one_core()
             .minutes(targets + 1),
+        Part::new(
+            "power",
+            "the power cut under an adapter and its applications",
+            test("--package tests --test power", ""),
+        )
+        .goal(200, "power cuts on emu")
+        .one_core()
+        .minutes(3),
+        Part::new(
+            "death",
+            "applications and adapters killed at every step",
+            test("--package tests --test death", ""),
+        )
+        .goal(1000, "kills of an application")
+        .goal(100, "kills of the adapter")
+        .minutes(6),
         Part::new("system", "the whole path, on emu", test("--package tests --test system", "")).minutes(3),
     ])
 }
