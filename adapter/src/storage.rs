@@ -114,17 +114,18 @@ impl Storage {
                 while let Ok(message) = inbox.recv() {
                     let report = match message {
                         Message::Job(job) => {
-                            let outcome = execute(&mut store, job);
+                            let outcome = store.guarded(|store| execute(store, job));
                             Report::Job(outcome, store.free_blocks())
                         }
                         Message::Touch => {
-                            if let Err(error) = store.touch() {
+                            if let Err(error) = store.guarded(Store::touch) {
                                 tracing::warn!(%error, "reading during a reset");
                             }
                             Report::Touched
                         }
                         Message::ReserveInstances(count) => {
-                            Report::Instances(store.reserve_instances(count).map(|range| range.end))
+                            let reserved = store.guarded(|store| store.reserve_instances(count));
+                            Report::Instances(reserved.map(|range| range.end))
                         }
                     };
                     if outbox.send(report).is_err() {

@@ -151,9 +151,10 @@ impl Catalog {
     }
 
     /// Stops everything for good; the first reason stays.
-    fn poisoned(&mut self, why: String) -> StoreError {
+    pub(crate) fn poisoned(&mut self, why: String) -> StoreError {
         if self.poison.is_none() {
-            let fault = self.shadow.lock().fault().cloned();
+            // That the file was used after a failure is never the first reason.
+            let fault = self.shadow.lock().fault().filter(|fault| **fault != Fault::Misuse).cloned();
             let why = fault.map_or(why, |fault| StoreError::from(fault).to_string());
             tracing::error!(why, "the store failed; it takes no more requests");
             self.poison = Some(why);
@@ -228,10 +229,12 @@ fn apply(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
 /// Runs code of redb; a panic is an error like any other.
 fn catch<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
     // What a panic may have left half done is never looked at again: the caller closes the database.
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(format!("panic: {}", message(&*panic))),
-    }
+    caught(work)?.map_err(|error| error.to_string())
+}
+
+/// Runs `work`; the error is what it panicked with.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| format!("panic: {}", message(&*panic)))
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

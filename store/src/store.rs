@@ -8,7 +8,7 @@ use driver::block::Geometry;
 use driver::disk::Disk;
 use tpt::{Access, LbaRange};
 
-use crate::catalog::{Catalog, Change, Counter};
+use crate::catalog::{Catalog, Change, Counter, caught};
 use crate::probe::{find_superblock, occupant, read_ends, repair_superblocks};
 use crate::record::{self, Finding, inspect, run_of};
 use crate::shadow::{Fault, Shadow, SharedShadow};
@@ -93,8 +93,21 @@ impl Store {
         }
     }
 
-    /// Opens the store on `disk`, after checking all of its metadata.
-    pub fn open(mut disk: Box<dyn Disk>) -> Result<Self, StoreError> {
+    /// Opens the store on `disk`, after checking all of its metadata. A panic on the way is an error like damage.
+    pub fn open(disk: Box<dyn Disk>) -> Result<Self, StoreError> {
+        caught(|| Self::open_unguarded(disk)).unwrap_or_else(|what| Err(StoreError::Damaged { what }))
+    }
+
+    /// Runs `work`. If it panics, which is a bug of ours or of the disk beneath, the store has failed: this and every
+    /// later call is [`StoreError::Poisoned`], nothing more reaches the device, and nobody else notices.
+    pub fn guarded<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        caught(|| work(self)).unwrap_or_else(|why| Err(self.catalog.poisoned(why)))
+    }
+
+    fn open_unguarded(mut disk: Box<dyn Disk>) -> Result<Self, StoreError> {
         let ends = read_ends(&mut *disk)?;
         let superblock = find_superblock(&ends)?;
         let layout = superblock.layout;

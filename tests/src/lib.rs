@@ -2,11 +2,13 @@
 //!
 //! - [`conformance`]: what every block device must do, through the driver.
 //! - [`death`]: applications and adapters that die in the middle of anything.
+//! - [`power`]: what is left when the power goes.
 //! - [`system`]: what applications and adapter do together, through the whole path.
 #![deny(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)] // a case that cannot go on has failed
 
 pub mod conformance;
 pub mod death;
+pub mod power;
 pub mod process;
 pub mod system;

@@ -1,0 +1,48 @@
+//! The power goes, the machine dies: what must be left.
+//!
+//! A [`workload`] of several sessions changes volumes and their content; a [`model`] is told each thing before it is asked
+//! for and after it was acknowledged, and knows what may be on the device at any moment. After a cut an adapter is started
+//! again, and [`audit`] compares all that it shows with the model. Two things cut:
+//!
+//! - [`cuts`]: the software device over a [`supply`], media with a volatile cache whose power goes at any operation. Store
+//!   and applications share it, so metadata and data are cut together.
+//! - [`machine`]: a guest that QEMU is killed under. What QEMU wrote the host's page cache keeps, so nothing that reached
+//!   the device is lost there; only what is under way is cut.
+
+pub mod audit;
+pub mod cuts;
+pub mod dice;
+pub mod machine;
+pub mod model;
+pub mod supply;
+pub mod workload;
+
+use crate::system;
+
+/// A test of the package's program `power`.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// Runs it.
+    pub run: fn(),
+}
+
+/// All tests. They bring software devices of their own.
+pub const CASES: &[Case] = &[
+    Case { name: "a_power_cut_loses_nothing_that_was_acknowledged_and_flushed", run: cuts::many },
+    Case { name: "a_panic_of_the_store_costs_its_changes_only", run: cuts::panics },
+];
+
+/// Whether the large counts are asked for.
+pub fn soak() -> bool {
+    std::env::var_os("PORTCULLIS_SOAK").is_some_and(|value| value == "1")
+}
+
+/// The first seed.
+pub fn seed() -> u64 {
+    std::env::var("PORTCULLIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+/// How long anything may take.
+const PATIENCE: std::time::Duration = system::PATIENCE;
