@@ -36,7 +36,7 @@ impl Lateness {
             late: 100 + random.below(600) as u16,
             again: if random.below(3) == 0 { 1 + random.below(300) as u16 } else { 0 },
             // Waiting for one that is never disabled takes half a second.
-            lingers: if seed % 16 == 7 { u32::MAX } else { random.below(60) as u32 },
+            lingers: if seed % 8 == 7 { u32::MAX } else { random.below(60) as u32 },
         }
     }
 

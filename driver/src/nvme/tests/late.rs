@@ -160,35 +160,37 @@ impl Run {
     /// Memory that no command has goes to another owner, who fills it with canaries, or comes back into use.
     fn hand_over(&mut self) {
         let at = self.dice.below(AREAS as u64) as usize;
-        if self.areas[at].under_way > 0 {
-            return;
-        }
         if self.areas[at].quiet {
             self.areas[at].check(self.lateness.seed);
             self.areas[at].quiet = false;
             self.areas[at].pages.span().zero();
+        } else {
+            self.take_away(at);
+        }
+    }
+
+    /// Gives memory that no command has to another owner.
+    fn take_away(&mut self, at: usize) {
+        if self.areas[at].under_way > 0 || self.areas[at].quiet {
             return;
         }
+        self.areas[at].pages.span().write(&[CANARY; AREA]);
         // A device that writes again after it has completed is stopped by the IOMMU alone.
-        if !self.lateness.is_honest() || self.dice.below(2) == 0 {
+        if !self.lateness.is_honest() || self.dice.below(4) == 0 {
             let area = self.areas.swap_remove(at);
             let pages = area.pages.clone();
             drop(area);
             pages.span().write(&[CANARY; AREA]);
             self.areas.push(Area::new(&*self.device.mapper(), pages));
-            // The commands under way have the areas' numbers.
-            for moved in self.open.values_mut().filter(|moved| **moved == AREAS - 1) {
-                *moved = at;
-            }
-            self.areas[AREAS - 1].quiet = true;
-        } else {
-            self.areas[at].pages.span().write(&[CANARY; AREA]);
-            self.areas[at].quiet = true;
+            self.areas.swap(at, AREAS - 1);
         }
+        self.areas[at].quiet = true;
         self.counts.handed_over += 1;
     }
 
     fn reset(&mut self) {
+        (0..12).for_each(|_| self.submit());
+        self.queue.commit();
         self.counts.resets += 1;
         let before = self.device.runs();
         self.controller.begin_reset();
@@ -196,6 +198,9 @@ impl Run {
             match self.controller.finish_reset() {
                 ResetProgress::Pending if self.lateness.lingers == u32::MAX => {
                     std::thread::sleep(Duration::from_micros(200));
+                    if self.dice.below(2000) == 0 {
+                        self.device.stir();
+                    }
                 }
                 ResetProgress::Pending => {}
                 ResetProgress::Done => break,
@@ -203,7 +208,7 @@ impl Run {
             }
             if self.dice.below(3) == 0 {
                 self.poll();
-                self.hand_over();
+                (0..AREAS).for_each(|at| self.take_away(at));
             }
         }
         self.counts.in_resets += self.device.runs() - before;
