@@ -62,12 +62,12 @@ fn device(seed: u64, cuts: u64, tally: &mut Tally) {
     let mut model = Model::default();
     for cut in 0..cuts {
         let operations = if dice.chance(20) { dice.below(60) } else { dice.below(1500) };
-        supply.go_off_after(operations, dice.next());
+        supply.go_off_after(operations, dice.number());
         // In a part of the cuts the power goes before the adapter has started.
         match start(&supply, block_size, Format::Never) {
             Ok(adapter) => {
                 let mut watch = Watch(supply.clone());
-                let worked = Workload::new(&adapter, &mut model, &mut watch, dice.next())
+                let worked = Workload::new(&adapter, &mut model, &mut watch, dice.number())
                     .and_then(|mut workload| workload.run(STEPS));
                 assert!(worked.is_ok() || supply.is_off());
                 supply.go_off();
@@ -77,7 +77,7 @@ fn device(seed: u64, cuts: u64, tally: &mut Tally) {
                 tally.starting += 1;
             }
         }
-        supply.restore(dice.next());
+        supply.restore(dice.number());
         let found = start(&supply, block_size, Format::Never)
             .map_err(|error| error.to_string())
             .and_then(|adapter| audit(&adapter, &mut model));

@@ -308,7 +308,7 @@ pub fn stamp(volume: u64, index: u64, serial: u64) -> [u8; SECTOR] {
             0 => volume,
             1 => index,
             2 => serial,
-            _ => dice.next() | 1,
+            _ => dice.number() | 1,
         };
         word.copy_from_slice(&value.to_le_bytes());
     }

@@ -253,7 +253,7 @@ impl<'a> Workload<'a> {
                 return Ok(());
             }
             let name = format!("volume {number}");
-            self.make(client, Change::Create { name: name.clone(), sectors, number })?;
+            self.make(client, &Change::Create { name: name.clone(), sectors, number })?;
             return self.look_at_new(client, &name, number, sectors);
         }
         let (name, volume, sectors) = self.pick();
@@ -268,7 +268,7 @@ impl<'a> Workload<'a> {
                 }
                 Change::Resize { name, sectors: new }
             }
-            5 => Change::Rename { from: name, to: format!("renamed {}", self.dice.next()) },
+            5 => Change::Rename { from: name, to: format!("renamed {}", self.dice.number()) },
             6..8 => {
                 let (user, bits) = (3000 + self.dice.below(4) as u32, self.dice.below(8) as u8);
                 Change::Access { name, user, bits }
@@ -281,14 +281,14 @@ impl<'a> Workload<'a> {
                 Change::Delete { name }
             }
         };
-        self.make(client, change)
+        self.make(client, &change)
     }
 
-    fn make(&mut self, client: usize, change: Change) -> Result<(), Off> {
+    fn make(&mut self, client: usize, change: &Change) -> Result<(), Off> {
         self.note(&Event::Begin(change.clone()));
         let session = &self.clients[client].session;
         let bytes = |sectors: u64| sectors * SECTOR as u64;
-        let made = match &change {
+        let made = match change {
             Change::Create { name, sectors, .. } => session.create_volume(name, bytes(*sectors)).map(drop),
             Change::Resize { name, sectors } => session.resize_volume(name, bytes(*sectors)).map(drop),
             Change::Rename { from, to } => session.rename_volume(from, to),
