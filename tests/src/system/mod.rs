@@ -8,6 +8,7 @@ mod channels;
 pub mod confined;
 mod grants;
 mod hostile;
+mod tables;
 mod volumes;
 
 use std::path::PathBuf;
@@ -72,7 +73,16 @@ impl Rig {
 
 /// All cases.
 pub fn all() -> Vec<Case> {
-    [grants::CASES, attack::CASES, volumes::CASES, channels::CASES, hostile::CASES, confined::CASES].concat()
+    [
+        grants::CASES,
+        attack::CASES,
+        volumes::CASES,
+        channels::CASES,
+        hostile::CASES,
+        confined::CASES,
+        tables::CASES,
+    ]
+    .concat()
 }
 
 /// Somebody who is not the adapter's user.
