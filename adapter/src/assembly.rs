@@ -190,7 +190,8 @@ pub fn build<Q: BlockQueue + 'static>(
         storage,
         policy: options.policy.clone(),
     };
-    Ok(Assembled { control: Control::new(parts), supervisor, engine })
+    let control = Control::new(parts).map_err(|source| StartError::Os { what: "an eventfd", source })?;
+    Ok(Assembled { control, supervisor, engine })
 }
 
 fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store, StoreError> {
@@ -200,6 +201,9 @@ fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store
         Format::Force => Store::format(disk, FormatOptions { force: true, ..FormatOptions::default() }),
     }
 }
+
+#[cfg(test)]
+mod late;
 
 #[cfg(test)]
 mod tests {

@@ -138,7 +138,10 @@ fn run((server, mut supervisor): Prepared, stop: BorrowedFd<'_>) -> Result<(), S
             tracing::warn!(?before, ?health, "the device changed its health");
         }
     };
-    let mut control = server.run(stop, &mut tend).map_err(os("waiting on the control socket"))?;
+    let (mut control, served) = server.run(stop, &mut tend);
+    if let Err(error) = &served {
+        tracing::error!(%error, "the control socket cannot be served any longer");
+    }
 
     tracing::info!("draining");
     let end = Instant::now() + DRAIN;
@@ -157,7 +160,7 @@ fn run((server, mut supervisor): Prepared, stop: BorrowedFd<'_>) -> Result<(), S
     let control = control.stop_pollers();
     supervisor.shut_down();
     drop(control);
-    Ok(())
+    served.map_err(os("waiting on the control socket"))
 }
 
 /// Thousands of connections need thousands of descriptors: as many as the hard limit allows.

@@ -146,6 +146,7 @@ impl Inner {
         }
         let at = self.replies.iter().position(|(to, ..)| *to == caller)?;
         let (_, reply, descriptors) = self.replies.swap_remove(at);
+        self.control.received_all(caller.session);
         Some((reply, descriptors))
     }
 }

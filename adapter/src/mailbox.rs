@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
-use tpt::{EntryIndex, Key, RegionIndex};
+use tpt::{DirectoryCounters, EntryIndex, Key, RegionIndex};
 use wire::Status;
 use wire::shm::SharedMemory;
 
@@ -71,6 +71,45 @@ pub struct Denial {
     pub status: Status,
 }
 
+/// Denials of one user that are logged before the gate is opened again; the rest is counted.
+const DENIALS_LOGGED: u32 = 10;
+
+/// Lets some denials of one user through to the log, so that none of its queues can flood it. Shared by those, and
+/// touched only when a request was refused.
+#[derive(Debug)]
+pub struct DenialGate {
+    left: AtomicU32,
+    suppressed: AtomicU64,
+}
+
+impl Default for DenialGate {
+    fn default() -> Self {
+        Self { left: AtomicU32::new(DENIALS_LOGGED), suppressed: AtomicU64::new(0) }
+    }
+}
+
+impl DenialGate {
+    /// Whether one more may be logged; if not, it is counted.
+    pub fn pass(&self) -> bool {
+        let pass =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if !pass {
+            self.suppress();
+        }
+        pass
+    }
+
+    fn suppress(&self) {
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Opens it again, and gives how many were not let through.
+    pub fn open_again(&self) -> u64 {
+        self.left.store(DENIALS_LOGGED, Ordering::Relaxed);
+        self.suppressed.swap(0, Ordering::Relaxed)
+    }
+}
+
 /// What one poller and the control plane share. Nothing here is written on the hot path but the turn count, now and
 /// then, and denials.
 pub struct PollerShared {
@@ -79,6 +118,8 @@ pub struct PollerShared {
     denied: AtomicU64,
     queue_errors: AtomicU64,
     turns: AtomicU64,
+    fetches: AtomicU64,
+    evictions: AtomicU64,
     stuck: AtomicBool,
 }
 
@@ -90,6 +131,8 @@ impl Default for PollerShared {
             denied: AtomicU64::new(0),
             queue_errors: AtomicU64::new(0),
             turns: AtomicU64::new(0),
+            fetches: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
         }
     }
@@ -121,6 +164,14 @@ impl PollerShared {
         self.turns.load(Ordering::Relaxed)
     }
 
+    /// What its directory has done, up to a few turns ago.
+    pub fn directory(&self) -> DirectoryCounters {
+        DirectoryCounters {
+            fetches: self.fetches.load(Ordering::Relaxed),
+            evictions: self.evictions.load(Ordering::Relaxed),
+        }
+    }
+
     /// Whether the device keeps a command for too long.
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Relaxed)
@@ -135,17 +186,21 @@ impl PollerShared {
     }
 
     /// One writer: the poller.
-    pub(crate) fn record_denial(&self, denial: Denial) {
+    pub(crate) fn record_denial(&self, denial: Denial, gate: &DenialGate) {
         self.denied.store(self.denied.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        let _ = self.denials.push(denial); // A full list loses log lines, never counts.
+        if gate.pass() && self.denials.push(denial).is_err() {
+            gate.suppress(); // A full list loses log lines, never counts.
+        }
     }
 
     pub(crate) fn record_queue_error(&self) {
         self.queue_errors.store(self.queue_errors.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    pub(crate) fn record_turns(&self, turns: u64) {
+    pub(crate) fn record_turns(&self, turns: u64, directory: DirectoryCounters) {
         self.turns.store(turns, Ordering::Relaxed);
+        self.fetches.store(directory.fetches, Ordering::Relaxed);
+        self.evictions.store(directory.evictions, Ordering::Relaxed);
     }
 
     pub(crate) fn record_stuck(&self, stuck: bool) {

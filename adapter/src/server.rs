@@ -1,6 +1,6 @@
 //! The control socket: connections in, packets to the control plane and back. One thread, never blocked by a client.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,9 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use wire::Status;
 use wire::control::{MAX_MESSAGE, Reply};
+use wire::discard::{Owner, discard};
 use wire::frame::{FrameError, decode_request, encode};
-use wire::socket::{Blocking, ReceiveError, peer_credentials, receive, send};
+use wire::socket::{Blocking, ReceiveError, peer_credentials, receive_of, send, unreceived};
 
 use crate::control::{Caller, Control, Refusal, SessionId};
 
@@ -31,6 +32,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LISTENER: u64 = 0;
 const STOP: u64 = 1;
 const STORAGE: u64 = 2;
+const MEMORY: u64 = 3;
 /// Connections have the tokens from here on.
 const FIRST_CONNECTION: u64 = 16;
 
@@ -39,6 +41,12 @@ struct Connection {
     session: SessionId,
     waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     interest: EventFlags,
+}
+
+impl Connection {
+    fn has_received_all(&self) -> bool {
+        self.waiting.is_empty() && unreceived(&self.socket).is_ok_and(|bytes| bytes == 0)
+    }
 }
 
 /// See the module.
@@ -50,6 +58,8 @@ pub struct Server {
     connections: BTreeMap<u64, Connection>,
     tokens: BTreeMap<SessionId, u64>,
     next_token: u64,
+    /// Connections that nothing is taken from for now, for reasons that other connections may end.
+    paused: BTreeSet<u64>,
     accept_again: Option<Instant>,
 }
 
@@ -59,12 +69,9 @@ impl Server {
         let listener = listen(path, mode)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
-        epoll::add(
-            &epoll,
-            control.storage_done(),
-            EventData::new_u64(STORAGE),
-            EventFlags::IN | EventFlags::ET,
-        )?;
+        for (done, token) in [(control.storage_done(), STORAGE), (control.memory_done(), MEMORY)] {
+            epoll::add(&epoll, done, EventData::new_u64(token), EventFlags::IN | EventFlags::ET)?;
+        }
         Ok(Self {
             control,
             path: path.to_owned(),
@@ -73,6 +80,7 @@ impl Server {
             connections: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: FIRST_CONNECTION,
+            paused: BTreeSet::new(),
             accept_again: None,
         })
     }
@@ -83,12 +91,25 @@ impl Server {
     }
 
     /// Serves until `stop` becomes readable; `tend` runs between rounds. Gives the control plane back, its sessions told
-    /// to end.
+    /// to end, also when it can serve no longer: what it holds has to be taken down in order then, too.
     pub fn run(
         mut self,
         stop: BorrowedFd<'_>,
         tend: &mut dyn FnMut(&mut Control, Instant),
-    ) -> io::Result<Control> {
+    ) -> (Control, io::Result<()>) {
+        let served = self.serve_until(stop, tend);
+        let _ = std::fs::remove_file(&self.path);
+        for token in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.drop_connection(token);
+        }
+        (self.control, served)
+    }
+
+    fn serve_until(
+        &mut self,
+        stop: BorrowedFd<'_>,
+        tend: &mut dyn FnMut(&mut Control, Instant),
+    ) -> io::Result<()> {
         epoll::add(&self.epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
         let mut events = Vec::with_capacity(256);
         loop {
@@ -105,7 +126,7 @@ impl Server {
                 match event.data.u64() {
                     STOP => stopping = true,
                     LISTENER => self.accept(now),
-                    STORAGE => {}
+                    STORAGE | MEMORY => {}
                     token => {
                         let over = { event.flags }.intersects(EventFlags::HUP | EventFlags::ERR);
                         self.serve(token, over);
@@ -114,17 +135,13 @@ impl Server {
             }
             self.control.advance(now);
             self.deliver();
+            self.resume_connections();
             self.resume_accepting(now);
             tend(&mut self.control, now);
             if stopping {
-                break;
+                return Ok(());
             }
         }
-        let _ = std::fs::remove_file(&self.path);
-        for (_, connection) in std::mem::take(&mut self.connections) {
-            self.control.disconnect(connection.session);
-        }
-        Ok(self.control)
     }
 
     fn accept(&mut self, now: Instant) {
@@ -159,7 +176,6 @@ impl Server {
         let session = match session {
             Ok(session) => session,
             Err(refusal) => {
-                tracing::info!(status = %refusal.status, detail = refusal.detail, "connection refused");
                 if let Ok(packet) = encode(0, &refusal.into_reply()) {
                     let _ = send(&socket, &packet, &[], Blocking::Never);
                 }
@@ -192,7 +208,11 @@ impl Server {
                 }
                 break;
             }
-            match receive(&connection.socket, &mut buffer, Blocking::Never) {
+            if self.control.lent(session) > 0 && connection.has_received_all() {
+                self.control.received_all(session);
+            }
+            let owner = self.control.user_of(session).map_or(Owner::Nobody, Owner::User);
+            match receive_of(owner, &connection.socket, &mut buffer, Blocking::Never) {
                 Ok((length, descriptors)) => match decode_request(&buffer[..length]) {
                     Ok((id, request)) => self.control.request(Caller { session, id }, request, descriptors),
                     Err(error) => return self.refuse(token, &error),
@@ -224,10 +244,12 @@ impl Server {
     }
 
     fn drop_connection(&mut self, token: u64) {
-        if let Some(connection) = self.connections.remove(&token) {
-            self.tokens.remove(&connection.session);
-            self.control.disconnect(connection.session);
-        }
+        let Some(Connection { socket, session, .. }) = self.connections.remove(&token) else { return };
+        self.tokens.remove(&session);
+        self.paused.remove(&token);
+        // With the connection go the descriptors in packets that nobody received, and closing those may take long.
+        discard(self.control.user_of(session).map_or(Owner::Nobody, Owner::Connections), socket);
+        self.control.disconnect(session);
     }
 
     /// Hands replies to their connections.
@@ -258,20 +280,33 @@ impl Server {
             }
         }
         if connection.waiting.len() > REPLIES_WAITING {
-            tracing::info!(
-                session = connection.session.0,
-                "the client does not read its replies; its session ends"
-            );
+            let session = connection.session;
+            if self.control.may_log(session) {
+                tracing::info!(session = session.0, "the client does not read its replies; its session ends");
+            }
             return self.drop_connection(token);
         }
         self.set_interest(token);
+    }
+
+    /// Looks again at connections that nothing was taken from.
+    fn resume_connections(&mut self) {
+        for token in self.paused.iter().copied().collect::<Vec<_>>() {
+            self.set_interest(token);
+        }
     }
 
     /// Waits for what can go on: reading unless the session has too much outstanding, writing if replies wait.
     fn set_interest(&mut self, token: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let mut interest = EventFlags::empty();
-        interest.set(EventFlags::IN, self.control.takes_requests(connection.session));
+        let takes = self.control.takes_requests(connection.session);
+        interest.set(EventFlags::IN, takes);
+        if takes {
+            self.paused.remove(&token);
+        } else {
+            self.paused.insert(token);
+        }
         interest.set(EventFlags::OUT, !connection.waiting.is_empty());
         if interest != connection.interest
             && epoll::modify(&self.epoll, &connection.socket, EventData::new_u64(token), interest).is_ok()

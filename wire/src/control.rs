@@ -283,7 +283,7 @@ pub struct DeviceInfo {
     pub volumes: Vec<(String, Vec<(u64, u64)>)>,
 }
 
-/// Counters of the adapter since its start.
+/// Counters of the adapter since its start; for who does not administer, of what its own user has now.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Statistics {
     /// Requests completed, whatever their status.
@@ -306,6 +306,10 @@ pub struct Statistics {
     pub mappings_left: Option<u32>,
     /// Entries of the LBA table in use.
     pub lba_entries: u64,
+    /// Table segments that pollers fetched; told to the administrator only.
+    pub fetches: u64,
+    /// Table segments that pollers let go of to make room; likewise.
+    pub evictions: u64,
     /// The sessions, as many as fit a message.
     pub sessions: Vec<SessionInfo>,
 }

@@ -92,7 +92,7 @@ fn device() -> impl Strategy<Value = DeviceInfo> {
 }
 
 fn statistics() -> impl Strategy<Value = Statistics> {
-    let counts = (any::<[u64; 9]>(), any::<Option<u32>>());
+    let counts = (any::<[u64; 11]>(), any::<Option<u32>>());
     (counts, proptest::collection::vec(session(), 0..4)).prop_map(|((n, left), sessions)| Statistics {
         completed: n[0],
         denied: n[1],
@@ -104,6 +104,8 @@ fn statistics() -> impl Strategy<Value = Statistics> {
         mappings: n[7],
         mappings_left: left,
         lba_entries: n[8],
+        fetches: n[9],
+        evictions: n[10],
         sessions,
     })
 }

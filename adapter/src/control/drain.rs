@@ -1,6 +1,7 @@
 //! The quiescent point: what was begun on entries, regions and queues ends here, when every poller has acknowledged that
 //! no I/O uses them, or when the timer ends.
 
+use std::any::Any;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +11,12 @@ use tpt::{Key, Modification, Purpose, Quiesce, RegionKey, RegionQuiesce, TableEr
 use wire::Status;
 use wire::control::Reply;
 
+use super::limits::What;
+use super::memory::Moving;
+use super::users::Suppressed;
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
 use crate::engine::QueueId;
-use crate::mailbox::{Command, Drained, Ticket};
+use crate::mailbox::{Command, Denial, Drained, Ticket};
 
 /// What is being quiesced.
 #[derive(Default)]
@@ -54,17 +58,6 @@ pub(super) struct Pending {
     batch: Batch,
     deadline: Option<Instant>,
     then: Then,
-}
-
-/// At most this many denials are logged in a second; the rest is counted.
-const DENIALS_PER_SECOND: u32 = 10;
-
-/// Keeps the log from being flooded.
-#[derive(Default)]
-pub(super) struct LogLimit {
-    since: Option<Instant>,
-    logged: u32,
-    suppressed: u64,
 }
 
 impl Control {
@@ -175,8 +168,10 @@ impl Control {
     fn quiet(&mut self, batch: Batch, then: Then) {
         match then {
             Then::End(caller) => {
-                self.end_batch(batch);
-                self.reply(caller, Reply::Done);
+                // Where memory goes with it, the caller is told when that is given back.
+                if !self.end_batch_for(batch, Some(caller)) {
+                    self.reply(caller, Reply::Done);
+                }
             }
             Then::EndQuietly => self.end_batch(batch),
             Then::Lane => self.lane_quiet(batch),
@@ -186,9 +181,15 @@ impl Control {
     fn timed_out(&mut self, batch: Batch, then: Then) {
         match then {
             Then::End(caller) => {
+                // A shrink or a delete may have overtaken the close: then the grant is lost all the same.
+                let revoked = batch.grants.iter().any(|(session, key, _)| self.is_revoked(*session, *key));
                 self.cancel_batch(batch);
-                let text =
-                    format!("I/O under it was still running after {QUIESCE_TIMEOUT:?}; it stays as it was");
+                let outlook = if revoked {
+                    "it was revoked meanwhile, and ends when that I/O has"
+                } else {
+                    "it stays as it was"
+                };
+                let text = format!("I/O under it was still running after {QUIESCE_TIMEOUT:?}; {outlook}");
                 self.answer(caller, Err(Refusal::new(Status::E_BUSY_TIMEOUT, text)));
             }
             Then::EndQuietly => self.wait_for(batch, None, Then::EndQuietly),
@@ -196,30 +197,50 @@ impl Control {
         }
     }
 
-    /// Ends all that is in a quiet batch: entries are free, memory is unmapped and given back.
+    fn is_revoked(&self, session: SessionId, key: Key) -> bool {
+        self.sessions.get(&session).and_then(|s| s.grants.get(&key)).is_none_or(|held| held.revoked)
+    }
+
+    /// Ends all that is in a quiet batch: entries are free, memory begins to be unmapped and given back.
     pub(super) fn end_batch(&mut self, batch: Batch) {
+        self.end_batch_for(batch, None);
+    }
+
+    /// Whether there is memory to be given back; `tell` is told when the last of it is.
+    fn end_batch_for(&mut self, batch: Batch, tell: Option<Caller>) -> bool {
         for (session, key, quiesce) in batch.grants {
             self.tables.finish_delete(quiesce);
             if let Some(session) = self.sessions.get_mut(&session) {
-                session.grants.remove(&key);
+                session.remove_grant(key);
+                let id = session.id;
+                self.forget_if_empty(id);
             }
         }
-        for (session, key, quiesce) in batch.regions {
+        let mut memory: Vec<(SessionId, (What, u64), Box<dyn Any + Send>)> = Vec::new();
+        for (id, key, quiesce) in batch.regions {
             self.tables.finish_region_delete(quiesce);
-            let Some(session) = self.sessions.get_mut(&session) else { continue };
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
             if let Some(held) = session.regions.remove(&key) {
                 session.pinned_bytes -= held.bytes;
-                drop(held.mapping);
+                memory.push((id, (What::Regions, held.bytes), Box::new(held.mapping)));
             }
         }
-        for (session, queue) in batch.queues {
-            let Some(session) = self.sessions.get_mut(&session) else { continue };
+        for (id, queue) in batch.queues {
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
             let Some(held) = session.queues.remove(&queue) else { continue };
             self.pollers[held.poller].waker().forget(held.eventfd.as_fd());
-            session.pinned_bytes -= held.memory.len() as u64;
+            let bytes = held.memory.len() as u64;
+            session.pinned_bytes -= bytes;
             self.completed_before += held.counters.completed();
+            memory.push((id, (What::Queues, bytes), Box::new(held.memory)));
         }
-        self.forget_empty_sessions();
+        let mut left = memory.len();
+        let any = left > 0;
+        for (id, held, memory) in memory {
+            left -= 1;
+            self.give_back(id, held, memory, tell.filter(|_| left == 0));
+        }
+        any
     }
 
     /// The timer ended: entries go back to what they were, but for those that were revoked meanwhile, which are waited
@@ -255,19 +276,20 @@ impl Control {
             let quiesce = match held {
                 Some(held) if !held.revoked => {
                     held.quiescing = false;
-                    let change = Modification { access: None, ranges: Some(ranges) };
-                    match self.tables.finish_modify(quiesce, &change) {
+                    let more = (ranges.len() as u64).saturating_sub(held.ranges);
+                    match self.modify_grant(session, quiesce, (ranges, more)) {
                         Ok(()) => {
-                            held.bytes = bytes;
+                            let held = self.sessions.get_mut(&session);
+                            held.into_iter().for_each(|s| s.resize_grant(key, bytes, ranges.len() as u64));
                             continue;
                         }
-                        Err((quiesce, error)) if unchanged == Unchanged::Stays => {
-                            tracing::warn!(session = session.0, %key, %error, "a grant keeps its old size");
+                        Err((quiesce, why)) if unchanged == Unchanged::Stays => {
+                            tracing::warn!(session = session.0, %key, why, "a grant keeps its old size");
                             self.tables.cancel(quiesce);
                             continue;
                         }
-                        Err((quiesce, error)) => {
-                            tracing::warn!(session = session.0, %key, %error, "a grant that cannot shrink ends");
+                        Err((quiesce, why)) => {
+                            tracing::warn!(session = session.0, %key, why, "a grant that cannot shrink ends");
                             quiesce
                         }
                     }
@@ -275,9 +297,24 @@ impl Control {
                 _ => quiesce, // Revoked, or closed meanwhile.
             };
             self.tables.finish_delete(quiesce);
-            self.sessions.get_mut(&session).map(|s| s.grants.remove(&key));
+            self.sessions.get_mut(&session).into_iter().for_each(|s| s.remove_grant(key));
+            self.forget_if_empty(session);
         }
-        self.forget_empty_sessions();
+    }
+
+    /// Gives a grant new ranges, `more` of them than it had, if its user may have so many.
+    fn modify_grant(
+        &mut self,
+        session: SessionId,
+        quiesce: Quiesce,
+        (ranges, more): (&[tpt::LbaRange], u64),
+    ) -> Result<(), (Quiesce, String)> {
+        let caller = Caller { session, id: 0 };
+        if let Err(refusal) = self.check(caller, What::Ranges, more) {
+            return Err((quiesce, refusal.detail));
+        }
+        let change = Modification { access: None, ranges: Some(ranges) };
+        self.tables.finish_modify(quiesce, &change).map_err(|(quiesce, error)| (quiesce, error.to_string()))
     }
 
     /// The connection ended: everything the session held is taken back, as soon as no I/O uses it.
@@ -286,7 +323,11 @@ impl Control {
         if std::mem::replace(&mut session.closing, true) {
             return;
         }
-        tracing::info!(session = id.0, "session ended");
+        let uid = session.credentials.uid;
+        if self.users.may_log(uid) {
+            tracing::info!(session = id.0, uid, "session ended");
+        }
+        session.moving.values().for_each(Moving::cancel);
         let queues: Vec<u32> = session.queues.iter().filter(|(_, q)| !q.ending).map(|(&id, _)| id).collect();
         let grants: Vec<Key> = session.grants.keys().copied().collect();
         let regions: Vec<RegionKey> =
@@ -302,33 +343,32 @@ impl Control {
         for key in regions {
             let _ = self.quiesce_region(&mut batch, id, key);
         }
+        if batch.is_empty() {
+            return self.forget_if_empty(id);
+        }
         self.wait_for(batch, None, Then::EndQuietly);
     }
 
-    fn forget_empty_sessions(&mut self) {
-        self.sessions.retain(|_, session| !session.closing || !session.is_empty());
+    /// The last of a session whose connection has ended.
+    pub(super) fn forget_if_empty(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id).filter(|s| s.closing && s.is_empty()) else { return };
+        let user = self.users.entry(session.credentials.uid);
+        user.sessions.remove(&id);
+        user.outstanding -= u64::from(session.outstanding);
+        self.sessions.remove(&id);
     }
 
-    /// Logs what pollers refused, at a bounded rate.
+    /// Logs what pollers refused and let through to the log, and what was left out of it.
     pub(super) fn log_denials(&mut self, now: Instant) {
-        let limit = &mut self.denials_logged;
-        let since = *limit.since.get_or_insert(now);
-        if now.saturating_duration_since(since) > Duration::from_secs(1) {
-            if limit.suppressed > 0 {
-                tracing::warn!(suppressed = limit.suppressed, "more requests were denied");
-            }
-            *limit = LogLimit { since: Some(now), ..LogLimit::default() };
-        }
         for poller in &self.pollers {
-            while let Some(denial) = poller.shared().take_denial() {
-                if limit.logged < DENIALS_PER_SECOND {
-                    limit.logged += 1;
-                    tracing::warn!(session = denial.session, key = %denial.key, status = %denial.status, "request denied");
-                } else {
-                    limit.suppressed += 1;
-                }
+            while let Some(Denial { session, key, status }) = poller.shared().take_denial() {
+                let uid = self.sessions.get(&SessionId(session)).map(|s| s.credentials.uid);
+                tracing::warn!(session, ?uid, %key, %status, "request denied");
             }
         }
+        self.users.sweep(now, |uid, Suppressed { lines, denials }| {
+            tracing::warn!(uid, lines, denials, "a user kept the log busy: so many lines were left out");
+        });
     }
 }
 

@@ -6,8 +6,12 @@
 mod drain;
 mod lane;
 mod limits;
+mod memory;
+mod process;
+mod registrar;
 mod requests;
 mod session;
+mod users;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -20,6 +24,7 @@ use store::Volume;
 use tpt::{Domain, KeyInstance, Tables};
 use wire::Status;
 use wire::control::{Reply, Request};
+use wire::discard::{Owner, pending_of};
 use wire::shm::Lock;
 use wire::socket::Credentials;
 
@@ -30,8 +35,12 @@ use crate::poller::Poller;
 use crate::storage::Storage;
 use drain::Pending;
 use lane::Lane;
+use limits::{Ceilings, Held, What};
 pub use limits::{Limits, Policy};
+use process::Process;
+use registrar::Registrar;
 use session::Session;
+use users::Users;
 
 /// Names a session for the life of the adapter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -115,7 +124,10 @@ pub struct Control {
     pollers: Vec<Poller>,
     tables: Tables,
     storage: Storage,
+    registrar: Registrar,
     policy: Policy,
+    ceilings: Ceilings,
+    users: Users,
     /// Of each volume, as the store has it.
     volumes: BTreeMap<String, Volume>,
     sessions: BTreeMap<SessionId, Session>,
@@ -127,27 +139,35 @@ pub struct Control {
     next_session: u64,
     next_queue: u32,
     next_poller: usize,
+    next_move: u64,
     /// Of queues that are gone.
     completed_before: u64,
-    denials_logged: drain::LogLimit,
     urgent: bool,
 }
 
 impl Control {
-    /// The control plane of one device.
-    pub fn new(parts: Parts) -> Self {
+    /// The control plane of one device. What the process has left now is what sessions share.
+    ///
+    /// # Errors
+    /// The kernel's: no eventfd.
+    pub fn new(parts: Parts) -> std::io::Result<Self> {
         let Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, policy } = parts;
         let volumes = storage.initial_volumes().into_iter().map(|v| (v.name.clone(), v)).collect();
-        Self {
+        let process = Process::measure(mapper.mappings_left());
+        let ceilings = Ceilings::new(&policy, &process, tables.published().limits());
+        Ok(Self {
             uri,
             identity,
             geometry,
+            registrar: Registrar::new(mapper.clone())?,
             mapper,
             lock: if mapper_pins { Lock::PinnedElsewhere } else { Lock::Mlock },
             pollers,
             tables,
             storage,
             policy,
+            ceilings,
+            users: Users::default(),
             volumes,
             sessions: BTreeMap::new(),
             pending: Vec::new(),
@@ -157,15 +177,37 @@ impl Control {
             next_session: 1,
             next_queue: 1,
             next_poller: 0,
+            next_move: 0,
             completed_before: 0,
-            denials_logged: drain::LogLimit::default(),
             urgent: false,
-        }
+        })
     }
 
     /// A new connection. Its identity is frozen here; the session ends when the connection does.
-    pub fn connect(&mut self, credentials: Credentials) -> Result<SessionId, Refusal> {
-        self.policy.admit(&credentials, self.sessions.values())?;
+    pub fn connect(&mut self, mut credentials: Credentials) -> Result<SessionId, Refusal> {
+        let (uid, pid) = (credentials.uid, credentials.pid);
+        credentials.groups.sort_unstable(); // Searched whenever an access list is asked.
+        credentials.groups.dedup();
+        let admitted = self.admit(credentials);
+        if self.users.may_log(uid) {
+            match &admitted {
+                Ok(id) => tracing::info!(session = id.0, uid, pid, "session connected"),
+                Err(Refusal { status, detail }) => {
+                    tracing::info!(uid, pid, %status, detail, "connection refused");
+                }
+            }
+        }
+        admitted
+    }
+
+    fn admit(&mut self, credentials: Credentials) -> Result<SessionId, Refusal> {
+        self.policy.admit(&credentials)?;
+        let uid = credentials.uid;
+        self.ceilings.check_sessions(self.sessions.len())?;
+        let of_user = self.held_by(uid);
+        for what in [What::Connections, What::Descriptors] {
+            self.ceilings.check(what, 1, &Held::default(), (uid, &of_user))?;
+        }
         let id = SessionId(self.next_session);
         let Ok(domain) = u32::try_from(self.next_session) else {
             return Err(Refusal::new(
@@ -174,22 +216,59 @@ impl Control {
             ));
         };
         self.next_session += 1;
-        tracing::info!(session = id.0, uid = credentials.uid, pid = credentials.pid, "session connected");
+        self.users.entry(uid).sessions.insert(id);
         self.sessions.insert(id, Session::new(id, Domain(domain), credentials));
         Ok(id)
     }
 
-    /// Whether the session takes another request now: not while it has too many without an answer.
+    /// How much of everything a user holds in all its sessions, with the descriptors of its own that are hard to close.
+    fn held_by(&self, uid: u32) -> Held {
+        let ids = self.users.get(uid).into_iter().flat_map(|user| &user.sessions);
+        let sessions = ids.filter_map(|id| self.sessions.get(id));
+        let mut held = sessions.fold(Held::default(), |sum, session| sum.plus(&session.held()));
+        let hanging = pending_of(Owner::User(uid)) + pending_of(Owner::Connections(uid));
+        held.add(What::Descriptors, hanging as u64);
+        held
+    }
+
+    /// Who is at the other end of a session.
+    pub fn user_of(&self, session: SessionId) -> Option<u32> {
+        self.sessions.get(&session).map(|s| s.credentials.uid)
+    }
+
+    /// Whether the session takes another request now: not while it, or its user, has too many without an answer, and not
+    /// while too many descriptors that its user sent cannot be closed.
     pub fn takes_requests(&self, session: SessionId) -> bool {
-        self.sessions
-            .get(&session)
-            .is_some_and(|s| !s.closing && s.outstanding < self.policy.limits.outstanding)
+        self.sessions.get(&session).is_some_and(|s| {
+            let uid = s.credentials.uid;
+            let of_user = self.users.get(uid).map_or(0, |user| user.outstanding);
+            !s.closing
+                && s.outstanding < self.policy.limits.outstanding
+                && of_user < self.ceilings.of_user(What::Requests)
+                && pending_of(Owner::User(uid)) < DESCRIPTORS_HANGING
+        })
+    }
+
+    /// Descriptors that were handed to the session, and that it may not have received yet.
+    pub fn lent(&self, session: SessionId) -> u64 {
+        self.sessions.get(&session).map_or(0, |s| s.lent)
+    }
+
+    /// The session has received all that was sent to it.
+    pub fn received_all(&mut self, session: SessionId) {
+        self.sessions.get_mut(&session).into_iter().for_each(|s| s.lent = 0);
+    }
+
+    /// Whether another line about this session's connection is worth its place in the log.
+    pub fn may_log(&mut self, session: SessionId) -> bool {
+        self.user_of(session).is_some_and(|uid| self.users.may_log(uid))
     }
 
     /// A request with the descriptors that came with it. Exactly one reply will go out for it, now or later.
     pub fn request(&mut self, caller: Caller, request: Request, descriptors: Vec<OwnedFd>) {
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             session.outstanding += 1;
+            self.users.entry(session.credentials.uid).outstanding += 1;
             self.dispatch(caller, request, descriptors);
         }
     }
@@ -201,7 +280,11 @@ impl Control {
 
     /// Whether anything is under way that `advance` must look after soon.
     pub fn is_waiting(&self) -> bool {
-        !self.pending.is_empty() || self.lane.is_running() || !self.unsent.is_empty() || self.urgent
+        !self.pending.is_empty()
+            || self.lane.is_running()
+            || !self.unsent.is_empty()
+            || self.urgent
+            || self.registrar.is_busy()
     }
 
     /// Whether every session and everything that was theirs is gone.
@@ -212,6 +295,11 @@ impl Control {
     /// Becomes readable (edge-triggered) when `advance` has something from the store.
     pub fn storage_done(&self) -> BorrowedFd<'_> {
         self.storage.done()
+    }
+
+    /// Likewise when `advance` has memory that came in or went out.
+    pub fn memory_done(&self) -> BorrowedFd<'_> {
+        self.registrar.done()
     }
 
     /// Whether a device command is stuck, as some poller sees it.
@@ -257,6 +345,7 @@ impl Control {
     pub fn advance(&mut self, now: Instant) {
         self.send_commands();
         self.advance_pending(now);
+        self.advance_memory();
         self.advance_lane();
         self.keep_instances();
         self.log_denials(now);
@@ -268,8 +357,10 @@ impl Control {
 
     fn reply_with(&mut self, caller: Caller, reply: Reply, descriptors: Vec<OwnedFd>) {
         if let Some(session) = self.sessions.get_mut(&caller.session) {
-            session.outstanding = session.outstanding.saturating_sub(1);
+            session.outstanding -= 1;
+            self.users.entry(session.credentials.uid).outstanding -= 1;
             if !session.closing {
+                session.lent += descriptors.len() as u64;
                 self.outbox.push_back(Outgoing { caller, reply, descriptors });
             }
         }
@@ -297,6 +388,8 @@ impl Control {
     }
 }
 
+/// While as many descriptors that a user sent cannot be closed, no more are taken from it.
+const DESCRIPTORS_HANGING: usize = 16;
 /// Instances reserved at a time.
 pub const INSTANCES_STOCK: u32 = 1 << 16;
 /// More are reserved when no more than this are left.

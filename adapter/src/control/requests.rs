@@ -1,42 +1,32 @@
 //! Each request of the control socket, and what it checks before it does anything.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use driver::hal::DmaAccess;
-use std::sync::Arc;
-use tpt::{Access, GrantSpec, Key, Purpose, RegionKey, RegionSpec};
+use tpt::{Access, GrantSpec, Key, Purpose, RegionKey};
 use wire::Status;
 use wire::control::{
     DeviceInfo, GrantInfo, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
 };
-use wire::discard::{Owner, discard, pending as discarding};
-use wire::layout::{Entries, MAX_ENTRIES, MIN_ENTRIES};
-use wire::shm::{AdoptError, Lock, SealedMemory};
-use wire::view::QueueView;
+use wire::discard::{Owner, discard};
 
 use super::drain::{Batch, Then, table_refusal};
 use super::lane::no_volume;
-use super::limits::below;
-use super::session::{GrantHeld, QueueHeld, RegionHeld, Session};
+use super::limits::{Held, What};
+use super::session::{GrantHeld, Session};
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal};
-use crate::engine::{Port, QueueId};
-use crate::mailbox::Command;
-use crate::memory::Adopted;
-use crate::poller::eventfd;
 
 /// Volumes in one reply, sessions likewise: what surely fits a message.
 const LIST_PAGE: usize = 32;
 /// Extents of volumes that a reply of ShowDevice carries.
 const EXTENTS_SHOWN: usize = 400;
 
-/// Descriptors that may hang in their close before no more are taken.
-const DESCRIPTORS_DISCARDED: usize = 256;
-
 impl Control {
     pub(super) fn dispatch(&mut self, caller: Caller, request: Request, descriptors: Vec<OwnedFd>) {
         if let Err(refusal) = self.check_form(caller, &request, &descriptors) {
-            descriptors.into_iter().for_each(|fd| discard(Owner::Nobody, fd)); // Closing what a client sent may take as long as the client likes.
+            // Closing what a client sent may take as long as the client likes.
+            let uid = self.sessions.get(&caller.session).map_or(u32::MAX, |s| s.credentials.uid);
+            descriptors.into_iter().for_each(|fd| discard(Owner::User(uid), fd));
             return self.answer(caller, Err(refusal));
         }
         let mut descriptors = descriptors.into_iter();
@@ -47,7 +37,7 @@ impl Control {
             }
             Request::DestroyQueue { queue } => return self.destroy_queue(caller, queue),
             Request::RegisterMemory { length, access } => {
-                self.register(caller, length, access, descriptors.next())
+                return self.register(caller, length, access, descriptors.next());
             }
             Request::ReleaseMemory { region } => return self.release(caller, RegionKey(region)),
             Request::OpenVolume { name, access } => self.open(caller, &name, access),
@@ -72,11 +62,6 @@ impl Control {
         if welcomed == matches!(request, Request::Hello { .. }) {
             return Err(Refusal::new(Status::E_PARAM, "a session begins with one hello"));
         }
-        if discarding() > DESCRIPTORS_DISCARDED && !descriptors.is_empty() {
-            let text =
-                "too many descriptors that clients sent cannot be closed; none is taken until they are";
-            return Err(Refusal::new(Status::E_NO_RESOURCES, text));
-        }
         let wanted =
             usize::from(matches!(request, Request::CreateQueue { .. } | Request::RegisterMemory { .. }));
         if descriptors.len() != wanted {
@@ -100,7 +85,7 @@ impl Control {
         Ok(())
     }
 
-    fn session(&self, caller: Caller) -> Result<&Session, Refusal> {
+    pub(super) fn session(&self, caller: Caller) -> Result<&Session, Refusal> {
         self.sessions.get(&caller.session).ok_or_else(|| Refusal::new(Status::E_PATH, "the session is gone"))
     }
 
@@ -116,189 +101,20 @@ impl Control {
         Ok(Reply::Welcome(Welcome {
             version: wire::VERSION,
             session: caller.session.0,
-            limits: self.policy.limits,
+            limits: self.ceilings.told(self.policy.limits),
         }))
     }
 
-    /// Whether `bytes` more may be pinned for this session and this user.
-    fn check_pinned(&self, caller: Caller, bytes: u64) -> Result<(), Refusal> {
+    /// Whether the session, and its user in all its sessions, may have `more` of something.
+    pub(super) fn check(&self, caller: Caller, what: What, more: u64) -> Result<(), Refusal> {
         let session = self.session(caller)?;
         let uid = session.credentials.uid;
-        let of_user: u64 =
-            self.sessions.values().filter(|s| s.credentials.uid == uid).map(|s| s.pinned_bytes).sum();
-        for (what, have, limit) in [
-            ("session", session.pinned_bytes, self.policy.limits.pinned_bytes),
-            ("user", of_user, self.policy.pinned_per_user),
-        ] {
-            if have.saturating_add(bytes) > limit {
-                let text = format!(
-                    "{bytes} bytes on top of the {have} that the {what} has pinned would pass its limit of {limit}"
-                );
-                return Err(Refusal::new(Status::E_NO_RESOURCES, text));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the session, and its user in all its sessions, may have one more of what `count` counts.
-    fn check_count(
-        &self,
-        session: &Session,
-        what: &str,
-        count: impl Fn(&Session) -> usize,
-        (of_session, of_user): (u32, u32),
-    ) -> Result<(), Refusal> {
-        below("session", what, count(session), of_session)?;
-        let uid = session.credentials.uid;
-        let own = self.sessions.values().filter(|s| s.credentials.uid == uid);
-        below("user", what, own.map(count).sum(), of_user)
-    }
-
-    /// Takes memory from an application: bounded, sealed, populated, pinned.
-    fn adopt(
-        &self,
-        caller: Caller,
-        bytes: u64,
-        descriptor: Option<OwnedFd>,
-        lock: Lock,
-    ) -> Result<Adopted, Refusal> {
-        let Some(descriptor) = descriptor else {
-            return Err(Refusal::new(Status::E_PARAM, "no descriptor came along"));
-        };
-        if let Err(refusal) = self.check_pinned(caller, bytes) {
-            discard(Owner::Nobody, descriptor);
-            return Err(refusal);
-        }
-        let sealed = SealedMemory::adopt_with(descriptor, bytes, self.policy.limits.pinned_bytes, lock)
-            .map_err(|e| Refusal::new(adopt_status(&e), e.to_string()))?;
-        Ok(Adopted::new(sealed))
-    }
-
-    fn create_queue(&mut self, caller: Caller, entries: u32, descriptor: Option<OwnedFd>) {
-        match self.make_queue(caller, entries, descriptor) {
-            Ok((queue, eventfd)) => self.reply_with(caller, Reply::Queue { queue }, vec![eventfd]),
-            Err(refusal) => self.answer(caller, Err(refusal)),
-        }
-    }
-
-    fn make_queue(
-        &mut self,
-        caller: Caller,
-        entries: u32,
-        mut descriptor: Option<OwnedFd>,
-    ) -> Result<(u32, OwnedFd), Refusal> {
-        let session = self.session(caller)?;
-        let policy = &self.policy;
-        let limits = (policy.limits.queues, policy.queues_per_user);
-        let checked = self.check_count(session, "queues", |s| s.queues.len(), limits).and_then(|()| {
-            let text = || {
-                format!("{entries} entries: a queue has a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}")
-            };
-            Entries::new(entries).ok_or_else(|| Refusal::new(Status::E_PARAM, text()))
-        });
-        let domain = session.domain;
-        let entries = or_discard(checked, &mut descriptor)?;
-        let memory = self.adopt(caller, entries.bytes() as u64, descriptor, Lock::Mlock)?;
-        let view = QueueView::open(memory.shared(), entries)
-            .map_err(|e| Refusal::new(Status::E_PARAM, e.to_string()))?;
-        let os = |e: std::io::Error| {
-            Refusal::new(Status::E_NO_RESOURCES, format!("an eventfd for the queue: {e}"))
-        };
-        let eventfd = eventfd().map_err(os)?;
-        let theirs = eventfd.try_clone().map_err(os)?;
-        let poller = self.next_poller % self.pollers.len();
-        self.next_poller = self.next_poller.wrapping_add(1);
-        self.pollers[poller].waker().watch(eventfd.as_fd()).map_err(os)?;
-        let queue = self.next_queue;
-        self.next_queue = self.next_queue.checked_add(1).ok_or_else(|| {
-            Refusal::new(Status::E_NO_RESOURCES, "the adapter has used up its queue numbers; restart it")
-        })?;
-        let port = Port::new(QueueId(queue), caller.session.0, domain, view, entries);
-        let counters = port.counters();
-        let bytes = entries.bytes() as u64;
-        if let Some(session) = self.sessions.get_mut(&caller.session) {
-            session.pinned_bytes += bytes;
-            session.queues.insert(queue, QueueHeld { poller, eventfd, memory, counters, ending: false });
-        }
-        self.send(poller, Command::Attach(Box::new(port)));
-        Ok((queue, theirs))
-    }
-
-    fn destroy_queue(&mut self, caller: Caller, queue: u32) {
-        let live =
-            self.sessions.get(&caller.session).and_then(|s| s.queues.get(&queue)).is_some_and(|q| !q.ending);
-        if !live {
-            let text = format!("the session has no queue {queue}");
-            return self.answer(caller, Err(Refusal::new(Status::E_NOT_OPEN, text)));
-        }
-        let mut batch = Batch::default();
-        self.quiesce_queue(&mut batch, caller.session, queue);
-        self.wait_for(batch, None, Then::End(caller));
-    }
-
-    fn register(
-        &mut self,
-        caller: Caller,
-        length: u64,
-        access: u8,
-        mut descriptor: Option<OwnedFd>,
-    ) -> Result<Reply, Refusal> {
-        let session = self.session(caller)?;
-        let limits = (self.policy.limits.regions, self.policy.regions_per_user);
-        let counted = self.check_count(session, "memory regions", |s| s.regions.len(), limits);
-        let checked = counted.and_then(|()| match access {
-            1 => Ok((Access::READ, DmaAccess::Read)),
-            2 => Ok((Access::WRITE, DmaAccess::Write)),
-            3 => Ok((Access::READ_WRITE, DmaAccess::ReadWrite)),
-            _ => {
-                let text = format!(
-                    "memory access {access:#x}: 1 is a source of writes, 2 a target of reads, 3 both"
-                );
-                Err(Refusal::new(Status::E_PARAM, text))
-            }
-        });
-        let domain = session.domain;
-        let (access, dma) = or_discard(checked, &mut descriptor)?;
-        let memory = self.adopt(caller, length, descriptor, self.lock)?;
-        let shared = memory.shared();
-        let mapping = self
-            .mapper
-            .map(Arc::new(memory), dma)
-            .map_err(|e| Refusal::new(Status::E_NO_RESOURCES, e.to_string()))?;
-        let spec = RegionSpec { domain, access, iova: tpt::Iova(mapping.iova().0), bytes: length };
-        let key = self.tables.create_region(&spec).map_err(table_refusal)?;
-        if let Some(session) = self.sessions.get_mut(&caller.session) {
-            session.pinned_bytes += length;
-            session.regions.insert(key, RegionHeld { mapping, bytes: length, quiescing: false });
-        }
-        // Before the answer, so that no poller waits long for the memory of a region that a request names.
-        for poller in 0..self.pollers.len() {
-            self.send(poller, Command::Region(key.index(), shared.clone()));
-        }
-        Ok(Reply::Region { region: key.0 })
-    }
-
-    fn release(&mut self, caller: Caller, key: RegionKey) {
-        let live = self
-            .sessions
-            .get(&caller.session)
-            .and_then(|s| s.regions.get(&key))
-            .is_some_and(|r| !r.quiescing);
-        if !live {
-            let text = format!("the session has no memory region {key}");
-            return self.answer(caller, Err(Refusal::new(Status::E_LOCAL_MEM, text)));
-        }
-        let mut batch = Batch::default();
-        match self.quiesce_region(&mut batch, caller.session, key) {
-            Ok(()) => self.wait_for(batch, None, Then::End(caller)),
-            Err(refusal) => self.answer(caller, Err(refusal)),
-        }
+        self.ceilings.check(what, more, &session.held(), (uid, &self.held_by(uid)))
     }
 
     fn open(&mut self, caller: Caller, name: &str, access: u8) -> Result<Reply, Refusal> {
+        self.check(caller, What::Grants, 1)?;
         let session = self.session(caller)?;
-        let limits = (self.policy.limits.grants, self.policy.grants_per_user);
-        self.check_count(session, "grants", |s| s.grants.len(), limits)?;
         let who = &session.credentials;
         let volume = self.volumes.get(name).ok_or_else(|| no_volume(name))?;
         let allowed = volume.access_for(who.uid, who.gid, &who.groups);
@@ -317,6 +133,9 @@ impl Control {
                 format!("volume {name:?} is being deleted or made smaller; try again when that is over");
             return Err(Refusal::new(Status::E_BUSY_TIMEOUT, text));
         }
+        let ranges = volume.extents.len() as u64;
+        self.check(caller, What::Entries, session.entries_for_one_more())?;
+        self.check(caller, What::Ranges, ranges)?;
         let spec = GrantSpec {
             domain: session.domain,
             access: wanted,
@@ -326,10 +145,11 @@ impl Control {
         };
         let bytes = volume.blocks << self.geometry.block_shift;
         let key = self.tables.create(&spec).map_err(table_refusal)?;
-        let held = GrantHeld { volume: volume.id, access: wanted, bytes, quiescing: false, revoked: false };
+        let volume = volume.id;
+        let held = GrantHeld { volume, access: wanted, bytes, ranges, quiescing: false, revoked: false };
         let info = self.grant_info(key, &held);
         if let Some(session) = self.sessions.get_mut(&caller.session) {
-            session.grants.insert(key, held);
+            session.add_grant(key, held);
         }
         Ok(Reply::Grant(info))
     }
@@ -452,41 +272,47 @@ impl Control {
         })
     }
 
+    /// Of everybody for who administers; for others, of their own: what others do is none of their business.
     fn statistics(&self, caller: Caller) -> Reply {
         let (admin, own) = match self.session(caller) {
             Ok(s) => (self.policy.is_admin(&s.credentials), s.credentials.uid),
             Err(_) => (false, u32::MAX),
         };
+        let shown = || self.sessions.values().filter(|s| admin || s.credentials.uid == own);
+        let held = shown().map(Session::held).fold(Held::default(), |sum, held| sum.plus(&held));
+        let completed: u64 = shown().map(Session::completed).sum();
+        let sessions = shown().take(LIST_PAGE * 2).map(session_info).collect();
+        let own = Statistics {
+            completed,
+            denied: shown().map(Session::failed).sum(),
+            entries: held.of(What::Grants),
+            regions: held.of(What::Regions),
+            pinned_bytes: held.of(What::Pinned),
+            mappings: held.of(What::Regions),
+            lba_entries: held.of(What::Ranges),
+            sessions,
+            ..Statistics::default()
+        };
+        if !admin {
+            return Reply::Statistics(own);
+        }
         let usage = self.tables.usage();
-        let live: u64 = self.sessions.values().map(Session::completed).sum();
         let shared = || self.pollers.iter().map(|p| p.shared());
         Reply::Statistics(Statistics {
-            completed: self.completed_before + live,
+            completed: self.completed_before + completed,
             denied: shared().map(|s| s.denied()).sum(),
             queue_errors: shared().map(|s| s.queue_errors()).sum(),
             turns: shared().map(|s| s.turns()).sum(),
             entries: u64::from(usage.entries),
             regions: u64::from(usage.regions),
-            pinned_bytes: self.sessions.values().map(|s| s.pinned_bytes).sum(),
             mappings: self.mapper.mappings(),
             mappings_left: self.mapper.mappings_left(),
             lba_entries: u64::from(usage.lba_entries),
-            sessions: self
-                .sessions
-                .values()
-                .filter(|s| admin || s.credentials.uid == own)
-                .take(LIST_PAGE * 2)
-                .map(session_info)
-                .collect(),
+            fetches: shared().map(|s| s.directory().fetches).sum(),
+            evictions: shared().map(|s| s.directory().evictions).sum(),
+            ..own
         })
     }
-}
-
-/// A refusal closes the descriptor that came along, without waiting for whoever sent it.
-fn or_discard<T>(checked: Result<T, Refusal>, descriptor: &mut Option<OwnedFd>) -> Result<T, Refusal> {
-    checked.inspect_err(|_| {
-        descriptor.take().into_iter().for_each(|fd| discard(Owner::Nobody, fd));
-    })
 }
 
 fn session_info(session: &Session) -> SessionInfo {
@@ -499,19 +325,9 @@ fn session_info(session: &Session) -> SessionInfo {
         queues: count(session.queues.len()),
         grants: count(session.grants.len()),
         regions: count(session.regions.len()),
-        pinned_bytes: session.pinned_bytes,
+        pinned_bytes: session.held().of(What::Pinned),
         completed: session.completed(),
         denied: session.failed(),
-    }
-}
-
-/// A limit of the machine is told from a descriptor that is not what it should be.
-fn adopt_status(error: &AdoptError) -> Status {
-    match error {
-        AdoptError::Lock { .. } | AdoptError::Populate { .. } | AdoptError::Map { .. } => {
-            Status::E_NO_RESOURCES
-        }
-        _ => Status::E_LOCAL_MEM,
     }
 }
 

@@ -198,13 +198,12 @@ impl State {
         let status = status_of(denied);
         let s = self.slots.get_mut(slot);
         s.fail(status, 0);
-        let (port, key) = (s.port, s.request.key);
-        self.shared.record_denial(Denial { session: self.session_of(port), key, status });
+        let key = s.request.key;
+        if let Some(port) = &self.ports[s.port] {
+            let denial = Denial { session: port.session, key, status };
+            self.shared.record_denial(denial, &port.gate);
+        }
         self.finish(slot);
-    }
-
-    pub(super) fn session_of(&self, port: usize) -> u64 {
-        self.ports[port].as_ref().map_or(0, |p| p.session)
     }
 
     /// Cancels a request that the device has not got; one that it has ends as it will.

@@ -164,7 +164,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         if state.turns % CLOCK_INTERVAL == 0 {
             state.now_ns = clock.now_ns();
             state.look_for_stuck(queue);
-            state.shared.record_turns(state.turns);
+            state.shared.record_turns(state.turns, state.directory.counters());
         }
         state.turns += 1;
 

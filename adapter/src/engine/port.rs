@@ -9,7 +9,7 @@ use wire::layout::Entries;
 use wire::ring::{AdapterEnd, Completion};
 use wire::view::{QueueMemory, QueueView};
 
-use crate::mailbox::Ticket;
+use crate::mailbox::{DenialGate, Ticket};
 
 /// Names a queue for the life of the adapter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -57,6 +57,8 @@ pub struct Port {
     pub(super) in_flight: Vec<u32>,
     /// The application sleeps and has completions.
     pub(super) wake_due: bool,
+    /// Of its user.
+    pub(super) gate: Arc<DenialGate>,
     posted: bool,
     counters: Arc<PortCounters>,
     completed: u64,
@@ -74,11 +76,18 @@ impl Port {
             state: PortState::Ready,
             in_flight: Vec::with_capacity(entries.get() as usize),
             wake_due: false,
+            gate: Arc::default(),
             posted: false,
             counters: Arc::default(),
             completed: 0,
             failed: 0,
         }
+    }
+
+    /// With the gate that all queues of its user share.
+    #[must_use]
+    pub fn with_gate(self, gate: Arc<DenialGate>) -> Self {
+        Self { gate, ..self }
     }
 
     /// The queue's counters.
