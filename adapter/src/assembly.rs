@@ -206,6 +206,9 @@ fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store
 mod late;
 
 #[cfg(test)]
+mod late;
+
+#[cfg(test)]
 mod tests {
     use std::time::Instant;
 
