@@ -67,9 +67,13 @@ fn too_much(rig: &Rig) {
     for round in 0..rounds {
         let mut clients: Vec<Box<dyn std::any::Any>> = Vec::new();
         for _ in 0..4 {
-            clients.push(Box::new(flooder(&ground)));
             clients.push(Box::new(full_bell(&ground)));
             clients.push(Box::new(deaf(&mut ground)));
+            ground.bystander.works();
+        }
+        // Last: while what they send is being closed, no more descriptors are taken from their user.
+        for _ in 0..4 {
+            clients.push(Box::new(flooder(&ground)));
             ground.bystander.works();
         }
         most = most.max(resident_kib().saturating_sub(resident));

@@ -333,67 +333,64 @@ fn enter_at_device(state: State, path: &Path) -> Kept {
         app.ring.push(&write, count / 2);
     }
     app.ring.ring();
-    match state {
-        State::Cancelling => {
-            for user_data in 0..4 {
-                let cancel = SubmissionEntry {
-                    opcode: CANCEL,
-                    user_data: 100,
-                    offset: user_data,
-                    ..Default::default()
-                };
-                app.ring.push(&cancel, 1);
-            }
-            app.ring.ring();
-        }
-        State::AsleepInWait => {
-            std::thread::spawn(move || {
-                assert!(app.ring.end.begin_wait(), "nothing has come");
-                let _ = doorbell::wait(app.ring.end.memory().cq_wait(), 1, None);
-                let _kept = app;
-                loop {
-                    std::thread::park();
-                }
-            });
-            return keep(());
-        }
-        State::HeldByGrow | State::HeldPastDeadline => {
-            let deadline_us = if state == State::HeldPastDeadline { 1000 } else { 0 };
-            let held = SubmissionEntry { deadline_us, ..read };
-            return Box::new(move || {
-                app.ring.push(&held, 16);
-                app.ring.ring();
-                if deadline_us > 0 {
-                    assert_eq!(Status(app.ring.wait().status), Status::E_DEADLINE);
-                }
-            });
-        }
-        State::EverythingAsked => {
-            for request in [
-                Request::Close { key },
-                Request::ReleaseMemory { region },
-                Request::DestroyQueue { queue },
-                Request::ResizeVolume { name: name(), bytes: 6 << 20 },
-                Request::DeleteVolume { name: name() },
-            ] {
-                app.wire.say(&request, &[]);
-            }
-            app.wire.fence();
-        }
-        _ => {}
-    }
+    let deadline_us = if state == State::HeldPastDeadline { 1000 } else { 0 };
+    let held = SubmissionEntry { deadline_us, ..read };
     let asked = match state {
-        State::Closing => Some(Request::Close { key }),
-        State::ReleasingMemory => Some(Request::ReleaseMemory { region }),
-        State::DestroyingQueue => Some(Request::DestroyQueue { queue }),
-        State::GrowingOwn => Some(Request::ResizeVolume { name: name(), bytes: 6 << 20 }),
-        State::ShrinkingOwn => Some(Request::ResizeVolume { name: name(), bytes: 1 << 20 }),
-        State::DeletingOwn => Some(Request::DeleteVolume { name: name() }),
-        _ => None,
+        State::Closing => vec![Request::Close { key }],
+        State::ReleasingMemory => vec![Request::ReleaseMemory { region }],
+        State::DestroyingQueue => vec![Request::DestroyQueue { queue }],
+        State::GrowingOwn => vec![Request::ResizeVolume { name: name(), bytes: 6 << 20 }],
+        State::ShrinkingOwn => vec![Request::ResizeVolume { name: name(), bytes: 1 << 20 }],
+        State::DeletingOwn => vec![Request::DeleteVolume { name: name() }],
+        State::EverythingAsked => vec![
+            Request::Close { key },
+            Request::ReleaseMemory { region },
+            Request::DestroyQueue { queue },
+            Request::ResizeVolume { name: name(), bytes: 6 << 20 },
+            Request::DeleteVolume { name: name() },
+        ],
+        _ => Vec::new(),
     };
-    if let Some(request) = asked {
-        app.wire.say(&request, &[]);
-        app.wire.fence();
+    // The rest comes when the device has the requests.
+    let mut app = Some(app);
+    Box::new(move || {
+        let mut going = app.take().expect("it goes on once");
+        for request in &asked {
+            going.wire.say(request, &[]);
+        }
+        going.wire.fence();
+        match state {
+            State::Cancelling => cancel(&mut going),
+            State::AsleepInWait => return fall_asleep(going),
+            State::HeldByGrow | State::HeldPastDeadline => {
+                going.ring.push(&held, 16);
+                going.ring.ring();
+                if deadline_us > 0 {
+                    assert_eq!(Status(going.ring.wait().status), Status::E_DEADLINE);
+                }
+            }
+            _ => {}
+        }
+        app = Some(going);
+    })
+}
+
+fn cancel(app: &mut Application) {
+    for target in 0..4 {
+        let cancel = SubmissionEntry { opcode: CANCEL, offset: target, ..SubmissionEntry::default() };
+        app.ring.push(&cancel, 1);
     }
-    keep(app)
+    app.ring.ring();
+}
+
+/// Sleeps on the futex for a completion that does not come.
+fn fall_asleep(app: Application) {
+    assert!(app.ring.end.begin_wait(), "nothing has come");
+    std::thread::spawn(move || {
+        let _ = doorbell::wait(app.ring.end.memory().cq_wait(), 1, None);
+        let _kept = app;
+        loop {
+            std::thread::park();
+        }
+    });
 }

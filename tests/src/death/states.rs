@@ -64,6 +64,11 @@ impl Dying {
         }
     }
 
+    fn go_on(&mut self, state: State) {
+        self.actor.go();
+        assert_eq!(self.actor.line(), format!("gone on {state:?}"));
+    }
+
     /// An heir keeps the session; with it, it ends.
     fn bury(&mut self) {
         if let Some(heir) = self.heir.take() {
@@ -86,10 +91,13 @@ fn one(ground: &mut Ground, state: State, end: End) {
         ground.hold_v(state == State::Flushing);
     }
     let mut dying = Dying::bring_to(ground, state);
-    let pending = meanwhile(ground, state, &mut dying);
     if state.at_device() {
         until("a request is at the device", || ground.seams.kept() > 0);
+        if state.meanwhile() == Meanwhile::Nothing {
+            dying.go_on(state);
+        }
     }
+    let pending = meanwhile(ground, state, &mut dying);
     if state != State::Flushing {
         ground.bystander.works();
     }
@@ -98,7 +106,9 @@ fn one(ground: &mut Ground, state: State, end: End) {
         _ => stop(ground, state, &mut dying, end),
     }
     ground.settle();
-    still_there(ground, state, &before, &what);
+    if end == End::Killed {
+        still_there(ground, state, &before, &what);
+    }
     ground.seams.let_go();
     dying.bury();
     before.sessions_come_back(&ground.admin, &what);
@@ -142,8 +152,10 @@ fn meanwhile(ground: &mut Ground, state: State, dying: &mut Dying) -> Option<u32
     if state.meanwhile() == Meanwhile::Grow {
         // The store has done its part; in the same breath the grants begin to change.
         until("the volume is larger", || ground.admin.device_info().unwrap().free_blocks < free);
-        dying.actor.go();
-        assert_eq!(dying.actor.line(), format!("gone on {state:?}"));
+        let kept = ground.seams.kept();
+        dying.go_on(state);
+        ground.bystander.works();
+        assert_eq!(ground.seams.kept(), kept, "what comes while the grant changes waits, not at the device");
     }
     Some(id)
 }
