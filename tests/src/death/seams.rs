@@ -152,7 +152,7 @@ impl Seams {
     fn dress<Q: BlockQueue>(self: &Arc<Self>, opened: Opened<Q>) -> Opened<SeamQueue<Q>> {
         let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
         let dress = |(queue, interrupt)| {
-            (SeamQueue { under: queue, kept: Vec::with_capacity(4096), seams: self.clone() }, interrupt)
+            (SeamQueue { under: queue, kept: Vec::new(), fresh: false, seams: self.clone() }, interrupt)
         };
         Opened {
             identity,
@@ -260,6 +260,8 @@ struct Kept {
 struct SeamQueue<Q> {
     under: Q,
     kept: Vec<Kept>,
+    /// Something was submitted since the last commit.
+    fresh: bool,
     seams: Arc<Seams>,
 }
 
@@ -280,6 +282,7 @@ impl<Q: BlockQueue> SeamQueue<Q> {
 
     fn take(&mut self, command: &Command, segments: Option<&[Segment]>) -> Result<(), SubmitError> {
         self.seams.pass(Point::BeforeSubmit);
+        self.fresh = true;
         let result = if self.keeps(command) {
             self.kept.push(Kept { command: *command, segments: segments.map(<[Segment]>::to_vec) });
             self.seams.gate.kept.store(self.kept.len(), Ordering::SeqCst);
@@ -331,6 +334,9 @@ impl<Q: BlockQueue> BlockQueue for SeamQueue<Q> {
     }
 
     fn commit(&mut self) {
+        if !std::mem::take(&mut self.fresh) {
+            return self.under.commit();
+        }
         self.seams.pass(Point::BeforeCommit);
         self.under.commit();
         self.seams.pass(Point::AfterCommit);
