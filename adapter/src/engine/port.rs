@@ -112,6 +112,7 @@ impl Port {
     pub(super) fn fail(&mut self) {
         self.state = PortState::Error;
         self.ring.fail();
+        self.posted = true; // An application may sleep on the state as it does on a completion.
     }
 
     /// In the error state: answers what was rung within bounds, each once, as far as there is room for the answers, at

@@ -658,6 +658,17 @@ fn a_sleeper_is_woken_before_its_queue_goes() {
 }
 
 #[test]
+fn a_sleeper_is_woken_when_its_queue_fails() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ);
+    app.end.raw_tail_store(100);
+    assert!(app.end.begin_wait());
+    assert!(rig.engine.turn() > 0);
+    assert_eq!(app.end.state(), STATE_ERROR);
+    assert!(rig.engine.state.ports.iter().flatten().all(|port| port.wake_due), "it has no answer to wake for");
+}
+
+#[test]
 fn a_turn_that_only_answers_for_a_device_that_is_gone_is_not_idle() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 16, 0, Access::READ_WRITE);
