@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use driver::block::BlockQueue;
+use driver::hal::Mapper;
 use store::{FormatOptions, Store, StoreError};
 use tpt::{Directory, Tables};
 
 use crate::control::{Control, INSTANCES_STOCK, Parts, Policy};
-use crate::device::{DeviceUri, OpenError, Opened, Supervisor, emu, null, vfio};
-use crate::engine::{DEVICE_TIMEOUT, Engine, MonotonicClock};
+use crate::device::{DeviceUri, Health, OpenError, Opened, Supervisor, emu, null, vfio};
+use crate::engine::{Bounce, DEVICE_TIMEOUT, Engine, Gates, MonotonicClock};
 use crate::mailbox::PollerShared;
 use crate::poller::{Idle, Poller};
 use crate::storage::Storage;
@@ -151,6 +152,10 @@ pub fn build<Q: BlockQueue + 'static>(
     let mut tables = Tables::new(options.tables, Control::first_instance(&storage));
     tables.set_instance_ceiling(storage.instance_ceiling());
 
+    let gates = Gates::new(queues.len());
+    let bounces = bounces(&*mapper, queues.len(), geometry.block_shift);
+    let supervisor = Box::new(Outlasting { supervisor, _memory: bounces.clone() });
+    let mut bounces = bounces.into_iter();
     let mut pollers = Vec::new();
     let mut engine: Option<Box<dyn Turn>> = None;
     for (number, (queue, interrupt)) in queues.into_iter().enumerate() {
@@ -159,6 +164,8 @@ pub fn build<Q: BlockQueue + 'static>(
         let mut new =
             Engine::new(queue, MonotonicClock::default(), directory, shared.clone(), options.requests);
         new.set_device_timeout(options.device_timeout);
+        gates.iter().for_each(|gates| new.set_gates(gates.clone()));
+        bounces.next().into_iter().for_each(|bounce| new.set_bounce(bounce));
         let poller = match turned {
             Turned::ByCaller => {
                 engine = Some(Box::new(new));
@@ -194,6 +201,32 @@ pub fn build<Q: BlockQueue + 'static>(
     Ok(Assembled { control, supervisor, engine })
 }
 
+/// Memory in which engines merge what is written in bytes. If there is not enough for all, none has it, and no byte
+/// writes are taken: everything else works.
+fn bounces(mapper: &dyn Mapper, engines: usize, block_shift: u8) -> Vec<Bounce> {
+    let all: Result<Vec<_>, _> = (0..engines).map(|_| Bounce::new(mapper, block_shift)).collect();
+    all.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no memory for writes of bytes: they will be refused with E_OPCODE");
+        Vec::new()
+    })
+}
+
+/// Keeps memory that the device sees until the device is quiet.
+struct Outlasting {
+    supervisor: Box<dyn Supervisor>,
+    _memory: Vec<Bounce>,
+}
+
+impl Supervisor for Outlasting {
+    fn tend(&mut self, stuck: bool) -> Health {
+        self.supervisor.tend(stuck)
+    }
+
+    fn shut_down(self: Box<Self>) {
+        self.supervisor.shut_down(); // Then the memory goes.
+    }
+}
+
 fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store, StoreError> {
     match format {
         Format::Never => Store::open(disk),
@@ -201,9 +234,6 @@ fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store
         Format::Force => Store::format(disk, FormatOptions { force: true, ..FormatOptions::default() }),
     }
 }
-
-#[cfg(test)]
-mod late;
 
 #[cfg(test)]
 mod late;

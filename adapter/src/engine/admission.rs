@@ -1,13 +1,15 @@
 //! From a queue's entry to an admitted request: taken in bounded shares, parsed, checked, held, cancelled or refused.
 
 use driver::block::BlockQueue;
-use tpt::{Denied, Operation};
+use tpt::{Denied, Domain, Grant, Operation};
 use wire::Status;
 use wire::layout::SubmissionEntry;
 
+use super::bytes::writes;
+use super::gates::Claim;
 use super::lists::Refused;
 use super::port::PortState;
-use super::slots::{Slot, SlotState};
+use super::slots::{Aside, Slot, SlotState};
 use super::{Parsed, State, parse};
 use crate::mailbox::Denial;
 
@@ -22,6 +24,7 @@ impl State {
         let keep = |slot: &u32| slots.get(*slot).port != index || slots.get(*slot).outstanding > 0;
         self.starved.retain(keep);
         self.held.retain(keep);
+        self.gated.retain(keep);
         self.flush_next.retain(keep);
         let mut at = 0;
         while let Some(slot) = self.ports[index].as_ref().and_then(|p| p.in_flight.get(at).copied()) {
@@ -121,13 +124,19 @@ impl State {
         entry: &SubmissionEntry,
     ) -> usize {
         match parse(entry) {
-            Ok(Parsed::Io { request, deadline_us, segments }) => {
+            Ok(Parsed::Io { request, .. })
+                if request.operation == Operation::WriteBytes && !self.takes_bytes() =>
+            {
+                self.answer(index, entry.user_data, Status::E_OPCODE);
+            }
+            Ok(Parsed::Io { request, deadline_us, segments, durable }) => {
                 let deadline_ns = match deadline_us {
                     0 => u64::MAX,
                     us => self.now_ns.saturating_add(u64::from(us) * 1000),
                 };
                 let Some(port) = self.ports[index].as_mut() else { return 1 };
-                let new = Slot::new(index, entry.user_data, request, segments, deadline_ns);
+                let mut new = Slot::new(index, entry.user_data, request, deadline_ns);
+                (new.segments, new.durable) = (segments, durable);
                 let slot = self.slots.allocate(new, &mut port.in_flight);
                 self.admit(queue, slot);
             }
@@ -165,32 +174,68 @@ impl State {
             Err(Denied::Held) => return self.hold(slot),
             Err(denied) => return self.deny(slot, denied),
         };
-        if segments != 0
-            && let Err(refused) = self.take_list(slot, domain, grant.block_shift())
-        {
-            self.directory.release(grant);
-            return match refused {
-                Refused::Later => self.hold(slot),
-                Refused::Denied(denied) => self.deny(slot, denied),
-            };
+        let operation = request.operation;
+        let mut claim = None;
+        if segments != 0 || operation == Operation::WriteBytes || (self.gates.any() && writes(operation)) {
+            match self.gather(slot, domain, &grant) {
+                Ok(its) => claim = its,
+                Err(refused) => {
+                    self.directory.release(grant);
+                    return match refused {
+                        Refused::Later => self.hold(slot),
+                        Refused::Denied(denied) => self.deny(slot, denied),
+                    };
+                }
+            }
         }
         let s = self.slots.get_mut(slot);
         s.blocks = grant.blocks();
         s.grant = Some(grant);
-        if request.operation == Operation::Flush {
+        if operation == Operation::Flush {
             s.state = SlotState::FlushWaiting;
             self.flush_next.push(slot);
+            self.note_deadline(deadline_ns);
             self.start_flush(queue);
+        } else if claim.is_some() {
+            s.claim = claim;
+            s.state = SlotState::Gated;
+            self.gated.push(slot);
+            self.note_deadline(deadline_ns);
         } else {
             self.start(queue, slot);
         }
     }
 
+    /// Gets what a granted request needs beside its slot: its list, or a buffer, and a claim where blocks are gated.
+    #[cold]
+    fn gather(&mut self, slot: u32, domain: Domain, grant: &Grant) -> Result<Option<Claim>, Refused> {
+        let &Slot { segments, request, .. } = self.slots.get(slot);
+        if request.operation == Operation::WriteBytes {
+            return self.take_buffer(slot, grant);
+        }
+        if segments != 0 {
+            self.take_list(slot, domain, grant.block_shift())?;
+        }
+        if !writes(request.operation) {
+            return Ok(None);
+        }
+        let claim = self.claim_if_closed(grant);
+        if claim.is_err()
+            && let Aside::List(list) = std::mem::replace(&mut self.slots.get_mut(slot).aside, Aside::Nothing)
+        {
+            self.give_list(list);
+        }
+        claim
+    }
+
     /// It waits, with nothing counted as active, and is checked again from the start.
     #[cold]
     fn hold(&mut self, slot: u32) {
-        self.slots.get_mut(slot).state = SlotState::Held;
+        let s = self.slots.get_mut(slot);
+        s.state = SlotState::Held;
+        let deadline_ns = s.deadline_ns;
         self.held.push_back(slot);
+        self.note_deadline(deadline_ns);
     }
 
     #[cold]
@@ -217,10 +262,13 @@ impl State {
             match s.state {
                 SlotState::Starved => self.starved.retain(|&s| s != slot),
                 SlotState::Held => self.held.retain(|&s| s != slot),
+                SlotState::Gated => self.gated.retain(|&s| s != slot),
                 SlotState::FlushWaiting => self.flush_next.retain(|&s| s != slot),
                 SlotState::Taken | SlotState::Running => {}
             }
             self.finish(slot);
+        } else if s.submitted == 0 && s.request.operation == Operation::WriteBytes {
+            s.fail(Status::E_CANCELLED, 0); // It is still reading: it ends with that, and writes nothing.
         }
         self.answer(index, user_data, Status::OK);
     }

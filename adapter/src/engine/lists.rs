@@ -201,7 +201,6 @@ impl State {
     }
 
     /// The request has ended.
-    #[cold]
     pub(super) fn give_list(&mut self, list: u16) {
         self.lists.give(list, &mut self.directory);
     }

@@ -5,6 +5,9 @@
 //! direction, so that it can be run from a seed as well as from a thread. Time, device and shared memory are given to it.
 
 mod admission;
+mod bytes;
+mod deadlines;
+mod gates;
 mod lists;
 mod parse;
 mod port;
@@ -23,6 +26,9 @@ use wire::Status;
 use wire::shm::SharedMemory;
 
 use crate::mailbox::{Command, Drained, PollerShared, Ticket};
+pub use bytes::Bounce;
+use bytes::Buffers;
+pub use gates::Gates;
 pub use parse::{Parsed, parse};
 use port::PortState;
 pub use port::{Port, PortCounters, QueueId};
@@ -108,6 +114,14 @@ struct State {
     /// The memory of each region that this engine was told of.
     regions: Box<[Option<Arc<SharedMemory>>]>,
     lists: Lists,
+    buffers: Buffers,
+    gates: gates::Own,
+    /// Waiting for the blocks that they claimed.
+    gated: Vec<u32>,
+    /// Of requests that wait, the first; requests found late.
+    next_deadline_ns: u64,
+    next_sweep_ns: u64,
+    late: Vec<u32>,
     next_port: usize,
     /// As in [`TurnLimits`].
     pieces: u32,
@@ -129,6 +143,12 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             regions: vec![None; directory.limits().regions as usize].into(),
             directory,
             lists: Lists::new(),
+            buffers: Buffers::default(),
+            gates: gates::Own::default(),
+            gated: Vec::with_capacity(room),
+            next_deadline_ns: u64::MAX,
+            next_sweep_ns: 0,
+            late: Vec::with_capacity(room),
             ports: Vec::with_capacity(64),
             slots: Slots::new(requests),
             starved: std::collections::VecDeque::with_capacity(room),
@@ -158,19 +178,36 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         self.state.device_timeout_ns = nanoseconds(timeout);
     }
 
+    /// Gives it memory for writes of bytes, which it takes if it has [`Engine::set_gates`] too, and else refuses with
+    /// E_OPCODE. Before its first turn.
+    pub fn set_bounce(&mut self, bounce: Bounce) {
+        self.state.buffers = Buffers::new(bounce);
+    }
+
+    /// Joins the other engines of the device, all of which must share the same gates. Before its first turn.
+    pub fn set_gates(&mut self, gates: Arc<Gates>) {
+        self.state.gates = gates::Own::join(gates);
+    }
+
     /// One turn. Returns how many things it did; 0 means idle.
     pub fn turn(&mut self) -> usize {
         let Self { queue, clock, limits, state } = self;
         if state.turns % CLOCK_INTERVAL == 0 {
             state.now_ns = clock.now_ns();
             state.look_for_stuck(queue);
+            state.end_late();
             state.shared.record_turns(state.turns, state.directory.counters());
         }
         state.turns += 1;
 
         let mut work = state.take_commands(limits.commands);
-        work += state.retry(queue, limits.retries);
-        work += state.take_entries(queue, limits.burst);
+        if state.gates.need_tending() {
+            work += state.tend_gates(queue);
+        }
+        if state.gates.is_awake() {
+            work += state.retry(queue, limits.retries);
+            work += state.take_entries(queue, limits.burst);
+        }
         queue.commit();
         work += queue.poll(limits.reap, &mut |done| state.ended(done));
         state.after_poll(queue);
@@ -206,15 +243,21 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         }
         // Pairs with the fence between an application's doorbell and its look at need_wake.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let work = (self.queue.outstanding() > 0 && !device_wakes)
+        let mut work = (self.queue.outstanding() > 0 && !device_wakes)
             || !state.starved.is_empty()
             || !state.held.is_empty()
+            || !state.gated.is_empty()
             || !state.shared.commands_is_empty()
             || state
                 .ports
                 .iter()
                 .flatten()
                 .any(|port| !matches!(port.state, PortState::Detaching(_)) && port.ring.has_rung());
+        if !work {
+            // With something at the device it is still waited for by others' gates, and wakes for that soon enough.
+            work =
+                if state.slots.used() == 0 { !state.gates.fall_asleep() } else { state.gates.need_tending() };
+        }
         if work {
             self.end_sleep();
         }
@@ -234,9 +277,14 @@ impl<Q, C> Drop for Engine<Q, C> {
     /// The grants of what still runs go with the directory that counted them: nobody is told that they were idle, so
     /// whatever waits for them keeps waiting, until the device has been stopped.
     fn drop(&mut self) {
-        let State { slots, directory, lists, .. } = &mut self.state;
+        let State { slots, directory, lists, gates, .. } = &mut self.state;
         slots.take_grants(|grant| directory.release(grant));
         lists.release_all(directory);
+        if slots.used() == 0 {
+            while !gates.fall_asleep() {
+                std::hint::spin_loop();
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tpt::{Key, Memory, Operation, RegionKey, Request};
 use wire::Status;
-use wire::layout::{MAX_SEGMENTS, SubmissionEntry, flag, opcode};
+use wire::layout::{MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
 
 /// What an entry asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +15,8 @@ pub enum Parsed {
         deadline_us: u32,
         /// Entries of the scatter list that `request.memory` then names; zero if that is the memory itself.
         segments: u8,
+        /// Of a write of bytes: it completes only when durable.
+        durable: bool,
     },
     /// Cancel the request with this user data.
     Cancel {
@@ -24,7 +26,7 @@ pub enum Parsed {
 }
 
 /// Parses `entry`. Unknown operations and flags, and reserved fields that are not zero, are E_OPCODE: a later version
-/// may give them a meaning that this one would get wrong.
+/// may give them a meaning that this one would get wrong. A write of too many bytes is E_PARAM.
 pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     let segments = entry.scatter_count;
     let scattered = entry.flags & flag::SCATTER != 0;
@@ -45,11 +47,15 @@ pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
         (opcode::WRITE_ZEROES, flag::DEALLOCATE) => Operation::WriteZeroes { deallocate: true },
         (opcode::DEALLOCATE, 0) => Operation::Deallocate,
         (opcode::COMPARE, 0) => Operation::Compare,
+        (opcode::WRITE_BYTES, 0 | flag::FUA) => Operation::WriteBytes,
         (opcode::CANCEL, 0) if !scattered => return Ok(Parsed::Cancel { target: entry.offset }),
         _ => return Err(Status::E_OPCODE),
     };
     if scattered && !matches!(operation, Operation::Read | Operation::Write { .. } | Operation::Compare) {
         return Err(Status::E_OPCODE);
+    }
+    if operation == Operation::WriteBytes && entry.length > MAX_WRITE_BYTES {
+        return Err(Status::E_PARAM);
     }
     Ok(Parsed::Io {
         request: Request {
@@ -61,6 +67,7 @@ pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
         },
         deadline_us: entry.deadline_us,
         segments,
+        durable: entry.flags & flag::FUA != 0,
     })
 }
 
@@ -81,12 +88,14 @@ mod tests {
     }
 
     /// Operations and the flags that they take; those of the second list take memory as a list as well.
-    const WITHOUT_LIST: [(u8, u8); 5] = [
+    const WITHOUT_LIST: [(u8, u8); 7] = [
         (opcode::FLUSH, 0),
         (opcode::WRITE_ZEROES, 0),
         (opcode::WRITE_ZEROES, flag::DEALLOCATE),
         (opcode::DEALLOCATE, 0),
         (opcode::CANCEL, 0),
+        (opcode::WRITE_BYTES, 0),
+        (opcode::WRITE_BYTES, flag::FUA),
     ];
     const WITH_LIST: [(u8, u8); 4] =
         [(opcode::READ, 0), (opcode::WRITE, 0), (opcode::WRITE, flag::FUA), (opcode::COMPARE, 0)];
@@ -125,6 +134,15 @@ mod tests {
             spoil(&mut e);
             assert_eq!(parse(&e), Err(Status::E_OPCODE));
         }
+    }
+
+    #[test]
+    fn a_write_of_bytes_has_a_greatest_length() {
+        let mut e = entry(opcode::WRITE_BYTES, flag::FUA);
+        e.length = 65536;
+        assert!(matches!(parse(&e), Ok(Parsed::Io { durable: true, .. })));
+        e.length = 65537;
+        assert_eq!(parse(&e), Err(Status::E_PARAM));
     }
 
     #[test]

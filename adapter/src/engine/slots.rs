@@ -3,6 +3,8 @@
 use tpt::{Grant, Request};
 use wire::Status;
 
+use super::gates::Claim;
+
 /// Where an admitted request stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum SlotState {
@@ -12,6 +14,8 @@ pub(super) enum SlotState {
     Held,
     /// Some or all of its pieces wait for room in the device queue.
     Starved,
+    /// Waits until others have left the blocks that it has claimed.
+    Gated,
     /// A flush that waits for the next merged one.
     FlushWaiting,
     /// The device has all of it.
@@ -25,6 +29,8 @@ pub(super) enum Aside {
     Nothing,
     /// A scatter list.
     List(u16),
+    /// A buffer of private memory.
+    Buffer(u16),
 }
 
 /// An admitted request.
@@ -37,6 +43,11 @@ pub(super) struct Slot {
     /// Entries of its scatter list; zero if it has none.
     pub(super) segments: u8,
     pub(super) aside: Aside,
+    /// A write of bytes: complete only when durable.
+    pub(super) durable: bool,
+    /// Somebody's gate waits for its end.
+    pub(super) delays: bool,
+    pub(super) claim: Option<Claim>,
     /// Device blocks of the request, handed to the device, and ended well.
     pub(super) blocks: u64,
     pub(super) submitted: u64,
@@ -53,15 +64,18 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(port: usize, user_data: u64, request: Request, segments: u8, deadline_ns: u64) -> Self {
+    pub(super) fn new(port: usize, user_data: u64, request: Request, deadline_ns: u64) -> Self {
         Self {
             port,
             user_data,
             request,
             grant: None,
             state: SlotState::Taken,
-            segments,
+            segments: 0,
             aside: Aside::Nothing,
+            durable: false,
+            delays: false,
+            claim: None,
             blocks: 0,
             submitted: 0,
             done_blocks: 0,

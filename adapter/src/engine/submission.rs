@@ -5,7 +5,7 @@ use driver::hal::Iova;
 use tpt::Operation;
 use wire::Status;
 
-use super::slots::{Aside, SlotState};
+use super::slots::{Aside, Slot, SlotState};
 use super::{FLUSH_TAG, SCAN_INTERVAL_NS, State};
 
 impl State {
@@ -13,25 +13,35 @@ impl State {
     /// that or the device's room was not enough for all: the rest waits in the starved list.
     pub(super) fn start<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) -> bool {
         let s = self.slots.get_mut(slot);
-        let Some(operation) = device_operation(s.request.operation, queue.geometry()) else {
-            s.fail(Status::E_OPCODE, 0);
-            self.finish(slot);
-            return true;
-        };
         if s.submitted == 0 && self.now_ns > s.deadline_ns {
             s.fail(Status::E_DEADLINE, 0);
-            self.finish(slot);
-            return true;
+            return self.settle(slot, false);
         }
-        let left = match s.aside {
-            Aside::Nothing => self.submit_pieces(queue, slot, operation),
-            Aside::List(list) => self.submit_scattered(queue, slot, list, operation),
+        let operation = match (s.aside, device_operation(s.request.operation, queue.geometry())) {
+            (Aside::Buffer(buffer), _) => return self.start_bytes(queue, slot, buffer),
+            (_, Some(operation)) => operation,
+            (_, None) => {
+                s.fail(Status::E_OPCODE, 0);
+                return self.settle(slot, false);
+            }
         };
+        let left = match s.aside {
+            Aside::List(list) => self.submit_scattered(queue, slot, list, operation),
+            Aside::Nothing | Aside::Buffer(_) => self.submit_pieces(queue, slot, operation),
+        };
+        self.settle(slot, left)
+    }
+
+    /// After a share of a request's commands was submitted, with or without some left: it waits for more room, or for
+    /// the device, or has ended. Returns whether none are left.
+    pub(super) fn settle(&mut self, slot: u32, left: bool) -> bool {
+        let s = self.slots.get_mut(slot);
         if left {
-            self.slots.get_mut(slot).state = SlotState::Starved;
+            s.state = SlotState::Starved;
+            let deadline_ns = s.deadline_ns;
             self.starved.push_back(slot);
+            self.note_deadline(deadline_ns);
         } else {
-            let s = self.slots.get_mut(slot);
             s.state = SlotState::Running;
             if s.status == Status::OK && s.submitted < s.blocks {
                 s.fail(Status::E_TABLE_CORRUPT, 0); // The LBA list ended before the request did.
@@ -83,6 +93,10 @@ impl State {
         if self.flush_running || self.flush_next.is_empty() {
             return;
         }
+        self.end_late();
+        if self.flush_next.is_empty() {
+            return;
+        }
         let flush = block::Command {
             operation: block::Operation::Flush,
             lba: 0,
@@ -127,6 +141,11 @@ impl State {
             status => s.fail(Status::E_DEVICE, status.0),
         }
         if s.outstanding == 0 && s.state == SlotState::Running {
+            if let Aside::Buffer(buffer) = s.aside
+                && self.has_read(slot, buffer)
+            {
+                return;
+            }
             self.finish(slot);
         }
     }
@@ -135,6 +154,7 @@ impl State {
     pub(super) fn after_poll<Q: BlockQueue>(&mut self, queue: &mut Q) {
         self.start_flush(queue);
         if queue.state() == QueueState::Gone {
+            self.starved.extend(self.gated.drain(..));
             while let Some(slot) = self.starved.pop_front() {
                 let s = self.slots.get_mut(slot);
                 s.fail(Status::E_PATH, 0);
@@ -155,7 +175,6 @@ impl State {
         let s = self.slots.get_mut(slot);
         assert_eq!(s.outstanding, 0, "a request ends only when the device has ended all its pieces");
         let (index, user_data, status, device) = (s.port, s.user_data, s.status, s.device_status);
-        let aside = s.aside;
         let mut bytes = 0;
         if let Some(grant) = s.grant.take() {
             if s.done_blocks > 0 {
@@ -163,12 +182,34 @@ impl State {
             }
             self.directory.release(grant);
         }
-        if let Aside::List(list) = aside {
-            self.give_list(list);
+        if s.aside != Aside::Nothing || s.claim.is_some() || s.delays {
+            bytes = self.tidy(slot, bytes);
         }
         let Some(port) = self.ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
         self.slots.free(slot, &mut port.in_flight);
         port.complete(user_data, status, u32::try_from(bytes).unwrap_or(u32::MAX), device);
+    }
+
+    /// Gives back what an ending request has beside its slot. Returns how many of its bytes were done, given those of
+    /// whole blocks.
+    #[cold]
+    fn tidy(&mut self, slot: u32, bytes: u64) -> u64 {
+        let &Slot { aside, claim, delays, request, status, .. } = self.slots.get(slot);
+        claim.into_iter().for_each(|claim| self.gates.give_up(claim));
+        if delays {
+            self.gates.look_again();
+        }
+        match aside {
+            Aside::Nothing => bytes,
+            Aside::List(list) => {
+                self.give_list(list);
+                bytes
+            }
+            Aside::Buffer(buffer) => {
+                self.give_buffer(buffer);
+                if status == Status::OK { request.length } else { 0 }
+            }
+        }
     }
 
     /// A command that the device keeps for too long means that only a reset will end it.
@@ -191,7 +232,7 @@ fn device_operation(operation: Operation, geometry: &block::Geometry) -> Option<
         Operation::Write { fua } => Some(block::Operation::Write { fua }),
         Operation::Flush => Some(block::Operation::Flush),
         Operation::Compare => geometry.compare.then_some(block::Operation::Compare),
-        Operation::WriteBytes => None,
+        Operation::WriteBytes => None, // It is reads and writes.
         Operation::Deallocate if geometry.deallocate && geometry.deallocate_zeroes => {
             Some(block::Operation::Deallocate)
         }

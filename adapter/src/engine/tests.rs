@@ -18,6 +18,7 @@ use wire::view::QueueView;
 
 use super::*;
 
+mod bytes;
 mod lists;
 
 /// Takes `room` commands, and ends them when told.
