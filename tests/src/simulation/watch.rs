@@ -1,0 +1,538 @@
+//! The watcher: what is seen on rings and at the device, against the model.
+
+use driver::block::{Command, DeviceStatus, Geometry, Operation};
+use tpt::Key;
+use wire::Status;
+use wire::layout::{CompletionEntry, SubmissionEntry};
+
+use super::device::Over;
+use super::model::{BLOCK, Bound, Op, Stage, Verdict, WRITE, What};
+use super::outside::{Outside, finding};
+use super::queue::Life;
+use super::trace::event;
+
+/// Where a request stands, as far as it can be seen from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stand {
+    Written,
+    Announced,
+    Ended,
+    /// It will never be executed: its slot was written again, or its queue is gone.
+    Void,
+}
+
+/// No other request.
+pub(super) const NOBODY: u32 = u32::MAX;
+
+/// A request as an application wrote it, and what was seen of it since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) queue: u32,
+    /// Its place in the queue, a free-running count.
+    pub(super) count: u32,
+    pub(super) entry: SubmissionEntry,
+    pub(super) what: What,
+    pub(super) stand: Stand,
+    pub(super) announced: u64,
+    /// What its engine's clock had said last when it was announced, and when the engine first tried to start it.
+    pub(super) clock: u64,
+    pub(super) tried: Option<u64>,
+    pub(super) bound: Option<Bound>,
+    /// Blocks that the device took, that ended well, and commands that it has.
+    pub(super) accepted: u64,
+    pub(super) done: u64,
+    pub(super) outstanding: u32,
+    /// The first command that ended badly.
+    pub(super) failure: Option<DeviceStatus>,
+    /// Blocks of a region that are its own until it ended: region, first block, number.
+    pub(super) memory: Option<(usize, u64, u64)>,
+    /// Where the device must find the rest of its data; 0 if none moves.
+    pub(super) iova: u64,
+    tag: u64,
+    /// The other version of the same entry.
+    pub(super) twin: u32,
+    cancelled: bool,
+}
+
+impl Asked {
+    pub(super) fn new(queue: u32, count: u32, entry: SubmissionEntry, what: What) -> Self {
+        Self {
+            queue,
+            count,
+            entry,
+            what,
+            stand: Stand::Written,
+            announced: 0,
+            clock: 0,
+            tried: None,
+            bound: None,
+            accepted: 0,
+            done: 0,
+            outstanding: 0,
+            failure: None,
+            memory: None,
+            iova: 0,
+            tag: u64::MAX,
+            twin: NOBODY,
+            cancelled: false,
+        }
+    }
+
+    fn is_flush(&self) -> bool {
+        self.what == What::Io(Op::Flush)
+    }
+
+    /// It makes commands that move no data.
+    fn is_bare(&self) -> bool {
+        matches!(self.what, What::Io(Op::Zeroes { .. } | Op::Deallocate))
+    }
+}
+
+/// What the device is asked for an operation; `None` if it cannot do it.
+pub(super) fn for_device(op: Op, geometry: &Geometry) -> Option<Operation> {
+    let zeroes = |deallocate| geometry.write_zeroes.then_some(Operation::WriteZeroes { deallocate });
+    match op {
+        Op::Read => Some(Operation::Read),
+        Op::Write { fua } => Some(Operation::Write { fua }),
+        Op::Flush => Some(Operation::Flush),
+        Op::Compare => geometry.compare.then_some(Operation::Compare),
+        Op::Zeroes { deallocate } => zeroes(deallocate),
+        Op::Deallocate if geometry.deallocate && geometry.deallocate_zeroes => Some(Operation::Deallocate),
+        Op::Deallocate => zeroes(true),
+    }
+}
+
+fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise.to_owned()) }
+}
+
+/// The part of a tag that names the request, as far as this engine does it so: only to tell twins apart.
+const TAG_OF_REQUEST: u64 = 0xffff_ffff;
+
+impl Outside {
+    /// The request that a command is for. A command that no open request explains is a finding.
+    pub(super) fn explain(&mut self, engine: usize, command: &Command) -> Option<u32> {
+        if command.operation == Operation::Flush {
+            self.explain_flush(engine);
+            return None;
+        }
+        if self.blind && !command.operation.moves_data() {
+            return None;
+        }
+        let (mut found, mut many) = (None, 0);
+        'queues: for &queue in &self.pollers[engine].queues {
+            for &number in &self.queues[queue as usize].open {
+                if !self.could_be(number, command) {
+                    continue;
+                }
+                many += 1;
+                found = found.or(Some(number));
+                if self.asked[number as usize].tag == command.tag & TAG_OF_REQUEST {
+                    (found, many) = (Some(number), 1);
+                    break 'queues;
+                }
+            }
+        }
+        let Some(number) = found else { self.unexplained(engine, command) };
+        if many > 1 {
+            // Requests that move no data may look the same to the device. From here on they are not looked at.
+            self.blind = true;
+            event!(self, "blind");
+            return None;
+        }
+        self.check_command(engine, number, command);
+        Some(number)
+    }
+
+    /// Whether nothing is known of what the device does for a request.
+    pub(super) fn is_unseen(&self, asked: &Asked) -> bool {
+        self.blind && asked.is_bare()
+    }
+
+    /// Whether the next command of a request may begin so.
+    fn could_be(&self, number: u32, command: &Command) -> bool {
+        let asked = &self.asked[number as usize];
+        let What::Io(op) = asked.what else { return false };
+        if for_device(op, &self.config.geometry) != Some(command.operation)
+            || asked.iova != 0 && asked.iova != command.data.0
+        {
+            return false;
+        }
+        let bound = match asked.bound {
+            _ if asked.tag != u64::MAX && asked.tag != command.tag & TAG_OF_REQUEST => return false,
+            Some(bound) if asked.accepted < bound.count => bound,
+            Some(_) => return false,
+            None => {
+                let domain = self.queues[asked.queue as usize].domain;
+                match self.model.check(domain, op, &asked.entry) {
+                    Verdict::Granted(bound) if bound.iova == command.data.0 => bound,
+                    _ => return false,
+                }
+            }
+        };
+        self.model.place(&bound, asked.accepted).0 == command.lba
+    }
+
+    fn unexplained(&self, engine: usize, command: &Command) -> ! {
+        let mut near = String::new();
+        for &queue in &self.pollers[engine].queues {
+            for &number in &self.queues[queue as usize].open {
+                let asked = &self.asked[number as usize];
+                let What::Io(op) = asked.what else { continue };
+                let same = for_device(op, &self.config.geometry) == Some(command.operation);
+                if same && (!command.operation.moves_data() || asked.iova == command.data.0) {
+                    let verdict = self.model.check(self.queues[queue as usize].domain, op, &asked.entry);
+                    near += &format!("\n  near: {asked:?}\n  which is {verdict:?} now");
+                }
+            }
+        }
+        finding!("engine {engine} gives the device {command:?}, which no open request explains{near}")
+    }
+
+    /// A command of a request whose beginning is right.
+    fn check_command(&mut self, engine: usize, number: u32, command: &Command) {
+        let asked = self.asked[number as usize];
+        let queue = &self.queues[asked.queue as usize];
+        let What::Io(op) = asked.what else { return };
+        if queue.is_gone() || queue.has_failed() {
+            finding!("{command:?} for a queue in the error state or detached: {asked:?}");
+        }
+        let bound = match asked.bound {
+            Some(bound) => bound,
+            None => {
+                let Verdict::Granted(bound) = self.model.check(queue.domain, op, &asked.entry) else {
+                    return;
+                };
+                self.starts(engine, number, bound);
+                bound
+            }
+        };
+        let grant = &self.model.grants[bound.grant];
+        if grant.finished || bound.region.is_some_and(|region| self.model.regions[region].finished) {
+            finding!("{command:?} under {}, after it or its memory was drained: {asked:?}", grant.key);
+        }
+        if let Some(failure) = asked.failure {
+            finding!("{command:?} though an earlier command of the request failed ({failure}): {asked:?}");
+        }
+        let (_, room) = self.model.place(&bound, asked.accepted);
+        let geometry = &self.config.geometry;
+        let most = if op.memory_rights().is_some() {
+            geometry.max_transfer_blocks
+        } else {
+            geometry.max_zeroes_blocks
+        };
+        let blocks = u64::from(command.blocks);
+        if blocks == 0 || blocks > room || command.blocks > most {
+            finding!("{command:?} is longer than the {room} blocks of the grant there: {asked:?}");
+        }
+        let clock = self.pollers[engine].clock();
+        if let (Some(tried), 1.., 0) = (asked.tried, asked.entry.deadline_us, asked.accepted)
+            && clock > tried + u64::from(asked.entry.deadline_us) * 1000
+        {
+            finding!("started at {clock}, after its deadline: {asked:?}");
+        }
+        self.asked[number as usize].tag = command.tag & TAG_OF_REQUEST;
+    }
+
+    /// The engine tries to start a request: it is admitted, in this very moment, for what the model says.
+    fn starts(&mut self, engine: usize, number: u32, bound: Bound) {
+        let clock = self.pollers[engine].clock();
+        let asked = &mut self.asked[number as usize];
+        (asked.bound, asked.tried, asked.iova) = (Some(bound), Some(clock), bound.iova);
+        let (queue, announced, key) = (asked.queue as usize, asked.announced, Key(asked.entry.key));
+        event!(self, "start", engine = engine, queue = queue, request = number, grant = bound.grant);
+        self.forget_twin(number);
+        if !self.model.was_held_since(key, announced) {
+            self.count_taken(queue);
+        }
+    }
+
+    /// An entry was taken from a queue in this turn.
+    fn count_taken(&mut self, queue: usize) {
+        self.queues[queue].taken_in_turn += 1;
+        let (taken, burst) = (self.queues[queue].taken_in_turn, self.config.limits.burst);
+        if taken > burst {
+            finding!(
+                "{taken} entries were taken from queue {queue} in one turn, where {burst} are its share"
+            );
+        }
+    }
+
+    pub(super) fn accepted(&mut self, engine: usize, command: &Command, request: Option<u32>) {
+        event!(
+            self,
+            "submit",
+            engine = engine,
+            request = request.unwrap_or(NOBODY),
+            lba = command.lba,
+            blocks = command.blocks
+        );
+        let Some(number) = request else { return };
+        let asked = &mut self.asked[number as usize];
+        asked.accepted += u64::from(command.blocks);
+        asked.outstanding += 1;
+        if asked.iova != 0 {
+            asked.iova += u64::from(command.blocks) * BLOCK;
+        }
+    }
+
+    fn explain_flush(&mut self, engine: usize) {
+        let mut open =
+            self.pollers[engine].queues.iter().flat_map(|&queue| &self.queues[queue as usize].open);
+        if !open.any(|&number| self.asked[number as usize].is_flush()) {
+            finding!("engine {engine} flushes, and nobody asked for it");
+        }
+    }
+
+    /// The driver hands an ended command to the engine.
+    pub(super) fn delivered(&mut self, engine: usize, over: &Over) {
+        let Some(number) = over.running.request else {
+            let poller = &mut self.pollers[engine];
+            let of = if over.status.is_ok() { &mut poller.flushed_ok } else { &mut poller.flushed_badly };
+            *of = (*of).max(over.running.submitted);
+            return;
+        };
+        let asked = &mut self.asked[number as usize];
+        asked.outstanding -= 1;
+        if over.status.is_ok() {
+            asked.done += u64::from(over.running.command.blocks);
+        } else {
+            asked.failure = asked.failure.or(Some(over.status));
+        }
+    }
+
+    /// Looks for new completions in all queues of an engine.
+    pub(super) fn scan(&mut self, engine: usize) {
+        for at in 0..self.pollers[engine].queues.len() {
+            let number = self.pollers[engine].queues[at] as usize;
+            while let Some(completion) = self.queues[number].completion(self.queues[number].scanned) {
+                self.queues[number].scanned = self.queues[number].scanned.wrapping_add(1);
+                self.completed(engine, number, &completion);
+            }
+        }
+    }
+
+    /// A completion was posted since the outside world changed last.
+    fn completed(&mut self, engine: usize, queue: usize, completion: &CompletionEntry) {
+        let status = Status(completion.status);
+        event!(
+            self,
+            "complete",
+            queue = queue,
+            request = completion.user_data,
+            status = completion.status,
+            bytes = completion.bytes
+        );
+        if let Some(seen) = self.statuses.get_mut(usize::from(completion.status)) {
+            *seen += 1;
+        }
+        let its = &self.queues[queue];
+        let ahead = its.scanned.wrapping_sub(its.consumed_word());
+        if ahead > its.entries && !its.offended {
+            finding!("queue {queue} has {ahead} completions that were not consumed");
+        }
+        let advanced = completion.sq_head.wrapping_sub(its.head);
+        if advanced > its.rung.wrapping_sub(its.head) && !its.offended {
+            finding!("queue {queue}: the submission head went from {} to {}", its.head, completion.sq_head);
+        }
+        self.queues[queue].head = completion.sq_head;
+        let number = completion.user_data;
+        let Some(asked) = usize::try_from(number).ok().and_then(|number| self.asked.get(number)) else {
+            finding!("queue {queue}: a completion for nothing that was ever asked: {completion:?}");
+        };
+        if asked.queue as usize != queue || asked.stand != Stand::Announced {
+            finding!("queue {queue}: a completion, {status}, for {asked:?}");
+        }
+        let number = number as u32;
+        if let Err(why) = self.check_end(engine, number, status, completion) {
+            finding!("{why}: {status}, {completion:?}, for {:?}", self.asked[number as usize]);
+        }
+        self.forget_twin(number);
+        self.close(number, Stand::Ended);
+    }
+
+    /// Whether a request may end so.
+    fn check_end(
+        &mut self,
+        engine: usize,
+        number: u32,
+        status: Status,
+        completion: &CompletionEntry,
+    ) -> Result<(), String> {
+        let asked = self.asked[number as usize];
+        if self.is_unseen(&asked) {
+            self.asked[number as usize].cancelled |= status == Status::E_CANCELLED;
+            return Ok(());
+        }
+        ensure(asked.outstanding == 0, "a request ended while the device has commands of it")?;
+        ensure(u64::from(completion.bytes) == asked.done * BLOCK, "the bytes done are wrong")?;
+        let must_be_cancelled = asked.cancelled && asked.accepted == 0 && !asked.is_flush();
+        ensure(
+            !must_be_cancelled || status == Status::E_CANCELLED,
+            "a request was cancelled before the device had any of it, and did not end so",
+        )?;
+        let device = match status {
+            Status::E_DEVICE | Status::E_MISCOMPARE => asked.failure.map_or(0, |failure| failure.0),
+            _ => 0,
+        };
+        let told = completion.device_status == u32::from(device) || asked.is_flush();
+        ensure(told, "the device's status is wrong")?;
+        match status {
+            Status::OK => self.check_success(engine, &asked),
+            Status::E_DEVICE | Status::E_MISCOMPARE if asked.is_flush() => ensure(
+                self.pollers[engine].flushed_badly >= asked.announced,
+                "no flush failed since it was asked for",
+            ),
+            Status::E_DEVICE | Status::E_MISCOMPARE => {
+                let compared = asked.failure == Some(DeviceStatus::COMPARE_FAILURE);
+                let right = asked.failure.is_some() && compared == (status == Status::E_MISCOMPARE);
+                ensure(right, "the device reported otherwise")
+            }
+            Status::E_FLUSHED => {
+                let queue = &self.queues[asked.queue as usize];
+                let detaching = matches!(queue.life, Life::Detaching(_));
+                let failed = queue.offended && queue.has_failed();
+                ensure(detaching || failed, "the queue has done nothing wrong and stays")
+            }
+            Status::E_PATH => ensure(self.device.is_gone(), "the device is there"),
+            Status::E_DEADLINE => {
+                let deadline = asked.clock + u64::from(asked.entry.deadline_us) * 1000;
+                let passed = asked.entry.deadline_us > 0 && self.pollers[engine].clock() > deadline;
+                ensure(passed && asked.accepted == 0, "its deadline has not passed, or the device had it")
+            }
+            Status::E_CANCELLED => {
+                let asked_for = self.is_being_cancelled(number);
+                ensure(asked.accepted == 0 && asked_for, "nobody cancelled it, or the device had it")
+            }
+            Status::E_NOT_FOUND => self.check_not_found(&asked),
+            status => self.check_refusal(&asked, status),
+        }
+    }
+
+    fn check_success(&mut self, engine: usize, asked: &Asked) -> Result<(), String> {
+        match asked.what {
+            What::Malformed => Err("nonsense was done".to_owned()),
+            What::Cancel(target) => self.check_cancel(asked, target),
+            What::Io(Op::Flush) => self.check_flush(engine, asked),
+            What::Io(_) => {
+                let bound = asked.bound.ok_or("nothing was asked of the device")?;
+                let all = asked.failure.is_none() && asked.done == bound.count;
+                ensure(all, "the device did not do all of it")?;
+                self.look_at_data(asked, &bound)
+            }
+        }
+    }
+
+    fn check_flush(&self, engine: usize, asked: &Asked) -> Result<(), String> {
+        ensure(
+            self.pollers[engine].flushed_ok >= asked.announced,
+            "no flush of the device began after it was asked for and ended well",
+        )?;
+        let grant = self.model.grant_of(Key(asked.entry.key)).ok_or("a flush under no grant")?;
+        let grant = &self.model.grants[grant];
+        let rights = grant.access & WRITE != 0 || self.model.was_held_since(grant.key, asked.announced);
+        let its = grant.domain == self.queues[asked.queue as usize].domain && !grant.finished;
+        ensure(its && rights, "a flush under a grant that does not allow it")?;
+        let open = grant.stage != Stage::Closed || grant.closed_at.max(grant.opened_at) >= asked.announced;
+        ensure(open, "a flush under a grant that was closed before")
+    }
+
+    /// A cancel that says it found its target: the target was taken before it, and had not ended, or ended by it.
+    fn check_cancel(&mut self, cancel: &Asked, target: u64) -> Result<(), String> {
+        let found = usize::try_from(target).ok().and_then(|target| self.asked.get_mut(target));
+        let found = found.ok_or("a cancel found what was never asked")?;
+        let before = (cancel.count.wrapping_sub(found.count) as i32) > 0;
+        let ended_by_it = found.stand == Stand::Ended && found.cancelled;
+        let there = found.queue == cancel.queue && before;
+        let plain = found.twin == NOBODY;
+        if plain {
+            let stands = found.stand == Stand::Announced || ended_by_it;
+            ensure(there && stands, "a cancel found what could not be found")?;
+        }
+        if found.stand == Stand::Announced {
+            let started = found.accepted > 0 || found.is_flush() || self.blind && found.is_bare();
+            ensure(started || !plain, "a cancel let go on what the device has not got")?;
+            found.cancelled = found.accepted == 0 && plain;
+        }
+        Ok(())
+    }
+
+    /// Whether a request may end as cancelled: its cancel comes behind it in the same queue.
+    fn is_being_cancelled(&mut self, number: u32) -> bool {
+        self.asked[number as usize].cancelled = true;
+        let asked = &self.asked[number as usize];
+        let is_its = |&other: &u32| self.asked[other as usize].what == What::Cancel(u64::from(number));
+        self.queues[asked.queue as usize].open.iter().any(is_its)
+    }
+
+    fn check_not_found(&self, cancel: &Asked) -> Result<(), String> {
+        let What::Cancel(target) = cancel.what else { return Err("it is no cancel".to_owned()) };
+        let target = usize::try_from(target).ok().and_then(|target| self.asked.get(target));
+        let there = |target: &Asked| {
+            let before = (cancel.count.wrapping_sub(target.count) as i32) > 0;
+            let waits = target.stand == Stand::Announced && !matches!(target.what, What::Cancel(_));
+            target.queue == cancel.queue && before && waits && target.twin == NOBODY
+        };
+        ensure(!target.is_some_and(there), "its target is there")
+    }
+
+    /// A refusal: exactly the one that the model gives in this moment.
+    fn check_refusal(&mut self, asked: &Asked, status: Status) -> Result<(), String> {
+        let fresh = asked.tried.is_none() && asked.accepted == 0;
+        ensure(fresh, "it was refused after it had been admitted")?;
+        let queue = asked.queue as usize;
+        let right = match asked.what {
+            What::Malformed => Status::E_OPCODE,
+            What::Cancel(_) => return Err("a cancel is not refused".to_owned()),
+            What::Io(op) => match self.model.check(self.queues[queue].domain, op, &asked.entry) {
+                Verdict::Refused(status) => status,
+                Verdict::Granted(_) if for_device(op, &self.config.geometry).is_none() => Status::E_OPCODE,
+                verdict => return Err(format!("refused where the model says {verdict:?}")),
+            },
+        };
+        if status != right {
+            return Err(format!("refused where the model says {right}"));
+        }
+        if !self.model.was_held_since(Key(asked.entry.key), asked.announced) {
+            self.count_taken(queue);
+        }
+        Ok(())
+    }
+
+    /// A read is what the device held, in the memory that was named: the last that was executed put it there.
+    fn look_at_data(&mut self, asked: &Asked, bound: &Bound) -> Result<(), String> {
+        if asked.what == What::Io(Op::Read)
+            && let (Some(region), Some((own, ..))) = (bound.region, asked.memory)
+            && region == own
+        {
+            let region = &self.model.regions[region];
+            let first = (bound.iova - region.iova) / BLOCK;
+            for block in first..first + bound.count {
+                let content = *self.memories.block(region.place, block);
+                ensure(content != super::client::UNREAD, "a block of the memory was not read into")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_twin(&mut self, number: u32) {
+        let twin = std::mem::replace(&mut self.asked[number as usize].twin, NOBODY);
+        if twin != NOBODY {
+            self.asked[twin as usize].twin = NOBODY;
+            self.close(twin, Stand::Void);
+        }
+    }
+
+    /// A request is over: its memory may be used for others.
+    pub(super) fn close(&mut self, number: u32, stand: Stand) {
+        let asked = &mut self.asked[number as usize];
+        asked.stand = stand;
+        if let Some((region, first, blocks)) = asked.memory.take() {
+            self.model.regions[region].used &= !super::client::bits(first, blocks);
+        }
+        let open = &mut self.queues[asked.queue as usize].open;
+        if let Some(at) = open.iter().position(|&other| other == number) {
+            open.remove(at);
+        }
+    }
+}
