@@ -10,8 +10,8 @@ use super::nvm::NAMESPACE;
 use super::prp;
 use super::queue::{CompletionSlot, Submission, SubmissionSlot, spin};
 use crate::spec::nvme::{
-    AbortCdw10, CreateCqCdw11, CreateSqCdw11, FeatureCdw10, IdentifyCdw10, LogCdw10, NSID_ALL,
-    NumberOfQueues, QueueCdw10, Sqe, Status, StatusField, admin, cns, feature, log_page,
+    AbortCdw10, AsyncEvent, CreateCqCdw11, CreateSqCdw11, EventNotices, FeatureCdw10, IdentifyCdw10,
+    LogCdw10, NSID_ALL, NumberOfQueues, QueueCdw10, Sqe, Status, StatusField, admin, cns, feature, log_page,
 };
 
 /// Asynchronous events of type 0, error: information in bits 15:8, log page in 23:16 (Figure 146 and following).
@@ -42,8 +42,10 @@ pub(super) struct Admin {
     requests: VecDeque<u16>,
     /// Events that wait for a request.
     events: VecDeque<u32>,
-    /// Error events were reported and their log was not read since.
-    errors_masked: bool,
+    /// Kinds of event that were reported and whose log was not read since, as bits.
+    masked: u8,
+    /// The namespace changed since its log was read.
+    changed: bool,
     errors: VecDeque<ErrorEntry>,
     error_count: u64,
 }
@@ -62,7 +64,8 @@ impl Admin {
             features: [0; KEPT.len()],
             requests: VecDeque::new(),
             events: VecDeque::new(),
-            errors_masked: false,
+            masked: 0,
+            changed: false,
             errors: VecDeque::new(),
             error_count: 0,
         }
@@ -72,6 +75,17 @@ impl Admin {
         if !self.events.contains(&event) {
             self.events.push_back(event);
         }
+    }
+
+    /// Says whether the host asked to be told.
+    pub(super) fn note_changed_namespace(&mut self) -> bool {
+        self.changed = true;
+        let at = KEPT.iter().position(|&kept| kept == feature::ASYNC_EVENTS);
+        let wanted = at.is_some_and(|at| EventNotices(self.features[at]).namespaces());
+        if wanted {
+            self.note_event(AsyncEvent::NAMESPACE_CHANGED.0);
+        }
+        wanted
     }
 
     pub(super) fn note_error(&mut self, queue: u16, command: u16, status: StatusField) {
@@ -141,14 +155,14 @@ impl Controller {
     fn identify(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
         let namespace = command.nsid;
         let data = match IdentifyCdw10(command.cdw10).cns() {
-            cns::NAMESPACE if namespace == NAMESPACE => identify::namespace(&self.shape),
+            cns::NAMESPACE if namespace == NAMESPACE => identify::namespace(self),
             cns::NAMESPACE | identify::DESCRIPTORS if namespace != NAMESPACE => {
                 return Err(Status::INVALID_NAMESPACE);
             }
             cns::CONTROLLER => identify::controller(&self.shape),
             cns::CONTROLLER_COMMAND_SET => identify::command_set(),
             cns::ACTIVE_NAMESPACES if namespace >= NSID_ALL - 1 => return Err(Status::INVALID_NAMESPACE),
-            cns::ACTIVE_NAMESPACES => identify::active_namespaces(namespace),
+            cns::ACTIVE_NAMESPACES => identify::active_namespaces(self, namespace),
             identify::DESCRIPTORS => identify::descriptors(&self.shape),
             _ => return Err(Status::INVALID_FIELD),
         };
@@ -329,6 +343,7 @@ impl Controller {
             log_page::ERROR => spin(&self.admin).error_log(),
             log_page::SMART => identify::health(self),
             FIRMWARE_LOG => identify::firmware(),
+            log_page::CHANGED_NAMESPACES => identify::changed_namespaces(spin(&self.admin).changed),
             _ => return Err(Status::INVALID_LOG_PAGE),
         };
         let offset = usize::try_from(offset).ok().filter(|&offset| offset <= page.len() && offset % 4 == 0);
@@ -339,27 +354,36 @@ impl Controller {
         let mut data = page[offset..].to_vec();
         data.resize(len, 0);
         self.hand_out(window, command, data)?;
-        if cdw10.lid() == log_page::ERROR && !cdw10.rae() {
-            spin(&self.admin).errors_masked = false;
+        if !cdw10.rae() {
+            let mut state = spin(&self.admin);
+            match cdw10.lid() {
+                log_page::ERROR => state.masked &= !1,
+                log_page::CHANGED_NAMESPACES => {
+                    (state.masked, state.changed) = (state.masked & !(1 << 2), false);
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
 
-    /// Completes event requests with the events that wait (section 5.2): one error event until its log is read.
+    /// Completes event requests with the events that wait (section 5.2): one of a kind until its log is read.
     pub(super) fn deliver_events(&self, window: &Window<'_>, own: &Submission) {
         loop {
             let (id, event) = {
                 let mut state = spin(&self.admin);
-                if state.errors_masked || state.requests.is_empty() {
-                    return;
-                }
-                let Some(event) = state.events.pop_front() else {
+                let kind = |event: u32| 1u8 << AsyncEvent(event).kind();
+                let open = |&event: &u32| state.masked & kind(event) == 0;
+                let Some(at) = state.events.iter().position(open) else {
                     return;
                 };
                 let Some(id) = state.requests.pop_front() else {
                     return;
                 };
-                state.errors_masked = true;
+                let Some(event) = state.events.remove(at) else {
+                    return;
+                };
+                state.masked |= kind(event);
                 (id, event)
             };
             self.complete(window, own.sender(), id, Ok(event));

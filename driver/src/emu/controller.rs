@@ -2,7 +2,7 @@
 //! and 3.5).
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::Thread;
 
@@ -35,8 +35,6 @@ pub(super) struct Shape {
     pub(super) media: Arc<dyn Media>,
     pub(super) interposer: Option<Arc<dyn Interposer>>,
     pub(super) serial: String,
-    pub(super) block_shift: u8,
-    pub(super) blocks: u64,
     /// MDTS, and the same in bytes.
     pub(super) transfer_shift: u8,
     pub(super) max_transfer: usize,
@@ -46,9 +44,30 @@ pub(super) struct Shape {
     pub(super) entries: u32,
 }
 
+/// The namespace as it is at the moment. It changes only while no command runs.
+pub(super) struct Namespace {
+    /// 0 while there is none.
+    blocks: AtomicU64,
+    block_shift: AtomicU8,
+}
+
+impl Namespace {
+    pub(super) fn new(blocks: u64, block_shift: u8) -> Self {
+        Self { blocks: AtomicU64::new(blocks), block_shift: AtomicU8::new(block_shift) }
+    }
+
+    /// Blocks, and the power of two that each has bytes; `None` if it is not there.
+    #[inline]
+    pub(super) fn get(&self) -> Option<(u64, u8)> {
+        let blocks = self.blocks.load(Ordering::Relaxed);
+        (blocks > 0).then(|| (blocks, self.block_shift.load(Ordering::Relaxed)))
+    }
+}
+
 /// The registers of an [`Emulator`](super::Emulator), and the controller behind them.
 pub struct Controller {
     pub(super) shape: Shape,
+    pub(super) namespace: Namespace,
     pub(super) iommu: Arc<Iommu>,
     pub(super) submissions: Box<[SubmissionSlot]>,
     pub(super) completions: Box<[CompletionSlot]>,
@@ -91,7 +110,7 @@ impl Worker {
 }
 
 impl Controller {
-    pub(super) fn new(shape: Shape) -> std::io::Result<Self> {
+    pub(super) fn new(shape: Shape, namespace: Namespace) -> std::io::Result<Self> {
         let queues = usize::from(shape.queues) + 1;
         Ok(Self {
             // A gate per queue and one for completions that waited.
@@ -112,6 +131,7 @@ impl Controller {
             lifecycle: Mutex::new(()),
             vectors: RwLock::default(),
             worker: Worker::default(),
+            namespace,
             shape,
         })
     }
@@ -377,6 +397,21 @@ impl Controller {
     fn raise_event(&self, event: u32) {
         spin(&self.admin).note_event(event);
         self.ring(0);
+    }
+
+    /// The namespace becomes another, or goes (`None`), between commands; with `announce` the host is told.
+    pub(super) fn change_namespace(&self, to: Option<(u64, u8)>, announce: bool) {
+        let commands: Vec<_> = self.submissions.iter().map(|slot| spin(&slot.state)).collect();
+        let (blocks, block_shift) = to.unwrap_or((0, 9));
+        self.namespace.block_shift.store(block_shift, Ordering::Relaxed);
+        self.namespace.blocks.store(blocks, Ordering::Relaxed);
+        drop(commands);
+        if announce {
+            let wanted = spin(&self.admin).note_changed_namespace();
+            if wanted {
+                self.ring(0);
+            }
+        }
     }
 
     pub(super) fn note_error(&self, queue: u16, command: u16, status: StatusField) {

@@ -10,8 +10,8 @@ use super::controller::{Controller, Shape, VERSION};
 use super::nvm::NAMESPACE;
 use super::queue::SubmissionSlot;
 use crate::spec::nvme::{
-    Dlfeat, Flbas, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, LbaFormat,
-    Oncs, Sgls, SmartLog, Vwc,
+    Dlfeat, EventNotices, Flbas, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
+    LbaFormat, Oncs, Sgls, SmartLog, Vwc,
 };
 
 /// CNS: the namespace's descriptors.
@@ -52,6 +52,9 @@ pub(super) fn controller(shape: &Shape) -> Vec<u8> {
     id.sqes = 0x66;
     id.cqes = 0x44;
     id.nn = NAMESPACE.into();
+    let mut notices = EventNotices(0);
+    notices.set_namespaces(true);
+    id.oaes = notices.0.into();
     let mut sgls = Sgls(0);
     sgls.set_support(1);
     id.sgls = sgls.0.into();
@@ -76,18 +79,19 @@ pub(super) fn command_set() -> Vec<u8> {
 }
 
 /// The namespace.
-pub(super) fn namespace(shape: &Shape) -> Vec<u8> {
+pub(super) fn namespace(controller: &Controller) -> Vec<u8> {
     let mut id = IdentifyNamespace::new_zeroed();
-    id.nsze = shape.blocks.into();
-    id.ncap = shape.blocks.into();
-    id.nuse = shape.blocks.into();
+    let Some((blocks, block_shift)) = controller.namespace.get() else { return vec![0; IDENTIFY_LEN] };
+    id.nsze = blocks.into();
+    id.ncap = blocks.into();
+    id.nuse = blocks.into();
     id.dlfeat = Dlfeat(0);
     id.dlfeat.set_read(1);
     id.dlfeat.set_deac(true);
-    id.nguid = identifier(shape);
+    id.nguid = identifier(&controller.shape);
     // Both sizes of block, one of them in use.
     id.nlbaf_z = 1;
-    id.flbas = Flbas(u8::from(shape.block_shift == 12));
+    id.flbas = Flbas(u8::from(block_shift == 12));
     for (at, lbads) in [(0, 9), (1, 12)] {
         let mut format = LbaFormat(0);
         format.set_lbads(lbads);
@@ -104,9 +108,9 @@ fn identifier(shape: &Shape) -> [u8; 16] {
 }
 
 /// The active namespaces above `above`.
-pub(super) fn active_namespaces(above: u32) -> Vec<u8> {
+pub(super) fn active_namespaces(controller: &Controller, above: u32) -> Vec<u8> {
     let mut page = vec![0; IDENTIFY_LEN];
-    if above < NAMESPACE {
+    if above < NAMESPACE && controller.namespace.get().is_some() {
         page[..4].copy_from_slice(&NAMESPACE.to_le_bytes());
     }
     page
@@ -120,12 +124,22 @@ pub(super) fn descriptors(shape: &Shape) -> Vec<u8> {
     page
 }
 
+/// The namespaces that changed, if one did.
+pub(super) fn changed_namespaces(changed: bool) -> Vec<u8> {
+    let mut page = vec![0; IDENTIFY_LEN];
+    if changed {
+        page[..4].copy_from_slice(&NAMESPACE.to_le_bytes());
+    }
+    page
+}
+
 /// The SMART log.
 pub(super) fn health(controller: &Controller) -> Vec<u8> {
     let sum = |counter: fn(&SubmissionSlot) -> u64| -> u128 {
         controller.submissions.iter().skip(1).map(|slot| u128::from(counter(slot))).sum()
     };
-    let units = |blocks: u128| (blocks << controller.shape.block_shift >> 9).div_ceil(1000);
+    let block_shift = controller.namespace.get().map_or(9, |(_, block_shift)| block_shift);
+    let units = |blocks: u128| (blocks << block_shift >> 9).div_ceil(1000);
     let mut log = SmartLog::new_zeroed();
     log.composite_temperature = 300.into();
     log.available_spare = 100;

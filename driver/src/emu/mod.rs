@@ -49,7 +49,7 @@ pub use media::{Cached, FileMedia, Media, MediaError, RamMedia};
 pub use memory::{Pages, Segments, Span};
 
 use crate::hal::{Device, Mapper};
-use controller::Shape;
+use controller::{Namespace, Shape};
 use iommu::IommuMapper;
 
 /// What an [`Emulator`] is to be.
@@ -116,17 +116,17 @@ impl Emulator {
             ));
         }
         let may_block = media.may_block();
-        let controller = Arc::new(Controller::new(Shape {
-            blocks: bytes >> block_shift,
+        let shape = Shape {
             max_transfer: 4096 << transfer_shift,
             media,
             interposer,
             serial,
-            block_shift,
             transfer_shift,
             queues,
             entries,
-        })?);
+        };
+        let namespace = Namespace::new(bytes >> block_shift, block_shift);
+        let controller = Arc::new(Controller::new(shape, namespace)?);
         let thread = may_block.then(|| Self::start(&controller)).transpose()?;
         Ok(Self { controller, thread })
     }
@@ -191,6 +191,28 @@ impl Emulator {
         // Any queue first, so that none waits for the others to be empty.
         let order = (0u16..=self.controller.shape.queues).cycle().skip(pick % queues).take(queues);
         order.into_iter().any(|queue| self.controller.release_one(queue, pick / queues))
+    }
+
+    /// The namespace becomes one of so many blocks of so many bytes (512 or 4096), or goes (`None`), as when somebody else
+    /// manages it. With `announce` the host is told by an asynchronous event, if it asked for such.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the medium has no room for it.
+    pub fn change_namespace(&self, to: Option<(u64, u32)>, announce: bool) -> io::Result<()> {
+        let to = match to {
+            None => None,
+            Some((blocks, size @ (512 | 4096)))
+                if blocks > 0
+                    && blocks
+                        .checked_mul(size.into())
+                        .is_some_and(|end| end <= self.controller.shape.media.bytes()) =>
+            {
+                Some((blocks, if size == 512 { 9 } else { 12 }))
+            }
+            Some(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        self.controller.change_namespace(to, announce);
+        Ok(())
     }
 
     /// Cuts the power: registers read as all ones, no memory is touched, and the medium keeps what `seed` leaves it.

@@ -84,7 +84,7 @@ impl Controller {
 
     #[inline]
     fn transfer(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
-        let len = (blocks(command) as usize) << self.shape.block_shift;
+        let len = (blocks(command) as usize) << self.block_shift()?;
         if len > self.shape.max_transfer {
             return Err(Status::INVALID_FIELD);
         }
@@ -134,10 +134,15 @@ impl Controller {
     #[inline]
     fn range(&self, lba: u64, blocks: u32) -> Result<(u64, u64), Status> {
         let end = lba.checked_add(u64::from(blocks)).ok_or(Status::LBA_OUT_OF_RANGE)?;
-        if end > self.shape.blocks {
+        let (blocks_there, block_shift) = self.namespace.get().ok_or(Status::INVALID_NAMESPACE)?;
+        if end > blocks_there {
             return Err(Status::LBA_OUT_OF_RANGE);
         }
-        Ok((lba << self.shape.block_shift, u64::from(blocks) << self.shape.block_shift))
+        Ok((lba << block_shift, u64::from(blocks) << block_shift))
+    }
+
+    fn block_shift(&self) -> Result<u8, Status> {
+        self.namespace.get().map(|(_, block_shift)| block_shift).ok_or(Status::INVALID_NAMESPACE)
     }
 
     /// Whether a write is to be durable when it completes: it says so, or the host turned the cache off.

@@ -8,15 +8,21 @@ use zerocopy::{FromBytes, transmute};
 use crate::dma::{DmaBuffer, PAGE};
 use crate::hal::{DmaAccess, Iova, Mapper, Registers};
 use crate::spec::nvme::{
-    Aqa, CQE_LEN, Cqe, CreateCqCdw11, CreateSqCdw11, Csts, FeatureCdw10, IDENTIFY_LEN, IdentifyCdw10,
-    LogCdw10, NAMESPACE_LIST_LEN, NSID_ALL, NumberOfQueues, QueueCdw10, SQE_LEN, SmartLog, Sqe, admin, cns,
-    cq_head_doorbell, css, feature, log_page, offset, sq_tail_doorbell,
+    Aqa, AsyncEvent, CQE_LEN, Cqe, CreateCqCdw11, CreateSqCdw11, Csts, EventNotices, FeatureCdw10,
+    IDENTIFY_LEN, IdentifyCdw10, LogCdw10, NAMESPACE_LIST_LEN, NSID_ALL, NumberOfQueues, QueueCdw10, SQE_LEN,
+    SmartLog, Sqe, admin, cns, cq_head_doorbell, css, feature, log_page, offset, sq_tail_doorbell,
 };
 
 use super::NvmeError;
 
+/// The id of the Asynchronous Event Request; no other command has it.
+const EVENT_CID: u16 = 0xfffe;
+
 /// Entries of both admin queues.
 const ENTRIES: u16 = 32;
+
+/// The whole page: a Changed Namespace List is that long.
+const EVENT_LOG_DWORDS: u16 = 1024;
 
 /// Length of the SMART log, as Get Log Page wants it.
 const SMART_DWORDS: u16 = 128;
@@ -36,6 +42,10 @@ pub(super) struct Admin {
     timeout: Duration,
     /// A command was given up: the controller may still write to `data`, so no other is sent until a reset.
     given_up: bool,
+    /// Whether the controller holds an Asynchronous Event Request of ours.
+    listening: bool,
+    /// It answered that, and nobody looked yet.
+    event: Option<AsyncEvent>,
     /// Completions that answered nothing.
     pub(super) anomalies: u64,
 }
@@ -53,6 +63,8 @@ impl Admin {
             dstrd,
             timeout,
             given_up: false,
+            listening: false,
+            event: None,
             anomalies: 0,
         })
     }
@@ -62,6 +74,7 @@ impl Admin {
         self.submissions.zero();
         self.completions.zero();
         (self.tail, self.head, self.phase, self.given_up) = (0, 0, true, false);
+        (self.listening, self.event) = (false, None);
         let mut aqa = Aqa(0);
         aqa.set_asqs_z(ENTRIES - 1);
         aqa.set_acqs_z(ENTRIES - 1);
@@ -80,15 +93,81 @@ impl Admin {
         if self.given_up {
             return Err(NvmeError::NotRunning);
         }
-        self.cid = if self.cid >= 0xfffe { 0 } else { self.cid + 1 };
+        self.cid = if self.cid + 1 >= EVENT_CID { 0 } else { self.cid + 1 };
         sqe.cdw0.set_cid(self.cid);
-        self.submissions.write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
-        self.tail = (self.tail + 1) % ENTRIES;
-        registers.write32(sq_tail_doorbell(0, self.dstrd), u32::from(self.tail));
+        self.send(registers, sqe);
         let outcome = self.wait(registers, name);
         // An answer, even a bad one, means that the command is over.
         self.given_up = !matches!(outcome, Ok(_) | Err(NvmeError::Admin { .. }));
         outcome
+    }
+
+    fn send(&mut self, registers: &impl Registers, sqe: Sqe) {
+        self.submissions.write::<8>(usize::from(self.tail) * SQE_LEN, transmute!(sqe));
+        self.tail = (self.tail + 1) % ENTRIES;
+        registers.write32(sq_tail_doorbell(0, self.dstrd), u32::from(self.tail));
+    }
+
+    /// A completion that does not answer the command that is waited for.
+    fn note(&mut self, cqe: Cqe) {
+        if self.listening && cqe.cid == EVENT_CID && cqe.sqid == 0 {
+            self.listening = false;
+            // An error: it takes no such request, and nothing is heard of it.
+            self.event = cqe.status.status().is_success().then_some(AsyncEvent(cqe.dw0));
+        } else {
+            self.anomalies += 1;
+        }
+    }
+
+    /// Asks to be told when the namespaces change.
+    pub(super) fn listen(&mut self, registers: &impl Registers) -> Result<(), NvmeError> {
+        let mut cdw10 = FeatureCdw10(0);
+        cdw10.set_fid(feature::ASYNC_EVENTS);
+        let mut notices = EventNotices(0);
+        notices.set_namespaces(true);
+        let mut sqe = Sqe::new(admin::SET_FEATURES);
+        (sqe.cdw10, sqe.cdw11) = (cdw10.0, notices.0);
+        self.run(registers, "Set Features (asynchronous events)", sqe)?;
+        self.request_event(registers);
+        Ok(())
+    }
+
+    /// One at a time: the limit is at least that.
+    fn request_event(&mut self, registers: &impl Registers) {
+        if !self.listening && !self.given_up {
+            self.listening = true;
+            let mut sqe = Sqe::new(admin::ASYNC_EVENT_REQUEST);
+            sqe.cdw0.set_cid(EVENT_CID);
+            self.send(registers, sqe);
+        }
+    }
+
+    /// The event that came since the last call, if one did. Does not wait; takes at most as many completions as there
+    /// is room for.
+    pub(super) fn event(&mut self, registers: &impl Registers) -> Option<AsyncEvent> {
+        if self.listening && !self.given_up {
+            for _ in 0..ENTRIES {
+                let Some(cqe) = self.next_completion(registers) else { break };
+                self.note(cqe);
+            }
+        }
+        self.event.take()
+    }
+
+    /// Reads the log page of an event, which lets the next of its kind come, and asks for that.
+    pub(super) fn end_event(
+        &mut self,
+        registers: &impl Registers,
+        event: AsyncEvent,
+    ) -> Result<(), NvmeError> {
+        let mut cdw10 = LogCdw10(0);
+        cdw10.set_lid(event.log_page());
+        cdw10.set_numdl_z(EVENT_LOG_DWORDS - 1);
+        let mut sqe = Sqe::new(admin::GET_LOG_PAGE);
+        (sqe.nsid, sqe.cdw10, sqe.prp1) = (NSID_ALL, cdw10.0, self.data.iova(0).0);
+        self.run(registers, "Get Log Page (of an event)", sqe)?;
+        self.request_event(registers);
+        Ok(())
     }
 
     fn wait(&mut self, registers: &impl Registers, name: &'static str) -> Result<u32, NvmeError> {
@@ -104,7 +183,7 @@ impl Admin {
                         Err(NvmeError::Admin { command: name, status })
                     };
                 }
-                self.anomalies += 1;
+                self.note(cqe);
             }
             let late = since.elapsed() >= self.timeout;
             rounds = rounds.saturating_add(1);

@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::block::{BlockQueue, Geometry};
 use crate::hal::{Device, Mapper};
-use crate::spec::nvme::{Csts, IdentifyController, IdentifyNamespace, Vs, cns};
+use crate::spec::nvme::{AsyncEvent, Csts, EventNotices, IdentifyController, IdentifyNamespace, Vs, cns};
 
 use super::identity::{Traits, check_entry_sizes};
 use super::link::{Link, Wait};
@@ -65,6 +65,9 @@ pub enum Watch {
     Running,
     /// It reports a fatal error, or stopped on its own: it needs a reset.
     Failed,
+    /// It said that its namespace changed, and the namespace is not as it was or cannot be asked for: a reset settles
+    /// what becomes of it.
+    Changed,
     /// It is not there. A reset settles what becomes of it.
     Absent,
     /// A reset is going on.
@@ -93,6 +96,14 @@ struct Profile {
     identity: Identity,
     traits: Traits,
     namespaces: Vec<u32>,
+    notices: EventNotices,
+}
+
+impl Profile {
+    /// Whether who knows this one is not wrong about `now`.
+    fn holds_for(&self, now: &Self) -> bool {
+        self.identity == now.identity && self.traits.hold_for(&now.traits)
+    }
 }
 
 /// An NVMe controller with its I/O queues. Owned by a thread that may wait: its calls sleep.
@@ -160,6 +171,7 @@ impl<D: Device> Controller<D> {
             epoch: 0,
         };
         controller.create_queues()?;
+        controller.listen()?;
         let mut interrupts = interrupts.into_iter();
         controller.queues =
             (1..=options.queues).map(|qid| Some(controller.queue(qid, interrupts.next()))).collect();
@@ -244,14 +256,46 @@ impl<D: Device> Controller<D> {
         Ok(Health::from(&admin.smart(registers)?))
     }
 
-    /// Looks at the controller's status register. To be called a few times a second.
-    pub fn watch(&self) -> Watch {
+    /// Looks at the controller's status register, and at events that it reported. To be called a few times a second.
+    pub fn watch(&mut self) -> Watch {
         match (self.shared.state().phase(), self.link.status()) {
             (Phase::Gone, _) => Watch::Gone,
             (Phase::Stopping | Phase::Stopped, _) => Watch::Resetting,
             (Phase::Running, Csts::ABSENT) => Watch::Absent,
             (Phase::Running, csts) if csts.cfs() || !csts.rdy() => Watch::Failed,
-            (Phase::Running, _) => Watch::Running,
+            (Phase::Running, _) => match self.look_at_events() {
+                Ok(true) => Watch::Running,
+                Ok(false) => Watch::Changed,
+                Err(error) => {
+                    tracing::warn!(%error, "looking at an event that the controller reported");
+                    Watch::Changed
+                }
+            },
+        }
+    }
+
+    /// Whether the namespace is as it was, as far as the controller says anything of it.
+    fn look_at_events(&mut self) -> Result<bool, NvmeError> {
+        let (admin, registers) = self.link.admin()?;
+        let Some(event) = admin.event(registers) else { return Ok(true) };
+        tracing::info!(?event, "the controller reported an event");
+        admin.end_event(registers, event)?;
+        if event != AsyncEvent::NAMESPACE_CHANGED {
+            return Ok(true);
+        }
+        let now = identify(&mut self.link, Some(self.profile.identity.namespace))?;
+        Ok(self.profile.holds_for(&now))
+    }
+
+    /// Asks for events, if the controller has any that matter. One that refuses has none.
+    fn listen(&mut self) -> Result<(), NvmeError> {
+        if !self.profile.notices.namespaces() {
+            return Ok(());
+        }
+        let (admin, registers) = self.link.admin()?;
+        match admin.listen(registers) {
+            Err(NvmeError::Admin { .. }) => Ok(()),
+            other => other,
         }
     }
 
@@ -328,13 +372,14 @@ impl<D: Device> Controller<D> {
     /// The controller is enabled: checks that it is the same and makes its queues.
     fn bring_up(&mut self) -> Result<(), NvmeError> {
         let profile = identify(&mut self.link, Some(self.profile.identity.namespace))?;
-        if profile.identity != self.profile.identity || profile.traits != self.profile.traits {
+        if !self.profile.holds_for(&profile) {
             return Err(NvmeError::Changed);
         }
         let queues = u16::try_from(self.link.held().len()).unwrap_or(u16::MAX);
         let (admin, registers) = self.link.admin()?;
         negotiate(admin.number_of_queues(registers, queues)?, queues)?;
         self.create_queues()?;
+        self.listen()?;
         self.shared.set(Phase::Running, self.epoch);
         for queue in self.queues.iter_mut().flatten() {
             queue.poll(usize::MAX, &mut |_| ());
@@ -415,7 +460,8 @@ fn identify<D: Device>(link: &mut Link<D>, asked: Option<u32>) -> Result<Profile
         other => other?,
     };
     let traits = Traits::new(&id, limits.as_ref(), nsid, &namespace)?;
-    Ok(Profile { identity: Identity::new(&id, nsid, &namespace), traits, namespaces })
+    let notices = EventNotices(id.oaes.get());
+    Ok(Profile { identity: Identity::new(&id, nsid, &namespace), traits, namespaces, notices })
 }
 
 fn negotiate(granted: u32, asked: u16) -> Result<(), NvmeError> {

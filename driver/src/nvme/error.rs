@@ -69,8 +69,10 @@ pub enum NvmeError {
         /// Granted.
         granted: u32,
     },
-    /// After a reset the controller is another, or its namespace has another shape.
-    #[error("after the reset the device is not the one it was")]
+    /// After a reset the controller is another, or its namespace has another shape and has not only grown.
+    #[error(
+        "after the reset the device is not the one it was, or its namespace has another shape: open it again"
+    )]
     Changed,
     /// An admin command failed.
     #[error("{command} failed: sct {:x}h sc {:02x}h", status.0 >> 8 & 7, status.0 & 0xff)]

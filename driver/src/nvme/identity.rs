@@ -169,7 +169,10 @@ impl Traits {
         let dmrsl = limits.map_or(0, |limits| limits.dmrsl.get());
         let wzsl = limits.map_or(0, |limits| limits.wzsl);
         let max_zeroes = blocks_of(pages(wzsl).unwrap_or(u64::MAX));
-        let by_ranges = oncs.dataset_management() && !deallocate_by_zeroes && dmrsl > 0;
+        // Blocks of one range, and of all ranges of a command (NVM 1.0, 4.1.6: DMRSL, DMSL; 0: no limit).
+        let dmsl = limits.map_or(0, |limits| u32::try_from(limits.dmsl.get()).unwrap_or(u32::MAX));
+        let most_by_ranges = [dmrsl, dmsl].into_iter().filter(|most| *most > 0).min().unwrap_or(u32::MAX);
+        let by_ranges = oncs.dataset_management() && !deallocate_by_zeroes;
         let max_transfer_blocks = blocks_of(pages(id.mdts).unwrap_or(MAX_TRANSFER).min(MAX_TRANSFER));
         // Whole dwords are what segments are made of; 3 is reserved (Base 2.0, 5.17.2.1: SGLS).
         let sgl = matches!(id.sgls().support(), 1 | 2);
@@ -178,7 +181,7 @@ impl Traits {
             blocks,
             max_transfer_blocks,
             max_segments: if sgl { sgl::MOST.min(max_transfer_blocks) } else { 1 },
-            max_zeroes_blocks: if by_ranges { max_zeroes.min(dmrsl) } else { max_zeroes },
+            max_zeroes_blocks: if by_ranges { max_zeroes.min(most_by_ranges) } else { max_zeroes },
             write_cache: id.vwc.present(),
             write_zeroes: oncs.write_zeroes(),
             deallocate: oncs.dataset_management() || deallocate_by_zeroes,
@@ -186,6 +189,16 @@ impl Traits {
             compare: oncs.compare(),
         };
         Ok(Self { geometry, zeroes_deallocate, deallocate_by_zeroes })
+    }
+}
+
+impl Traits {
+    /// Whether commands that were checked against these fit a namespace of `now`: all is the same, but that it may have
+    /// grown.
+    pub(super) fn hold_for(&self, now: &Self) -> bool {
+        let blocks = self.geometry.blocks;
+        let cut = Self { geometry: Geometry { blocks, ..now.geometry }, ..*now };
+        blocks <= now.geometry.blocks && *self == cut
     }
 }
 
@@ -283,6 +296,9 @@ mod tests {
         assert_eq!(of(&limits), 64);
         limits.dmrsl.set(10);
         assert_eq!(of(&limits), 10);
+        limits.dmsl.set(6);
+        assert_eq!(of(&limits), 6);
+        limits.dmsl.set(u64::MAX);
         limits.wzsl = 255;
         limits.dmrsl.set(u32::MAX);
         assert_eq!(of(&limits), 65536);

@@ -32,7 +32,7 @@ pub trait Nvme: Send {
     /// Goes on with it.
     fn finish_reset(&mut self) -> ResetProgress;
     /// How it is.
-    fn watch(&self) -> Watch;
+    fn watch(&mut self) -> Watch;
     /// Which it is.
     fn identity(&self) -> &Identity;
     /// Its SMART log.
@@ -56,7 +56,7 @@ impl<D: Device> Nvme for Controller<D> {
         Self::finish_reset(self)
     }
 
-    fn watch(&self) -> Watch {
+    fn watch(&mut self) -> Watch {
         Self::watch(self)
     }
 

@@ -289,7 +289,7 @@ fn another_device_after_a_reset_is_refused() {
     let (mut controller, mut queue, rigging) = opened(512);
     *rigging.data.lock().unwrap() = Some(|command, data| {
         if command.cdw10 & 0xff == 0 && data.len() == 4096 {
-            data[1] ^= 1; // NSZE
+            data[1] -= 1; // NSZE
         }
     });
     controller.begin_reset();

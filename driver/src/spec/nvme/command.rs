@@ -124,6 +124,8 @@ pub mod feature {
     pub const VOLATILE_WRITE_CACHE: u8 = 0x06;
     /// Number of Queues: [`super::NumberOfQueues`].
     pub const NUMBER_OF_QUEUES: u8 = 0x07;
+    /// Asynchronous Event Configuration; dword 11: [`super::EventNotices`].
+    pub const ASYNC_EVENTS: u8 = 0x0b;
 }
 
 /// Log page ids (Base, 5.16).
@@ -132,6 +134,8 @@ pub mod log_page {
     pub const ERROR: u8 = 0x01;
     /// SMART / Health Information: [`super::super::SmartLog`].
     pub const SMART: u8 = 0x02;
+    /// Changed Namespace List: 1024 ids of 4 bytes.
+    pub const CHANGED_NAMESPACES: u8 = 0x04;
 }
 
 /// Controller or namespace structure: what Identify asks for (Base, 5.17).
@@ -228,6 +232,34 @@ bitfield! {
     pub u16, nsq_z, set_nsq_z: 15, 0;
     /// I/O completion queues, less one.
     pub u16, ncq_z, set_ncq_z: 31, 16;
+}
+
+bitfield! {
+    /// Notices that a controller has (OAES of Identify Controller; Base, 5.17.2.1) or is to send (Asynchronous Event
+    /// Configuration; Base, 5.27.1).
+    #[derive(Clone, Copy, PartialEq, Eq, Default)]
+    pub struct EventNotices(pub u32);
+    impl Debug;
+    /// Identify data of a namespace changed, or the list of namespaces.
+    pub namespaces, set_namespaces: 8;
+}
+
+bitfield! {
+    /// Dword 0 of the completion of Asynchronous Event Request (Base, 5.2).
+    #[derive(Clone, Copy, PartialEq, Eq, Default)]
+    pub struct AsyncEvent(pub u32);
+    impl Debug;
+    /// Kind: 0 error, 1 health, 2 notice.
+    pub u8, kind, set_kind: 2, 0;
+    /// Which of its kind. Notices: 0 a namespace changed.
+    pub u8, information, set_information: 15, 8;
+    /// The log page to read: the event is not sent again before.
+    pub u8, log_page, set_log_page: 23, 16;
+}
+
+impl AsyncEvent {
+    /// A namespace changed.
+    pub const NAMESPACE_CHANGED: Self = Self(2 | (log_page::CHANGED_NAMESPACES as u32) << 16);
 }
 
 bitfield! {

@@ -35,8 +35,12 @@ pub struct IdentifyController {
     pub cntlid: U16,
     /// Version.
     pub ver: U32,
-    /// Not used here: bytes 84 to 255.
-    pub reserved84: [u8; 172],
+    /// RTD3 latencies.
+    pub rtd3: [U32; 2],
+    /// Optional asynchronous events: [`EventNotices`](super::EventNotices).
+    pub oaes: U32,
+    /// Not used here: bytes 96 to 255.
+    pub reserved96: [u8; 160],
     /// Optional admin commands.
     pub oacs: U16,
     /// Abort command limit, less one.
@@ -96,6 +100,7 @@ const _: () = {
     assert!(size_of::<IdentifyController>() == IDENTIFY_LEN);
     assert!(offset_of!(IdentifyController, mdts) == 77);
     assert!(offset_of!(IdentifyController, cntlid) == 78);
+    assert!(offset_of!(IdentifyController, oaes) == 92);
     assert!(offset_of!(IdentifyController, oacs) == 256);
     assert!(offset_of!(IdentifyController, tnvmcap) == 280);
     assert!(offset_of!(IdentifyController, sqes) == 512);
