@@ -314,15 +314,17 @@ pub(crate) enum Workload {
     Randread,
     /// At random places
     Randwrite,
+    /// Reads and writes at random places; --reads says how many
+    Mixed,
 }
 
 impl Workload {
     pub(crate) fn is_write(self) -> bool {
-        matches!(self, Self::Write | Self::Randwrite)
+        matches!(self, Self::Write | Self::Randwrite | Self::Mixed)
     }
 
     pub(crate) fn is_random(self) -> bool {
-        matches!(self, Self::Randread | Self::Randwrite)
+        matches!(self, Self::Randread | Self::Randwrite | Self::Mixed)
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -331,23 +333,30 @@ impl Workload {
             Self::Write => "write",
             Self::Randread => "randread",
             Self::Randwrite => "randwrite",
+            Self::Mixed => "mixed",
         }
     }
 }
 
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Measures in a volume of its own, which it makes and deletes. In the same run, turn by turn so that the machine's moods \
-fall on both, it measures the kernel's path: pread or pwrite with O_DIRECT on a file that it makes and deletes, with one \
-thread and with as many threads as requests are in flight here.
+Measures in a volume of its own, which it makes and deletes. In the same run, round by round so that the machine's moods \
+fall on all alike, it measures the kernel's path: pread or pwrite on a file that it makes and deletes, with one thread for \
+each request in flight. Where the device is in memory so is the file; else it is opened with O_DIRECT.
 
-The two are only comparable where volume and file lie on the same kind of medium; the output says which they are.
+--compare adds io_uring on the same file with everything registered, io_uring with requests that do nothing, and the driver \
+alone: a device queue that is polled with no tables and no rings above it (--raw adds only that).
+
+IOPS is the median of the rounds; IOPS/CORE divides it by the cores that this process kept busy, and is not told of a running \
+adapter, which is another process.
 
 Examples:
-  portcullis bench                                   # randread, 4 KiB, 32 in flight, on the running adapter
-  portcullis bench --device emu:256M                 # without an adapter: in this process
+  portcullis bench                                   # randread, 4 KiB, 1 and 32 in flight, on the running adapter
+  portcullis bench --device emu:256M --compare       # without an adapter: in this process; beside all others
   portcullis bench randwrite --depth 1 --seconds 5
+  portcullis bench mixed --reads 90 --sessions 2 --queues 2
   portcullis bench read --block-size 128k --kernel-file /mnt/ssd/bench.tmp
+  portcullis bench --device emu:256M --compare --plot bench.svg
   portcullis bench --json | jq '.rows[] | {path, depth, iops}'")]
 pub(crate) struct BenchOptions {
     /// What to measure
@@ -356,9 +365,27 @@ pub(crate) struct BenchOptions {
     /// Bytes of one request
     #[arg(long, default_value = "4k", value_parser = parse_size, value_name = "SIZE")]
     pub(crate) block_size: u64,
-    /// Requests in flight
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) depth: u32,
+    /// Requests in flight on each queue; several for as many rows [default: 1,32; with --plot 1,2,4,8,16,32]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) depth: Vec<u32>,
+    /// Queues of each session, each with a thread
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) queues: u32,
+    /// Sessions, as of so many applications
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) sessions: u32,
+    /// Of a hundred requests of the mixed workload, how many read
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u8).range(0..=100), value_name = "PERCENT")]
+    pub(crate) reads: u8,
+    /// Measure io_uring and the driver alone, too
+    #[arg(long)]
+    pub(crate) compare: bool,
+    /// Measure the driver alone, too; needs --device
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Draw latency and throughput into this SVG file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
     /// Seconds for each row of the result
     #[arg(long, default_value_t = 2.0)]
     pub(crate) seconds: f64,
@@ -371,10 +398,10 @@ pub(crate) struct BenchOptions {
     /// Allow a write workload in --volume
     #[arg(long, requires = "volume")]
     pub(crate) overwrite: bool,
-    /// The file for the kernel's path; made, and deleted afterwards [default: in the temporary directory]
+    /// The file for the kernel's paths; made, and deleted afterwards [default: in memory for a device in memory, else in the temporary directory]
     #[arg(long, value_name = "PATH")]
     pub(crate) kernel_file: Option<PathBuf>,
-    /// Leave the kernel's path out
+    /// Leave the kernel's paths out
     #[arg(long, conflicts_with = "kernel_file")]
     pub(crate) no_kernel: bool,
 }

@@ -1,32 +1,42 @@
-//! `portcullis bench`: requests by the queue, and beside them by the kernel.
+//! `portcullis bench`: requests by the queue, and beside them by the kernel and by the driver alone.
 
 mod kernel;
+mod plot;
 mod queue;
+mod raw;
+mod sample;
+mod uring;
 
+use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
-use hdrhistogram::Histogram;
+use adapter::DeviceUri;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use portcullis::Session;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::arguments::{BenchOptions, Where, Workload};
-use crate::connect::connect;
+use crate::connect::connect_all;
 use crate::output;
 use crate::units::show_size;
 
 use kernel::KernelFile;
 use queue::Scratch;
+use sample::{Row, Sample};
 
 /// The rows take turns so often, so that the machine's moods fall on all of them.
-const ROUNDS: u32 = 3;
-/// Latencies are recorded up to a minute, to three digits.
-const LONGEST: u64 = 60_000_000_000;
+const ROUNDS: u32 = 5;
 
-/// What to do, for either path.
+/// Before the first round each row runs for at most so long without being recorded.
+const WARM_UP: Duration = Duration::from_millis(50);
+
+/// What to do, on any path.
 #[derive(Clone, Copy, Debug)]
 struct Work {
     workload: Workload,
+    /// Of a hundred requests of a mixed workload, how many read.
+    reads: u64,
     /// Bytes of one request.
     block: usize,
     /// Whole blocks to work on.
@@ -43,12 +53,34 @@ impl Work {
         );
         let blocks = options.size / options.block_size;
         ensure!(blocks > 0, "{} bytes to work on are less than one block of {block}", options.size);
-        Ok(Self { workload: options.workload, block, blocks })
+        Ok(Self { workload: options.workload, reads: options.reads.into(), block, blocks })
     }
 
     fn bytes(self) -> u64 {
         self.blocks * self.block as u64
     }
+
+    /// `randread of 4 KiB at a time over 64 MiB`
+    fn describe(self) -> String {
+        let name = match self.workload {
+            Workload::Mixed => format!("mixed, {} % reads,", self.reads),
+            workload => workload.name().to_owned(),
+        };
+        format!("{name} of {} at a time over {}", show_size(self.block as u64), show_size(self.bytes()))
+    }
+
+    #[cfg(test)]
+    fn test(workload: Workload) -> Self {
+        Self { workload, reads: 70, block: 4096, blocks: 10 }
+    }
+}
+
+/// One request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    /// A byte.
+    at: u64,
+    write: bool,
 }
 
 /// Where the next request goes: in order, or at random (xorshift64*, Vigna 2016, "An experimental exploration of
@@ -65,87 +97,76 @@ impl Places {
         Self { work, next: start, state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 }
     }
 
-    fn next(&mut self) -> u64 {
+    fn next(&mut self) -> Place {
         let block = if self.work.workload.is_random() {
-            self.state ^= self.state >> 12;
-            self.state ^= self.state << 25;
-            self.state ^= self.state >> 27;
-            self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+            self.random()
         } else {
             self.next = self.next.wrapping_add(1);
             self.next
         };
-        block % self.work.blocks * self.work.block as u64
+        let write = match self.work.workload {
+            Workload::Mixed => self.random() % 100 >= self.work.reads,
+            workload => workload.is_write(),
+        };
+        Place { at: block % self.work.blocks * self.work.block as u64, write }
+    }
+
+    fn random(&mut self) -> u64 {
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
     }
 }
 
-/// What was measured on one path at one depth.
-struct Tally {
-    path: &'static str,
-    depth: u32,
-    latencies: Histogram<u64>,
-    took: Duration,
+/// A way to the bytes.
+trait Path: Send {
+    fn name(&self) -> &'static str;
+
+    /// Keeps `depth` requests in flight for about `time`, and waits for all of them.
+    fn run(&mut self, depth: u32, time: Duration, round: u32) -> Result<Sample>;
 }
 
-impl Tally {
-    fn new(path: &'static str, depth: u32) -> Result<Self> {
-        Ok(Self { path, depth, latencies: histogram()?, took: Duration::ZERO })
+/// The same way several times at once, each in a thread of its own.
+struct Beside<P>(Vec<P>);
+
+impl<P: Path> Path for Beside<P> {
+    fn name(&self) -> &'static str {
+        self.0.first().map_or("", Path::name)
     }
 
-    fn iops(&self) -> f64 {
-        #[allow(clippy::cast_precision_loss)] // counts are far below 2^52
-        let requests = self.latencies.len() as f64;
-        if self.took.is_zero() { 0.0 } else { requests / self.took.as_secs_f64() }
-    }
-
-    #[allow(clippy::cast_precision_loss)] // as above
-    fn megabytes(&self, work: Work) -> f64 {
-        self.iops() * work.block as f64 / 1e6
-    }
-
-    #[allow(clippy::cast_precision_loss)] // at most LONGEST
-    fn microseconds(&self, quantile: f64) -> f64 {
-        self.latencies.value_at_quantile(quantile) as f64 / 1e3
-    }
-
-    fn as_json(&self, work: Work) -> Value {
-        json!({
-            "path": self.path,
-            "depth": self.depth,
-            "requests": self.latencies.len(),
-            "seconds": self.took.as_secs_f64(),
-            "iops": self.iops(),
-            "mb_per_s": self.megabytes(work),
-            "latency_us": {
-                "mean": self.latencies.mean() / 1e3,
-                "p50": self.microseconds(0.5),
-                "p90": self.microseconds(0.9),
-                "p99": self.microseconds(0.99),
-                "p99.9": self.microseconds(0.999),
-                "max": self.microseconds(1.0),
-            },
-        })
-    }
-
-    fn as_row(&self, work: Work) -> Vec<String> {
-        let mut row = vec![
-            self.path.to_owned(),
-            self.depth.to_string(),
-            format!("{:.0}", self.iops()),
-            format!("{:.1}", self.megabytes(work)),
-            format!("{:.1}", self.latencies.mean() / 1e3),
-        ];
-        row.extend([0.5, 0.99, 0.999, 1.0].map(|quantile| format!("{:.1}", self.microseconds(quantile))));
-        row
+    fn run(&mut self, depth: u32, time: Duration, round: u32) -> Result<Sample> {
+        if let [one] = &mut self.0[..] {
+            return one.run(depth, time, round);
+        }
+        let clocks = sample::Clocks::start();
+        let samples: Vec<Result<Sample>> = std::thread::scope(|scope| {
+            let runs: Vec<_> =
+                self.0.iter_mut().map(|path| scope.spawn(move || path.run(depth, time, round))).collect();
+            let join = |run: std::thread::ScopedJoinHandle<'_, _>| {
+                run.join().unwrap_or_else(|_| bail!("a thread panicked"))
+            };
+            runs.into_iter().map(join).collect()
+        });
+        let mut latencies = sample::histogram()?;
+        for sample in samples {
+            latencies.add(sample?.latencies).map_err(|error| anyhow!("adding latencies: {error}"))?;
+        }
+        Ok(clocks.sample(latencies))
     }
 }
 
-fn histogram() -> Result<Histogram<u64>> {
-    Ok(Histogram::new_with_bounds(1, LONGEST, 3)?)
+/// A path, and what was measured on it at each depth.
+struct Entry {
+    path: Box<dyn Path>,
+    rows: Vec<Row>,
 }
 
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(LONGEST).clamp(1, LONGEST)
+impl Entry {
+    fn new(path: Box<dyn Path>, depths: &[u32], own_cpu: bool) -> Result<Self> {
+        let rows = depths.iter().map(|depth| Row::new(path.name(), *depth, own_cpu));
+        Ok(Self { rows: rows.collect::<Result<_>>()?, path })
+    }
 }
 
 /// Bytes that no device or file system can shorten.
@@ -157,114 +178,265 @@ fn pattern(buffer: &mut [u8]) {
     }
 }
 
-pub(crate) fn run(options: &BenchOptions, place: &Where) -> Result<()> {
-    let work = Work::new(options)?;
-    ensure!(
-        options.seconds > 0.0 && options.seconds <= 86_400.0,
-        "{} seconds cannot be measured: give more than 0 and at most 86400",
-        options.seconds
-    );
-    if options.volume.is_some() && work.workload.is_write() && !options.overwrite {
-        bail!("{} destroys what is in the volume: say --overwrite if that is meant", work.workload.name());
-    }
-    let session = connect(place)?;
-    let device = session.device_info()?;
-    let scratch = Scratch::new(&session, options, work)?;
-    let kernel = if options.no_kernel {
-        Err("left out by --no-kernel".to_owned())
-    } else {
-        kernel_file(options, &device.uri, work)
-    };
-    let result = measure(&session, &scratch, kernel.as_ref().ok(), options, work);
-    scratch.remove()?;
-    let rows = result?;
+/// Depths of a picture that has none given.
+const PICTURED: [u32; 6] = [1, 2, 4, 8, 16, 32];
 
-    if place.json {
-        return output::print_json(&json!({
-            "workload": work.workload.name(),
-            "block_size": work.block,
-            "bytes": work.bytes(),
-            "device": { "uri": device.uri, "model": device.model },
-            "kernel_file": kernel.as_ref().ok().map(|file| file.path().display().to_string()),
-            "kernel_left_out": kernel.as_ref().err(),
-            "rows": rows.iter().map(|row| row.as_json(work)).collect::<Value>(),
-        }));
-    }
-    let heads = ["PATH", "DEPTH", "IOPS", "MB/S", "MEAN µs", "P50", "P99", "P99.9", "MAX"];
-    let cells: Vec<Vec<String>> = rows.iter().map(|row| row.as_row(work)).collect();
-    let kernel = match &kernel {
-        Ok(file) => {
-            format!("kernel: pread and pwrite with O_DIRECT on {}, DEPTH threads", file.path().display())
-        }
-        Err(reason) => format!("kernel: {reason}"),
-    };
-    output::print(&format!(
-        "{} of {} at a time over {}\nportcullis: {} ({})\n{kernel}\nComparable only where both lie on the same kind of \
-         medium.\n\n{}",
-        work.workload.name(),
-        show_size(work.block as u64),
-        show_size(work.bytes()),
-        output::name(&device.uri),
-        output::name(&device.model),
-        output::table(&heads, &cells)
-    ))
-}
-
-/// Makes the kernel's file: where the command line says, beside the image of the device, or in the temporary directory.
-fn kernel_file(options: &BenchOptions, uri: &str, work: Work) -> Result<KernelFile, String> {
-    let name = format!("portcullis-bench-{}.tmp", std::process::id());
-    let beside = uri.strip_prefix("emu:").map(std::path::Path::new).filter(|path| path.is_file());
-    let path = match (&options.kernel_file, beside) {
-        (Some(path), _) => path.clone(),
-        (None, Some(image)) => image.with_file_name(name),
-        (None, None) => std::env::temp_dir().join(name),
-    };
-    KernelFile::create(&path, work).map_err(|error| format!("left out: {error:#}"))
-}
-
-fn measure(
-    session: &Session,
-    scratch: &Scratch,
-    kernel: Option<&KernelFile>,
-    options: &BenchOptions,
+/// What is measured, in words and numbers.
+struct Bench<'a> {
+    options: &'a BenchOptions,
     work: Work,
-) -> Result<Vec<Tally>> {
-    let depths = if options.depth == 1 { vec![1] } else { vec![1, options.depth] };
-    let slice = Duration::from_secs_f64(options.seconds / f64::from(ROUNDS));
-    let mut ours = Vec::new();
-    for depth in &depths {
-        ours.push((queue::Runner::new(session, scratch, work, *depth)?, Tally::new("portcullis", *depth)?));
+    depths: Vec<u32>,
+    /// Queues in all, each driven by a thread.
+    lanes: u32,
+    /// The time of one round of one row.
+    slice: Duration,
+    /// Paths that were wanted and could not be measured, and why.
+    left_out: Vec<(&'static str, String)>,
+    /// What the reader has to know of a path.
+    notes: Vec<String>,
+    kernel_file: Option<String>,
+}
+
+pub(crate) fn run(options: &BenchOptions, place: &Where) -> Result<()> {
+    let mut bench = Bench::new(options)?;
+    let sessions = connect_all(place, options.sessions)?;
+    let session = sessions.first().context("no session")?;
+    let device = session.device_info()?;
+    let embedded = session.is_embedded();
+    let scratch = Scratch::new(session, options, bench.work)?;
+    // Whatever happens, the volume goes, and before the driver has the device alone.
+    let result = bench.with_adapter(&sessions, &scratch, &device.uri);
+    scratch.remove()?;
+    let mut rows = result?;
+    drop(sessions);
+    if options.raw || options.compare {
+        rows.extend(bench.alone(place.device.as_deref())?);
     }
-    let mut theirs = Vec::new();
-    for depth in depths.iter().filter(|_| kernel.is_some()) {
-        theirs.push(Tally::new("kernel", *depth)?);
+    if let Some(file) = &options.plot {
+        let subtitle = format!(
+            "{}; {} ({})",
+            bench.work.describe(),
+            output::name(&device.uri),
+            output::name(&device.model)
+        );
+        let text = plot::svg(&plot::titles(&subtitle, ROUNDS), &rows);
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    for round in 0..ROUNDS {
-        for (runner, tally) in &mut ours {
-            runner.run(scratch, slice, tally)?;
+    let head = if embedded { "embedded in this process" } else { "over a running adapter" };
+    bench.print(&rows, place.json, &device, head)
+}
+
+impl<'a> Bench<'a> {
+    fn new(options: &'a BenchOptions) -> Result<Self> {
+        let work = Work::new(options)?;
+        ensure!(
+            options.seconds > 0.0 && options.seconds <= 86_400.0,
+            "{} seconds cannot be measured: give more than 0 and at most 86400",
+            options.seconds
+        );
+        if options.volume.is_some() && work.workload.is_write() && !options.overwrite {
+            bail!(
+                "{} destroys what is in the volume: say --overwrite if that is meant",
+                work.workload.name()
+            );
         }
-        for (tally, file) in theirs.iter_mut().zip(kernel.iter().cycle()) {
-            file.run(slice, round, tally)?;
-        }
+        let mut depths = match &options.depth {
+            depths if !depths.is_empty() => depths.clone(),
+            _ if options.plot.is_some() => PICTURED.to_vec(),
+            _ => vec![1, 32],
+        };
+        depths.sort_unstable();
+        depths.dedup();
+        Ok(Self {
+            options,
+            work,
+            depths,
+            lanes: options.queues * options.sessions,
+            slice: Duration::from_secs_f64(options.seconds / f64::from(ROUNDS)),
+            left_out: Vec::new(),
+            notes: Vec::new(),
+            kernel_file: None,
+        })
     }
-    Ok(ours.into_iter().map(|(_, tally)| tally).chain(theirs).collect())
+
+    fn deepest(&self) -> u32 {
+        self.depths.last().copied().unwrap_or(1)
+    }
+
+    /// Measures our path, and beside it those that do not need the device for themselves.
+    fn with_adapter(&mut self, sessions: &[Session], scratch: &Scratch, uri: &str) -> Result<Vec<Row>> {
+        let mut lanes = Vec::new();
+        for session in sessions {
+            let volume = Arc::new(scratch.open(session, self.work)?);
+            for _ in 0..self.options.queues {
+                let seed = lanes.len() as u64;
+                lanes.push(queue::Runner::new(session, volume.clone(), self.work, self.deepest(), seed)?);
+            }
+        }
+        let embedded = sessions.iter().all(Session::is_embedded);
+        let mut entries = vec![Entry::new(Box::new(Beside(lanes)), &self.depths, embedded)?];
+        if self.options.no_kernel {
+            self.leave_out("kernel", "left out by --no-kernel");
+        } else {
+            entries.extend(self.kernel(uri)?);
+        }
+        self.measure(&mut entries)?;
+        Ok(entries.into_iter().flat_map(|entry| entry.rows).collect())
+    }
+
+    fn leave_out(&mut self, path: &'static str, why: impl Into<String>) {
+        self.left_out.push((path, why.into()));
+    }
+
+    /// The kernel's paths: over a file of the same size on the same kind of medium, as far as that can be had.
+    fn kernel(&mut self, uri: &str) -> Result<Vec<Entry>> {
+        let file = match kernel_file(self.options, uri, self.work) {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                self.leave_out("kernel", format!("{error:#}"));
+                return Ok(Vec::new());
+            }
+        };
+        self.kernel_file = Some(file.place().to_owned());
+        self.notes.push(format!("kernel: pread and pwrite on {}, DEPTH threads", file.place()));
+        let threads = kernel::Threads::new(file.clone(), self.lanes);
+        let mut entries = vec![Entry::new(Box::new(threads), &self.depths, true)?];
+        if self.options.compare {
+            for (name, kind) in [("io_uring", uring::Kind::Data), ("io_uring nop", uring::Kind::Nop)] {
+                match self.rings(&file, kind) {
+                    Ok(rings) => entries.push(Entry::new(Box::new(rings), &self.depths, true)?),
+                    Err(error) => self.leave_out(name, format!("{error:#}")),
+                }
+            }
+            self.notes.push("io_uring: the same file, file and buffers registered".to_owned());
+            self.notes.push("io_uring nop: requests that do nothing, the floor of io_uring".to_owned());
+        }
+        Ok(entries)
+    }
+
+    fn rings(&self, file: &KernelFile, kind: uring::Kind) -> Result<Beside<uring::Uring>> {
+        let rings = (0..self.lanes).map(|lane| {
+            let moves = self.lanes > 1;
+            uring::Uring::new(file.file(), self.work, kind, self.deepest(), u64::from(lane), moves)
+        });
+        Ok(Beside(rings.collect::<Result<_>>()?))
+    }
+
+    /// Measures the driver alone, now that nobody else has the device.
+    fn alone(&mut self, device: Option<&str>) -> Result<Vec<Row>> {
+        const NAME: &str = "driver alone";
+        let Some(uri) = device else {
+            self.leave_out(NAME, "it needs the device for itself: give --device instead of a socket");
+            return Ok(Vec::new());
+        };
+        let uri: DeviceUri = uri.parse()?;
+        let keeps = matches!(uri, DeviceUri::EmuFile(_) | DeviceUri::Vfio(_));
+        if keeps && self.work.workload.is_write() {
+            self.leave_out(NAME, "it would write over the volumes of the device");
+            return Ok(Vec::new());
+        }
+        if self.lanes > 1 {
+            self.leave_out(NAME, "it is measured for one queue of one session only");
+            return Ok(Vec::new());
+        }
+        let path = match raw::open(&uri, self.work, self.deepest(), !keeps) {
+            Ok(path) => path,
+            Err(error) => {
+                self.leave_out(NAME, format!("{error:#}"));
+                return Ok(Vec::new());
+            }
+        };
+        self.notes.push(format!("{NAME}: one device queue, polled, after the others; no tables, no rings"));
+        let mut entries = [Entry::new(path, &self.depths, true)?];
+        self.measure(&mut entries)?;
+        Ok(entries.into_iter().flat_map(|entry| entry.rows).collect())
+    }
+
+    fn measure(&self, entries: &mut [Entry]) -> Result<()> {
+        for entry in entries.iter_mut() {
+            for &depth in &self.depths {
+                entry.path.run(depth, self.slice.min(WARM_UP), ROUNDS)?;
+            }
+        }
+        for round in 0..ROUNDS {
+            for entry in entries.iter_mut() {
+                for row in &mut entry.rows {
+                    row.add(&entry.path.run(row.depth, self.slice, round)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&self, rows: &[Row], as_json: bool, device: &portcullis::DeviceInfo, how: &str) -> Result<()> {
+        if as_json {
+            let reason =
+                |name: &str| self.left_out.iter().find(|(path, _)| *path == name).map(|(_, why)| why);
+            let left_out: Map<String, Value> =
+                self.left_out.iter().map(|(path, why)| ((*path).to_owned(), json!(why))).collect();
+            return output::print_json(&json!({
+                "workload": self.work.workload.name(),
+                "reads_percent": (self.work.workload == Workload::Mixed).then_some(self.work.reads),
+                "block_size": self.work.block,
+                "bytes": self.work.bytes(),
+                "rounds": ROUNDS,
+                "sessions": self.options.sessions,
+                "queues": self.options.queues,
+                "device": { "uri": device.uri, "model": device.model },
+                "kernel_file": self.kernel_file,
+                "kernel_left_out": reason("kernel"),
+                "left_out": left_out,
+                "rows": rows.iter().map(|row| row.as_json(self.work)).collect::<Value>(),
+            }));
+        }
+        let mut text = format!(
+            "{}, {ROUNDS} rounds\nportcullis: {} ({}), {how}",
+            self.work.describe(),
+            output::name(&device.uri),
+            output::name(&device.model)
+        );
+        if self.lanes > 1 {
+            text.push_str(&format!(
+                ", {} sessions with {} queues each, a thread for each queue",
+                self.options.sessions, self.options.queues
+            ));
+        }
+        text.push('\n');
+        self.notes.iter().for_each(|note| text.push_str(&format!("{note}\n")));
+        self.left_out.iter().for_each(|(path, why)| text.push_str(&format!("left out: {path}: {why}\n")));
+        let cells: Vec<Vec<String>> = rows.iter().map(|row| row.as_cells(self.work)).collect();
+        text.push_str(
+            "IOPS is the median of the rounds, RANGE their least and greatest. Comparable only on the same medium.\n\n",
+        );
+        text.push_str(&output::table(&sample::HEADS, &cells));
+        output::print(&text)
+    }
+}
+
+/// The file for the kernel's paths: where the command line says, beside the image of the device, in memory as the device
+/// is, or in the temporary directory.
+fn kernel_file(options: &BenchOptions, uri: &str, work: Work) -> Result<KernelFile> {
+    let name = format!("portcullis-bench-{}.tmp", std::process::id());
+    let path = match (&options.kernel_file, uri.parse()) {
+        (Some(path), _) => path.clone(),
+        (None, Ok(DeviceUri::EmuFile(image))) => image.with_file_name(name),
+        (None, Ok(DeviceUri::EmuRam(_) | DeviceUri::Null(_))) => return KernelFile::in_memory(work),
+        (None, _) => std::env::temp_dir().join(name),
+    };
+    KernelFile::create(&path, work)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn work(workload: Workload) -> Work {
-        Work { workload, block: 4096, blocks: 10 }
-    }
-
     #[test]
     fn places_stay_inside_and_aligned() {
-        for workload in [Workload::Read, Workload::Randwrite] {
-            let mut places = Places::new(work(workload), 3);
+        for workload in [Workload::Read, Workload::Randwrite, Workload::Mixed] {
+            let mut places = Places::new(Work::test(workload), 3);
             let mut seen = [false; 10];
             for _ in 0..1000 {
-                let at = places.next();
+                let Place { at, .. } = places.next();
                 assert!(at.is_multiple_of(4096) && at < 10 * 4096);
                 seen[usize::try_from(at / 4096).unwrap()] = true;
             }
@@ -273,14 +445,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_counts() {
-        let mut tally = Tally::new("portcullis", 1).unwrap();
-        tally.latencies.record_n(10_000, 100).unwrap();
-        tally.took = Duration::from_millis(500);
-        assert!((tally.iops() - 200.0).abs() < 1e-9);
-        assert!((tally.megabytes(work(Workload::Read)) - 0.8192).abs() < 1e-9);
-        let p50 = tally.as_json(work(Workload::Read))["latency_us"]["p50"].as_f64().unwrap();
-        assert!((9.9..10.1).contains(&p50), "{p50}");
-        assert!(Tally::new("kernel", 1).unwrap().iops() < 1e-9);
+    fn a_mixed_workload_writes_as_often_as_it_says() {
+        let writes = |workload, reads| {
+            let mut places = Places::new(Work { reads, ..Work::test(workload) }, 5);
+            (0..10_000).filter(|_| places.next().write).count()
+        };
+        assert_eq!([writes(Workload::Randread, 0), writes(Workload::Write, 100)], [0, 10_000]);
+        assert_eq!([writes(Workload::Mixed, 0), writes(Workload::Mixed, 100)], [10_000, 0]);
+        assert!((2700..3300).contains(&writes(Workload::Mixed, 70)));
     }
 }

@@ -20,3 +20,14 @@ pub(crate) fn connect(place: &Where) -> Result<Session> {
         (None, socket) => Ok(Session::connect(socket.clone().unwrap_or_else(default_socket_path))?),
     }
 }
+
+/// As many sessions, all with the same adapter.
+pub(crate) fn connect_all(place: &Where, sessions: u32) -> Result<Vec<Session>> {
+    match (&place.device, &place.socket) {
+        (Some(uri), None) => {
+            let adapter = Embedded::open(uri).map_err(explain)?;
+            Ok((0..sessions).map(|_| adapter.session()).collect::<Result<_, _>>()?)
+        }
+        _ => (0..sessions).map(|_| connect(place)).collect(),
+    }
+}

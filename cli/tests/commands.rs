@@ -212,7 +212,7 @@ fn nobody_at_the_socket_is_told_with_what_to_do() {
 #[test]
 fn a_bench_measures_both_paths_and_leaves_nothing() {
     let adapter = Adapter::start("emu:64M");
-    let arguments = ["bench", "randwrite", "--depth", "4", "--seconds", "0.2", "--size", "4M"];
+    let arguments = ["bench", "randwrite", "--depth", "1,4", "--seconds", "0.2", "--size", "4M"];
     let result = adapter.json(&arguments);
     let rows = result["rows"].as_array().unwrap();
     let of = |path: &str| rows.iter().filter(|row| row["path"] == path).count();

@@ -1,27 +1,28 @@
 //! The path through the queue.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
 use portcullis::{Access, Buffer, Completion, MemoryAccess, Queue, Request, Session, Volume};
 
-use super::{Places, Tally, Work, nanoseconds, pattern};
+use super::sample::{Clocks, Sample, histogram, nanoseconds};
+use super::{Path, Place, Places, Work, pattern};
 use crate::arguments::BenchOptions;
 use crate::output;
 
 /// The volume to measure in, deleted afterwards if it was made for that.
 pub(super) struct Scratch {
-    volume: Option<Volume>,
-    made: Option<(Session, String)>,
+    name: String,
+    made: Option<Session>,
 }
 
 impl Scratch {
     pub(super) fn new(session: &Session, options: &BenchOptions, work: Work) -> Result<Self> {
-        let access = if work.workload.is_write() { Access::READ_WRITE } else { Access::READ };
         if let Some(name) = &options.volume {
-            let volume = session
-                .open(name, access)
-                .with_context(|| format!("cannot open volume {}", output::name(name)))?;
+            let scratch = Self { name: name.clone(), made: None };
+            let volume = scratch.open(session, work)?;
             anyhow::ensure!(
                 volume.size() >= work.bytes(),
                 "volume {} has {} bytes, the bench works on {}: give a smaller --size",
@@ -29,7 +30,7 @@ impl Scratch {
                 volume.size(),
                 work.bytes()
             );
-            return Ok(Self { volume: Some(volume), made: None });
+            return Ok(scratch);
         }
         let name = format!("bench-{}", std::process::id());
         session.create_volume(&name, work.bytes()).with_context(|| {
@@ -39,7 +40,7 @@ impl Scratch {
             )
         })?;
         // From here on it is deleted whatever happens.
-        let mut scratch = Self { volume: None, made: Some((session.clone(), name.clone())) };
+        let scratch = Self { name: name.clone(), made: Some(session.clone()) };
         let volume = session.open(&name, Access::READ_WRITE)?;
         // Real data everywhere, so that reads have something to read.
         let mut queue = session.queue(16)?;
@@ -52,37 +53,39 @@ impl Scratch {
             at += bytes as u64;
         }
         queue.flush(&volume)?;
-        scratch.volume = Some(volume);
         Ok(scratch)
     }
 
-    fn volume(&self) -> &Volume {
-        self.volume.as_ref().expect("it was opened when it was made, and is closed when it is removed")
+    /// The volume, for a session.
+    pub(super) fn open(&self, session: &Session, work: Work) -> Result<Volume> {
+        let access = if work.workload.is_write() { Access::READ_WRITE } else { Access::READ };
+        session
+            .open(&self.name, access)
+            .with_context(|| format!("cannot open volume {}", output::name(&self.name)))
     }
 
+    /// To be called when nobody has it open any more.
     pub(super) fn remove(mut self) -> Result<()> {
-        self.volume = None;
-        if let Some((session, name)) = self.made.take() {
-            session
-                .delete_volume(&name)
-                .with_context(|| format!("cannot delete volume {name}; delete it by hand"))?;
-        }
+        let Some(session) = self.made.take() else { return Ok(()) };
+        session
+            .delete_volume(&self.name)
+            .with_context(|| format!("cannot delete volume {}; delete it by hand", self.name))?;
         Ok(())
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        self.volume = None;
-        if let Some((session, name)) = self.made.take() {
-            let _ = session.delete_volume(&name);
+        if let Some(session) = self.made.take() {
+            let _ = session.delete_volume(&self.name);
         }
     }
 }
 
-/// A queue with as many buffers as are to be in flight.
+/// A queue with as many buffers as are to be in flight at most.
 pub(super) struct Runner {
     queue: Queue,
+    volume: Arc<Volume>,
     work: Work,
     places: Places,
     free: Vec<Buffer>,
@@ -91,26 +94,59 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub(super) fn new(session: &Session, _: &Scratch, work: Work, depth: u32) -> Result<Self> {
-        let total = work.block.saturating_mul(depth as usize);
-        let memory = session
-            .register(total.max(work.block.next_multiple_of(4096) * depth as usize), MemoryAccess::Both)
-            .with_context(|| {
-                format!("cannot register {total} bytes: try a smaller --depth or --block-size")
-            })?;
+    pub(super) fn new(
+        session: &Session,
+        volume: Arc<Volume>,
+        work: Work,
+        depth: u32,
+        seed: u64,
+    ) -> Result<Self> {
+        let total = work.block.next_multiple_of(4096).saturating_mul(depth as usize);
+        let memory = session.register(total, MemoryAccess::Both).with_context(|| {
+            format!("cannot register {total} bytes: try a smaller --depth or --block-size")
+        })?;
         let mut free = memory.buffers(work.block, 4096)?;
         free.truncate(depth as usize);
         free.iter_mut().for_each(|buffer| pattern(buffer));
         let queue = session.queue(depth.next_power_of_two().max(2))?;
         let began = vec![Instant::now(); queue.entries() as usize];
-        Ok(Self { queue, work, places: Places::new(work, u64::from(depth)), free, began })
+        Ok(Self { queue, volume, work, places: Places::new(work, seed + 1), free, began })
     }
 
-    pub(super) fn run(&mut self, scratch: &Scratch, time: Duration, tally: &mut Tally) -> Result<()> {
-        let volume = scratch.volume();
+    fn submit(&mut self, buffer: Buffer) -> Result<()> {
+        let Place { at, write } = self.places.next();
+        let request = match write {
+            true => Request::write(&self.volume, at, buffer),
+            false => Request::read(&self.volume, at, buffer),
+        };
+        let ticket = self.queue.prepare(request)?;
+        if let Some(began) = self.began.get_mut(ticket.slot() as usize) {
+            *began = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, done: Completion, latencies: &mut Histogram<u64>) -> Result<Buffer> {
+        if let Some(began) = self.began.get(done.ticket.slot() as usize) {
+            latencies.record(nanoseconds(began.elapsed()))?;
+        }
+        done.result.with_context(|| format!("{} failed while measuring", self.work.workload.name()))?;
+        done.buffer.context("a completion came without its buffer")
+    }
+}
+
+impl Path for Runner {
+    fn name(&self) -> &'static str {
+        "portcullis"
+    }
+
+    fn run(&mut self, depth: u32, time: Duration, _round: u32) -> Result<Sample> {
+        let mut latencies = histogram()?;
+        let clocks = Clocks::start();
         let start = Instant::now();
-        while let Some(buffer) = self.free.pop() {
-            self.submit(volume, buffer)?;
+        for _ in 0..depth {
+            let buffer = self.free.pop().context("more requests are wanted than there are buffers")?;
+            self.submit(buffer)?;
         }
         self.queue.ring()?;
         let mut now = start;
@@ -122,38 +158,16 @@ impl Runner {
             now = Instant::now();
             // All that is there, then one doorbell.
             while let Some(completion) = done {
-                let buffer = self.record(completion, tally)?;
-                self.submit(volume, buffer)?;
+                let buffer = self.record(completion, &mut latencies)?;
+                self.submit(buffer)?;
                 done = self.queue.poll()?;
             }
             self.queue.ring()?;
         }
         while let Some(completion) = self.queue.wait(Duration::MAX)? {
-            let buffer = self.record(completion, tally)?;
+            let buffer = self.record(completion, &mut latencies)?;
             self.free.push(buffer);
         }
-        tally.took += start.elapsed();
-        Ok(())
-    }
-
-    fn submit(&mut self, volume: &Volume, buffer: Buffer) -> Result<()> {
-        let at = self.places.next();
-        let request = match self.work.workload.is_write() {
-            true => Request::write(volume, at, buffer),
-            false => Request::read(volume, at, buffer),
-        };
-        let ticket = self.queue.prepare(request)?;
-        if let Some(began) = self.began.get_mut(ticket.slot() as usize) {
-            *began = Instant::now();
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, done: Completion, tally: &mut Tally) -> Result<Buffer> {
-        if let Some(began) = self.began.get(done.ticket.slot() as usize) {
-            tally.latencies.record(nanoseconds(began.elapsed()))?;
-        }
-        done.result.context("a request failed while measuring")?;
-        done.buffer.context("a completion came without its buffer")
+        Ok(clocks.sample(latencies))
     }
 }

@@ -29,7 +29,7 @@ const PARTS: [(&str, &str, &[&str]); 3] = [
     ("store", "driver", &["block", "disk"]),
     ("fabric", "driver", &["block", "disk"]),
     // `bench --raw` polls a device queue with nothing above it.
-    ("portcullis-cli", "driver", &["block", "dma"]),
+    ("portcullis-cli", "driver", &["block", "dma", "hal"]),
 ];
 
 /// Every member is known, and leans on nothing that its row does not name.
