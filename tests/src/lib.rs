@@ -2,6 +2,7 @@
 //!
 //! - [`conformance`]: what every block device must do, through the driver.
 //! - [`death`]: applications and adapters that die in the middle of anything.
+//! - [`simulation`]: the engine over a device, applications and a control plane that all come from one seed.
 //! - [`power`]: what is left when the power goes.
 //! - [`system`]: what applications and adapter do together, through the whole path.
 #![deny(unsafe_code)]
@@ -11,4 +12,5 @@ pub mod conformance;
 pub mod death;
 pub mod power;
 pub mod process;
+pub mod simulation;
 pub mod system;
