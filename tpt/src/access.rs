@@ -93,37 +93,84 @@ pub enum Operation {
     WriteBytes,
 }
 
+/// All that an operation needs, in one word, so that a check looks at it once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rule(u8);
+
+impl Rule {
+    const MEMORY_SHIFT: u32 = 3;
+    const NO_RANGE: u8 = 1 << 5;
+    const ANY_ALIGNMENT: u8 = 1 << 6;
+
+    const fn new(entry: Access, memory: Access) -> Self {
+        Self(entry.0 | memory.0 << Self::MEMORY_SHIFT)
+    }
+
+    const fn and(self, bit: u8) -> Self {
+        Self(self.0 | bit)
+    }
+
+    /// What the entry must allow.
+    #[inline]
+    pub(crate) const fn access(self) -> Access {
+        Access(self.0 & 7)
+    }
+
+    /// What the memory region must allow; nothing where no data moves.
+    #[inline]
+    pub(crate) const fn memory(self) -> Access {
+        Access(self.0 >> Self::MEMORY_SHIFT & 3)
+    }
+
+    /// It names no range: offset and length are zero. All others name one that is not empty.
+    #[inline]
+    pub(crate) const fn has_no_range(self) -> bool {
+        self.0 & Self::NO_RANGE != 0
+    }
+
+    /// Neither its range nor its memory need be aligned.
+    #[inline]
+    pub(crate) const fn is_of_bytes(self) -> bool {
+        self.0 & Self::ANY_ALIGNMENT != 0
+    }
+
+    /// Which bits of the memory's offset must be zero: the device wants its addresses so, a copy does not.
+    #[inline]
+    pub(crate) const fn memory_mask(self) -> u64 {
+        if self.is_of_bytes() { 0 } else { 3 }
+    }
+}
+
 impl Operation {
+    #[inline]
+    pub(crate) const fn rule(self) -> Rule {
+        match self {
+            Self::Read => Rule::new(Access::READ, Access::WRITE),
+            Self::Write { .. } => Rule::new(Access::WRITE, Access::READ),
+            Self::Flush => Rule::new(Access::WRITE, Access::NONE).and(Rule::NO_RANGE),
+            Self::WriteZeroes { deallocate: false } => Rule::new(Access::WRITE, Access::NONE),
+            Self::WriteZeroes { deallocate: true } => {
+                Rule::new(Access(Access::WRITE.0 | Access::TRIM.0), Access::NONE)
+            }
+            Self::Deallocate => Rule::new(Access::TRIM, Access::NONE),
+            Self::Compare => Rule::new(Access::READ, Access::READ),
+            Self::WriteBytes => Rule::new(Access::WRITE, Access::READ).and(Rule::ANY_ALIGNMENT),
+        }
+    }
+
     /// What the entry must allow.
     #[inline]
     pub const fn required_access(self) -> Access {
-        match self {
-            Self::Read | Self::Compare => Access::READ,
-            Self::Write { .. } | Self::WriteBytes | Self::Flush | Self::WriteZeroes { deallocate: false } => {
-                Access::WRITE
-            }
-            Self::Deallocate => Access::TRIM,
-            Self::WriteZeroes { deallocate: true } => Access(Access::WRITE.0 | Access::TRIM.0),
-        }
+        self.rule().access()
     }
 
     /// What the memory region must allow: WRITE where the device writes memory, READ where it reads it, `None`
     /// where the operation moves no data.
     #[inline]
     pub const fn required_memory_access(self) -> Option<Access> {
-        match self {
-            Self::Read => Some(Access::WRITE),
-            Self::Write { .. } | Self::WriteBytes | Self::Compare => Some(Access::READ),
-            Self::Flush | Self::WriteZeroes { .. } | Self::Deallocate => None,
-        }
-    }
-
-    /// Which bits of the memory's offset must be zero: the device wants its addresses so, a copy does not.
-    #[inline]
-    pub(crate) const fn memory_alignment_mask(self) -> u64 {
-        match self {
-            Self::WriteBytes => 0,
-            _ => 3,
+        match self.rule().memory() {
+            Access::NONE => None,
+            needed => Some(needed),
         }
     }
 }

@@ -4,8 +4,13 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;
 use core::sync::atomic::Ordering::Relaxed;
+use core::{hint, mem};
 
-use crate::published::{Extent, NONE, Segment, Stage};
+use crate::access::Rule;
+use crate::grant::Place;
+use crate::published::{
+    self, Extent, LbaEntry, ListPointer, NONE, Region, Segment, Shape, Stage, StateWord, extent,
+};
 use crate::{
     Denied, Domain, EntryIndex, Grant, Hold, Iova, Key, Lba, Memory, Operation, Piece, Published,
     RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
@@ -20,11 +25,15 @@ pub struct DirectoryCounters {
     pub evictions: u64,
 }
 
-#[derive(Debug)]
-struct Resident {
-    segment: u32,
-    used: bool,
+/// What a poller knows of one segment of the table.
+#[derive(Debug, Default)]
+struct Slot {
+    /// The pointer to it, if it is at hand.
     entries: Option<Arc<Segment>>,
+    /// Whose it was when it was last looked up. Another's request is sent away without a look at the entries.
+    domain: Domain,
+    /// It was used since the hand last passed it.
+    used: bool,
 }
 
 /// One poller's directory: pointers to at most as many segments as it may hold, and how many I/O are active on each
@@ -32,27 +41,25 @@ struct Resident {
 ///
 /// The counts are beside the pointers and not in them, one for each entry of the table: so a pointer may always be
 /// dropped, also with I/O active, and nobody can fill the directory with busy segments and shut others out.
+///
+/// A check that finds its segment at hand reads one line of the directory, the entry's line and the region's, and writes
+/// the counts.
 #[derive(Debug)]
 pub struct Directory<S: SegmentSource = Published> {
+    /// One for each segment of the table.
+    slots: Box<[Slot]>,
+    entries_active: Box<[u32]>,
+    regions: Arc<[Region]>,
+    regions_active: Box<[u32]>,
+    lba: Arc<[LbaEntry]>,
+    number: u32,
+    /// Which segments are at hand, or `NONE`.
+    residents: Box<[u32]>,
+    /// Where in `residents` the search for a pointer to drop goes on (the clock algorithm).
+    hand: usize,
+    counters: DirectoryCounters,
     published: Arc<Published>,
     source: Arc<S>,
-    number: u32,
-    /// For each segment of the table the place of its pointer in `residents`, or `NONE`.
-    places: Box<[u32]>,
-    residents: Box<[Resident]>,
-    /// Where the search for a pointer to drop goes on (the clock algorithm).
-    hand: usize,
-    entries_active: Box<[u32]>,
-    regions_active: Box<[u32]>,
-    counters: DirectoryCounters,
-}
-
-/// What the entry grants, once all checks that concern it have passed.
-struct Admitted {
-    start: u64,
-    blocks: u64,
-    root: u32,
-    shift: u8,
 }
 
 impl Directory {
@@ -67,15 +74,16 @@ impl<S: SegmentSource> Directory<S> {
     /// As [`Directory::new`], with segments from somewhere else: for tests of E_SEGMENT.
     pub fn with_source(published: Arc<Published>, source: Arc<S>, resident_segments: usize) -> Self {
         let limits = published.limits();
-        let empty = |_| Resident { segment: NONE, used: false, entries: None };
         let residents = resident_segments.clamp(1, published.segment_count().max(1));
         Self {
-            number: published.enrol(),
-            places: vec![NONE; published.segment_count()].into(),
-            residents: (0..residents).map(empty).collect(),
-            hand: 0,
+            slots: (0..published.segment_count()).map(|_| Slot::default()).collect(),
             entries_active: vec![0; limits.entries as usize].into(),
+            regions: Arc::clone(&published.regions),
             regions_active: vec![0; limits.regions as usize].into(),
+            lba: Arc::clone(&published.lba),
+            number: published.enrol(),
+            residents: vec![NONE; residents].into(),
+            hand: 0,
             counters: DirectoryCounters::default(),
             published,
             source,
@@ -89,9 +97,11 @@ impl<S: SegmentSource> Directory<S> {
     /// anything is fetched. Nothing has changed then.
     #[inline]
     pub fn check(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
-        let admitted = self.find_and_admit(domain, request)?;
-        let memory = self.published.memory(domain, request.operation, request.memory, request.length)?;
-        self.grant(request, &admitted, memory)
+        if self.has_at_hand(domain, request.key) {
+            self.decide::<true>(domain, request)
+        } else {
+            self.decide_elsewhere::<true>(domain, request)
+        }
     }
 
     /// As [`Directory::check`], but `request.memory` is not looked at: the memory is a list, of which each piece is
@@ -101,8 +111,11 @@ impl<S: SegmentSource> Directory<S> {
     /// As `check`, but never `Memory`.
     #[inline]
     pub fn check_scattered(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
-        let admitted = self.find_and_admit(domain, request)?;
-        self.grant(request, &admitted, (NONE, 0))
+        if self.has_at_hand(domain, request.key) {
+            self.decide::<false>(domain, request)
+        } else {
+            self.decide_elsewhere::<false>(domain, request)
+        }
     }
 
     /// Whether `domain` may use `length` bytes of memory for `operation`: one piece of a list, checked as the memory of
@@ -118,7 +131,7 @@ impl<S: SegmentSource> Directory<S> {
         memory: Memory,
         length: u64,
     ) -> Result<Hold, Denied> {
-        let (region, iova) = self.published.memory(domain, operation, memory, length)?;
+        let (region, iova) = published::memory(&self.regions, domain, operation.rule(), memory, length)?;
         if length == 0 || region == NONE {
             return Err(Denied::Memory);
         }
@@ -127,19 +140,89 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     /// A hint: brings nearer what a check of the key will read. Changes nothing and answers nothing.
+    ///
+    /// It pays before several checks: their entries then come from memory all at once and not one after another.
     #[inline]
     pub fn prefetch(&self, key: Key) {
         let index = key.index().0;
-        let place = self.places.get((index / SEGMENT_ENTRIES) as usize).copied().unwrap_or(NONE);
-        let resident = self.residents.get(place as usize).and_then(|its| its.entries.as_deref());
-        if let Some(segment) = resident {
-            core::hint::black_box(segment.entry(index).state());
+        if let Some(Slot { entries: Some(entries), .. }) = self.slots.get((index / SEGMENT_ENTRIES) as usize)
+        {
+            let active = self.entries_active.get(index as usize).copied();
+            // Nobody waits for what is loaded here.
+            hint::black_box((entries.entry(index).shape(), active));
         }
     }
 
-    /// Index and segment, then the entry.
+    /// Whether the key's segment is here, and the domain's.
     #[inline]
-    fn find_and_admit(&mut self, domain: Domain, request: &Request) -> Result<Admitted, Denied> {
+    fn has_at_hand(&self, domain: Domain, key: Key) -> bool {
+        let slot = self.slots.get((key.index().0 / SEGMENT_ENTRIES) as usize);
+        slot.is_some_and(|slot| slot.domain == domain && slot.entries.is_some())
+    }
+
+    /// The decision with the segment at hand. With `MEMORY` the request's memory is checked and counted, too.
+    #[inline(always)]
+    fn decide<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
+        let index = request.key.index().0;
+        let slot = self.slots.get_mut((index / SEGMENT_ENTRIES) as usize).ok_or(Denied::KeyRange)?;
+        let entry = slot.entries.as_deref().ok_or(Denied::Segment)?.entry(index);
+        let active = self.entries_active.get_mut(index as usize).ok_or(Denied::KeyRange)?;
+
+        // The state first: if it says that the entry is open, the other fields are of this life.
+        let (state, shape) = (entry.state(), entry.shape());
+        let rule = request.operation.rule();
+        if shape.domain() != domain || !state.admits(request.key.instance(), rule.access()) {
+            return Err(refusal(domain, request, state, shape));
+        }
+        let end = check_range(request, rule, entry.bytes.load(Relaxed), shape.mask())?;
+        let (region, iova) = if MEMORY {
+            published::memory(&self.regions, domain, rule, request.memory, request.length)?
+        } else {
+            (NONE, 0)
+        };
+        let range = entry.first_range();
+        if !entry.is_sealed(index, shape, range) {
+            return Err(Denied::TableCorrupt);
+        }
+        let place = if end <= range.bytes {
+            Place::First(range.first)
+        } else {
+            locate(
+                &self.lba,
+                index,
+                entry.list(),
+                request.offset >> shape.shift(),
+                (end - 1) >> shape.shift(),
+            )
+            .ok_or(Denied::TableCorrupt)?
+        };
+
+        *active += 1;
+        slot.used = true;
+        if region != NONE {
+            self.regions_active[region as usize] += 1;
+        }
+        Ok(Grant {
+            key: request.key,
+            offset: request.offset,
+            length: request.length,
+            iova,
+            place,
+            region,
+            directory: self.number,
+            operation: request.operation,
+            shift: shape.shift(),
+        })
+    }
+
+    /// The decision for a key whose segment is not at hand, or was another domain's when it was looked up.
+    #[cold]
+    #[inline(never)]
+    fn decide_elsewhere<const MEMORY: bool>(
+        &mut self,
+        domain: Domain,
+        request: &Request,
+    ) -> Result<Grant, Denied> {
         let index = request.key.index().0;
         if index >= self.published.limits.entries {
             return Err(Denied::KeyRange);
@@ -148,106 +231,24 @@ impl<S: SegmentSource> Directory<S> {
         if self.published.owner(segment) != Some(domain) {
             return Err(Denied::Domain);
         }
-        self.admit(segment, domain, request)
-    }
-
-    /// The last check, and the token.
-    #[inline]
-    fn grant(
-        &mut self,
-        request: &Request,
-        admitted: &Admitted,
-        (region, iova): (u32, u64),
-    ) -> Result<Grant, Denied> {
-        let index = request.key.index().0;
-        self.locate(index, admitted).ok_or(Denied::TableCorrupt)?;
-        self.entries_active[index as usize] += 1;
-        if region != NONE {
-            self.regions_active[region as usize] += 1;
+        let fetched = self.slots[segment as usize].entries.is_none();
+        if fetched {
+            self.fetch(segment)?;
         }
-        Ok(Grant {
-            key: request.key,
-            start: admitted.start,
-            blocks: admitted.blocks,
-            iova,
-            root: admitted.root,
-            region,
-            directory: self.number,
-            operation: request.operation,
-            shift: admitted.shift,
-        })
-    }
-
-    /// All checks against the entry itself.
-    #[inline]
-    fn admit(&mut self, segment: u32, domain: Domain, request: &Request) -> Result<Admitted, Denied> {
-        let entry = self.resident(segment)?.entry(request.key.index().0);
-        let state = entry.state();
-        match state.stage() {
-            Stage::Valid => {}
-            Stage::Held => return Err(Denied::Held),
-            Stage::Free | Stage::Closed => return Err(Denied::EntryInvalid),
-        }
-        if state.instance() != request.key.instance() {
-            return Err(Denied::KeyInstance);
-        }
-        if entry.domain.load(Relaxed) != domain.0 {
-            return Err(Denied::Domain);
-        }
-        if !state.access().allows(request.operation.required_access()) {
-            return Err(Denied::Access);
-        }
-        let blocks = entry.blocks.load(Relaxed);
-        #[allow(clippy::cast_possible_truncation)] // written from a u8
-        let shift = entry.shift.load(Relaxed) as u8;
-        check_range(request, blocks << shift, shift)?;
-        let list = entry.list();
-        if list.length > self.published.limits.lba_entries {
-            return Err(Denied::TableCorrupt);
-        }
-        let start = request.offset >> shift;
-        let blocks = match request.operation {
-            // All that hold a byte of it; its length is not zero and its end does not wrap.
-            Operation::WriteBytes => ((request.offset + (request.length - 1)) >> shift) - start + 1,
-            _ => request.length >> shift,
-        };
-        Ok(Admitted { start, blocks, root: list.root, shift })
-    }
-
-    /// That the LBA table knows the first and the last block (of a flush: the grant's first).
-    #[inline]
-    fn locate(&self, index: u32, admitted: &Admitted) -> Option<()> {
-        let extent = self.published.extent(index, admitted.root, admitted.start)?;
-        let last = admitted.start + admitted.blocks.saturating_sub(1);
-        if last - extent.start >= extent.count {
-            self.published.extent(index, admitted.root, last)?;
-        }
-        Some(())
-    }
-
-    /// The segment, fetched if there is no pointer to it.
-    #[inline]
-    fn resident(&mut self, segment: u32) -> Result<&Segment, Denied> {
-        let mut place = self.places[segment as usize];
-        let present = place != NONE;
-        if !present {
-            place = self.fetch(segment)?;
-        }
-        let resident = &mut self.residents[place as usize];
+        self.slots[segment as usize].domain = domain;
+        let answer = self.decide::<MEMORY>(domain, request);
         // The first use does not count: what is used only once goes before what is used again and again.
-        resident.used = present;
-        resident.entries.as_deref().ok_or(Denied::Segment)
+        self.slots[segment as usize].used &= !fetched;
+        answer
     }
 
-    #[cold]
-    fn fetch(&mut self, segment: u32) -> Result<u32, Denied> {
+    fn fetch(&mut self, segment: u32) -> Result<(), Denied> {
         let entries = self.source.fetch(segment).ok_or(Denied::Segment)?;
         let place = self.make_room();
-        self.residents[place] = Resident { segment, used: false, entries: Some(entries) };
+        self.residents[place] = segment;
+        self.slots[segment as usize] = Slot { entries: Some(entries), ..Slot::default() };
         self.counters.fetches += 1;
-        let place = u32::try_from(place).map_err(|_| Denied::Segment)?;
-        self.places[segment as usize] = place;
-        Ok(place)
+        Ok(())
     }
 
     /// An empty place, after dropping the first pointer not used again since the hand last passed it.
@@ -255,14 +256,15 @@ impl<S: SegmentSource> Directory<S> {
         loop {
             let place = self.hand;
             self.hand = if place + 1 == self.residents.len() { 0 } else { place + 1 };
-            let resident = &mut self.residents[place];
-            if core::mem::take(&mut resident.used) {
+            let resident = self.residents[place];
+            let Some(slot) = self.slots.get_mut(resident as usize) else {
+                return place; // nothing is there
+            };
+            if mem::take(&mut slot.used) {
                 continue;
             }
-            if resident.entries.is_some() {
-                self.places[resident.segment as usize] = NONE;
-                self.counters.evictions += 1;
-            }
+            *slot = Slot::default();
+            self.counters.evictions += 1;
             return place;
         }
     }
@@ -273,13 +275,14 @@ impl<S: SegmentSource> Directory<S> {
     /// early, and whoever counts the blocks sees it.
     #[inline]
     pub fn pieces(&self, grant: &Grant, blocks_done: u64) -> Pieces<'_> {
-        let done = blocks_done.min(grant.blocks);
+        let blocks = grant.blocks();
+        let done = blocks_done.min(blocks);
         Pieces {
-            published: &self.published,
+            lba: &self.lba,
             owner: grant.key.index().0,
-            root: grant.root,
-            at: grant.start + done,
-            left: grant.blocks - done,
+            place: grant.place,
+            at: grant.start() + done,
+            left: blocks - done,
             iova: if grant.region == NONE || grant.operation == Operation::WriteBytes {
                 None
             } else {
@@ -339,39 +342,68 @@ impl<S: SegmentSource> Directory<S> {
     /// Drops the pointer to the entry's segment, if there is one: a fault for tests.
     #[cfg(any(test, feature = "oracle"))]
     pub fn evict(&mut self, entry: EntryIndex) {
-        let Some(place) = self.places.get_mut((entry.0 / SEGMENT_ENTRIES) as usize) else {
-            return;
-        };
-        if *place != NONE {
-            self.residents[*place as usize] = Resident { segment: NONE, used: false, entries: None };
+        let segment = entry.0 / SEGMENT_ENTRIES;
+        if let Some(place) = self.residents.iter_mut().find(|place| **place == segment) {
             *place = NONE;
+            self.slots[segment as usize] = Slot::default();
             self.counters.evictions += 1;
         }
     }
 }
 
-/// Bounds, then alignment. A flush names no range, a write of bytes need not be aligned.
-#[inline]
-fn check_range(request: &Request, bytes: u64, shift: u8) -> Result<(), Denied> {
-    let (offset, length) = (request.offset, request.length);
-    if request.operation == Operation::Flush {
-        return if offset == 0 && length == 0 { Ok(()) } else { Err(Denied::Bounds) };
+/// Why a request is refused by its entry's domain, state or rights. It is, by one of them.
+#[cold]
+#[inline(never)]
+fn refusal(domain: Domain, request: &Request, state: StateWord, shape: Shape) -> Denied {
+    if shape.domain() != domain {
+        return Denied::Domain;
     }
-    if length == 0 || offset.checked_add(length).is_none_or(|end| end > bytes) {
+    match state.stage() {
+        Stage::Held => Denied::Held,
+        Stage::Free | Stage::Closed => Denied::EntryInvalid,
+        Stage::Valid if state.instance() != request.key.instance() => Denied::KeyInstance,
+        Stage::Valid => Denied::Access,
+    }
+}
+
+/// Bounds, then alignment; where the range ends. A flush names no range, a write of bytes need not be aligned.
+#[inline]
+fn check_range(request: &Request, rule: Rule, bytes: u64, mask: u64) -> Result<u64, Denied> {
+    let (offset, length) = (request.offset, request.length);
+    if rule.has_no_range() {
+        return if offset == 0 && length == 0 { Ok(0) } else { Err(Denied::Bounds) };
+    }
+    let end = offset.checked_add(length).ok_or(Denied::Bounds)?;
+    if length == 0 || end > bytes {
         return Err(Denied::Bounds);
     }
-    if (offset | length) & ((1 << shift) - 1) != 0 && request.operation != Operation::WriteBytes {
+    if (offset | length) & mask != 0 && !rule.is_of_bytes() {
         return Err(Denied::Alignment);
     }
-    Ok(())
+    Ok(end)
+}
+
+/// That the list knows the first and the last block.
+#[cold]
+#[inline(never)]
+fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u64) -> Option<Place> {
+    if list.length as usize > table.len() {
+        return None;
+    }
+    let found = extent(table, index, list.root, first)?;
+    if last - found.start >= found.count {
+        extent(table, index, list.root, last)?;
+    }
+    Some(Place::List(list.root))
 }
 
 /// The contiguous parts of a grant that are left; see [`Directory::pieces`].
 #[derive(Clone, Debug)]
 pub struct Pieces<'a> {
-    published: &'a Published,
+    lba: &'a [LbaEntry],
     owner: u32,
-    root: u32,
+    place: Place,
+    /// Blocks of the entry before what is left.
     at: u64,
     left: u64,
     iova: Option<u64>,
@@ -386,10 +418,15 @@ impl Iterator for Pieces<'_> {
         if self.left == 0 {
             return None;
         }
-        let Extent { start, first, count } = self.published.extent(self.owner, self.root, self.at)?;
-        let skip = self.at - start;
-        let blocks = self.left.min(count - skip);
-        let piece = Piece { lba: Lba(first + skip), blocks, iova: Iova(self.iova.unwrap_or(0)) };
+        let (lba, blocks) = match self.place {
+            Place::First(first) => (first + self.at, self.left),
+            Place::List(root) => {
+                let Extent { start, first, count } = extent(self.lba, self.owner, root, self.at)?;
+                let skip = self.at - start;
+                (first + skip, self.left.min(count - skip))
+            }
+        };
+        let piece = Piece { lba: Lba(lba), blocks, iova: Iova(self.iova.unwrap_or(0)) };
         self.at += blocks;
         self.left -= blocks;
         self.iova = self.iova.map(|iova| iova + (blocks << self.shift));
@@ -400,26 +437,43 @@ impl Iterator for Pieces<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Access, GrantSpec, KeyInstance, LbaRange, Limits, Memory, Tables};
+    use crate::{Access, GrantSpec, KeyInstance, LbaRange, Limits, Purpose, Tables};
 
-    /// A poller that looked at the segment's domain just before it changed meets the entry of the new one, perhaps
-    /// with the instance that it guessed: the entry's own domain stops it.
+    /// A poller that looked the segment up before it changed hands meets the entry of the new domain, perhaps with the
+    /// instance that it guessed: the entry's own domain stops it. The new one is served at once.
     #[test]
     fn s4_r6_the_entry_has_the_last_word_on_its_domain() {
         let limits = Limits { entries: 16, lba_entries: 4, regions: 1 };
         let mut tables = Tables::<32>::new(limits, KeyInstance(1));
         let (former, new) = (Domain(1), Domain(2));
-        let ranges = [LbaRange { first: Lba(0), count: crate::Blocks(8) }];
-        let spec =
-            GrantSpec { domain: new, access: Access::ALL, block_shift: 9, ranges: &ranges, shared: false };
-        let key = tables.create(&spec).unwrap();
         let mut directory = Directory::new(tables.published(), 1);
+        let ranges = [LbaRange { first: Lba(0), count: crate::Blocks(8) }];
         let memory = Memory { region: crate::RegionKey::default(), offset: 0 };
-        let request = Request { operation: Operation::Deallocate, key, offset: 0, length: 512, memory };
-        tables.published().set_owner(0, former);
+        let grant_to = |tables: &mut Tables, domain| {
+            let spec =
+                GrantSpec { domain, access: Access::ALL, block_shift: 9, ranges: &ranges, shared: false };
+            let key = tables.create(&spec).unwrap();
+            (key, Request { operation: Operation::Deallocate, key, offset: 0, length: 512, memory })
+        };
+        let (key, request) = grant_to(&mut tables, former);
+        let grant = directory.check(former, &request).unwrap();
+        directory.release(grant);
+        let quiesce = tables.begin(None, key, Purpose::Delete).unwrap();
+        tables.finish_delete(quiesce);
+        let (key, request) = grant_to(&mut tables, new);
+        assert_eq!(key.index().0, 0);
+        assert!(directory.has_at_hand(former, key), "as it was looked up");
         assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
-        tables.published().set_owner(0, new);
+        let never = Request { key: Key::new(EntryIndex(9), KeyInstance(1)), ..request };
+        assert_eq!(
+            directory.check(former, &never).unwrap_err(),
+            Denied::Domain,
+            "of entries that are free, too"
+        );
         let grant = directory.check(new, &request).unwrap();
         directory.release(grant);
+        assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
+        assert_eq!(directory.counters(), DirectoryCounters { fetches: 1, evictions: 0 });
+        assert_eq!(tables.self_check(), Ok(()));
     }
 }

@@ -22,11 +22,12 @@ pub fn leaked_grants() -> u64 {
 #[derive(Debug)]
 pub struct Grant {
     pub(crate) key: Key,
-    pub(crate) start: u64,
-    pub(crate) blocks: u64,
+    /// In bytes, as asked for.
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
     /// Of the first byte of data; 0 if the device does not move it from or to there.
     pub(crate) iova: u64,
-    pub(crate) root: u32,
+    pub(crate) place: Place,
     /// `NONE` if no data moves, or memory is held otherwise.
     pub(crate) region: u32,
     pub(crate) directory: u32,
@@ -36,17 +37,36 @@ pub struct Grant {
 
 const _: () = assert!(size_of::<Grant>() <= 64);
 
+/// Where a grant's blocks are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// In the first range of its entry, whose first device block this is.
+    First(u64),
+    /// Where the LBA list with this root says.
+    List(u32),
+}
+
 impl Grant {
     /// How many device blocks; 0 for a flush.
     #[inline]
     pub fn blocks(&self) -> u64 {
-        self.blocks
+        match self.length.checked_sub(1) {
+            // All that hold a byte of it. It does not wrap: it was checked.
+            Some(rest) => ((self.offset + rest) >> self.shift) - self.start() + 1,
+            None => 0,
+        }
+    }
+
+    /// Its first block, counted from the start of its entry's.
+    #[inline]
+    pub(crate) fn start(&self) -> u64 {
+        self.offset >> self.shift
     }
 
     /// How many bytes its blocks have; 0 for a flush. Of [`Operation::WriteBytes`] more than the request's, as a rule.
     #[inline]
     pub fn bytes(&self) -> u64 {
-        self.blocks << self.shift
+        self.blocks() << self.shift
     }
 
     /// What was granted.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::LbaRange;
-use crate::published::{ListPointer, NONE, Published};
+use crate::published::{LbaEntry, ListPointer, NONE, Published};
 
 /// The free LBA entries. Any of them is as good as any other.
 #[derive(Debug)]
@@ -79,7 +79,9 @@ pub(crate) fn write_list(
         start += range.count.0;
     }
     let length = u32::try_from(nodes.len()).unwrap_or(NONE);
-    ListPointer { root: link(published, nodes), length }
+    let root = link(published, nodes);
+    nodes.iter().filter_map(|&node| published.lba_entry(node)).for_each(LbaEntry::set_seal);
+    ListPointer { root, length }
 }
 
 /// Makes a balanced tree of nodes that are in order and returns its root.

@@ -16,9 +16,15 @@
 //! So no poller reads a field while it changes. An LBA entry is read only by the holder of a grant or by a check of
 //! a `Valid` entry, so the same rule covers it.
 //!
-//! A segment of entries belongs to one domain at a time, said by a compact array that is looked at before anything
-//! else. A segment changes hands only when all its entries are free. A poller that still saw the former owner is
-//! stopped by the entry's own domain field.
+//! A segment of entries belongs to one domain at a time, said by a compact array that is looked at before the segment
+//! is. It changes hands only when all its entries are free, and then each of them, used or not, has the new domain. So
+//! a poller that still saw the former owner is stopped by the entry's own domain field.
+//!
+//! # Two copies of the first range
+//!
+//! An entry has a copy of the first range of its list, so that a request inside it, which most are, needs no LBA entry.
+//! The LBA table stays the truth. A *seal* over the entry's index, the copy and the pointer to the list tells when one
+//! of them was damaged; each LBA entry has a seal, too, and names its owner.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -27,7 +33,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use crate::{Access, Denied, Domain, KeyInstance, Limits, Memory, Operation};
+use crate::access::Rule;
+use crate::{Access, Denied, Domain, KeyInstance, Limits, Memory};
 
 /// Entries of the adapter protection table in one segment; a segment is 1 KiB.
 pub const SEGMENT_ENTRIES: u32 = 16;
@@ -55,6 +62,7 @@ pub(crate) struct StateWord(u64);
 impl StateWord {
     pub(crate) const FREE: Self = Self(0);
 
+    #[inline]
     pub(crate) fn new(instance: KeyInstance, access: Access, stage: Stage) -> Self {
         Self(u64::from(instance.0) << 32 | u64::from(access.bits()) << 8 | stage as u64)
     }
@@ -75,9 +83,12 @@ impl StateWord {
         KeyInstance((self.0 >> 32) as u32)
     }
 
+    /// Whether it is open to a key of that instance for all of `needed`.
     #[inline]
-    pub(crate) fn access(self) -> Access {
-        Access::from_bits((self.0 >> 8 & 0xff) as u8).unwrap_or(Access::NONE)
+    pub(crate) fn admits(self, instance: KeyInstance, needed: Access) -> bool {
+        let wanted = Self::new(instance, needed, Stage::Valid).0;
+        // All of the instance and of the stage, and of the rights those that are needed.
+        self.0 & (wanted | 0xffff_ffff_0000_00ff) == wanted
     }
 }
 
@@ -86,13 +97,55 @@ impl StateWord {
 #[repr(align(64))]
 pub(crate) struct Entry {
     state: AtomicU64,
-    pub(crate) blocks: AtomicU64,
+    shape: AtomicU64,
+    /// Of the whole grant.
+    pub(crate) bytes: AtomicU64,
+    /// The first device block of the first range.
+    pub(crate) first: AtomicU64,
+    /// Of the first range.
+    pub(crate) first_bytes: AtomicU64,
     list: AtomicU64,
-    pub(crate) domain: AtomicU32,
-    pub(crate) shift: AtomicU32,
+    seal: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
+
+/// Whose an entry is, and how large its blocks are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Shape(u64);
+
+impl Shape {
+    pub(crate) fn new(domain: Domain, shift: u8) -> Self {
+        let mask = (1u64 << shift) - 1; // at most 16 bits
+        Self(u64::from(domain.0) << 32 | mask << 8 | u64::from(shift))
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // 32 bits are left
+    pub(crate) fn domain(self) -> Domain {
+        Domain((self.0 >> 32) as u32)
+    }
+
+    /// The size of a block as a power of two.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // one of its bytes
+    pub(crate) fn shift(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The bits of an offset that are inside a block.
+    #[inline]
+    pub(crate) fn mask(self) -> u64 {
+        self.0 >> 8 & 0xffff
+    }
+}
+
+/// The first range of a grant, as its entry has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FirstRange {
+    pub(crate) first: u64,
+    pub(crate) bytes: u64,
+}
 
 /// The LBA table pointer of an entry: the LBA entry at the root of its ranges, and how many they are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,10 +158,12 @@ impl Entry {
     fn new() -> Self {
         Self {
             state: AtomicU64::new(StateWord::FREE.0),
-            blocks: AtomicU64::new(0),
+            shape: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            first: AtomicU64::new(0),
+            first_bytes: AtomicU64::new(0),
             list: AtomicU64::new(u64::from(NONE) << 32),
-            domain: AtomicU32::new(0),
-            shift: AtomicU32::new(0),
+            seal: AtomicU64::new(0),
         }
     }
 
@@ -122,13 +177,69 @@ impl Entry {
     }
 
     #[inline]
+    pub(crate) fn shape(&self) -> Shape {
+        Shape(self.shape.load(Relaxed))
+    }
+
+    pub(crate) fn set_shape(&self, shape: Shape) {
+        self.shape.store(shape.0, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn first_range(&self) -> FirstRange {
+        FirstRange { first: self.first.load(Relaxed), bytes: self.first_bytes.load(Relaxed) }
+    }
+
+    /// What the seal must be. A change of any one word changes it, whichever bits are changed.
+    #[inline]
+    fn expected_seal(&self, index: u32, shape: Shape, range: FirstRange) -> u64 {
+        let words = [shape.0, self.list.load(Relaxed), range.first, range.bytes];
+        words.iter().fold(u64::from(index), |seal, word| seal.rotate_left(23) ^ word)
+    }
+
+    /// Whether what says where the blocks are is as it was written. `shape` and `range` are the entry's as read.
+    #[inline]
+    pub(crate) fn is_sealed(&self, index: u32, shape: Shape, range: FirstRange) -> bool {
+        self.seal.load(Relaxed) == self.expected_seal(index, shape, range)
+    }
+
+    /// Where the blocks are, on both accounts, and how many bytes they have. The entry is not `Valid`: no poller reads
+    /// it.
+    pub(crate) fn set_blocks(&self, index: u32, range: FirstRange, list: ListPointer, bytes: u64) {
+        self.bytes.store(bytes, Relaxed);
+        self.first.store(range.first, Relaxed);
+        self.first_bytes.store(range.bytes, Relaxed);
+        self.set_list(list);
+        self.seal.store(self.expected_seal(index, self.shape(), range), Relaxed);
+    }
+
+    /// Becomes what another is, but for the state, as by a write that went astray: for tests.
+    #[cfg(any(test, feature = "oracle"))]
+    pub(crate) fn overwrite_with(&self, other: &Self) {
+        let both = self.words().into_iter().zip(other.words());
+        both.for_each(|(mine, theirs)| mine.store(theirs.load(Relaxed), Relaxed));
+    }
+
+    #[cfg(any(test, feature = "oracle"))]
+    fn words(&self) -> [&AtomicU64; 6] {
+        [&self.bytes, &self.first, &self.first_bytes, &self.list, &self.shape, &self.seal]
+    }
+
+    /// Changes one word behind everybody's back, for tests: 0 the size, 1 and 2 the first range, 3 the pointer, 4 the
+    /// shape, 5 the seal.
+    #[cfg(any(test, feature = "oracle"))]
+    pub(crate) fn damage(&self, word: usize, bits: u64) {
+        self.words()[word].fetch_xor(bits, Relaxed);
+    }
+
+    #[inline]
     #[allow(clippy::cast_possible_truncation)] // two halves
     pub(crate) fn list(&self) -> ListPointer {
         let word = self.list.load(Relaxed);
         ListPointer { root: (word >> 32) as u32, length: word as u32 }
     }
 
-    pub(crate) fn set_list(&self, pointer: ListPointer) {
+    fn set_list(&self, pointer: ListPointer) {
         self.list.store(u64::from(pointer.root) << 32 | u64::from(pointer.length), Relaxed);
     }
 }
@@ -160,6 +271,52 @@ pub(crate) struct LbaEntry {
     pub(crate) start: AtomicU64,
     pub(crate) first: AtomicU64,
     pub(crate) count: AtomicU64,
+    seal: AtomicU64,
+}
+
+impl LbaEntry {
+    fn new() -> Self {
+        Self {
+            owner: AtomicU32::new(NONE),
+            left: AtomicU32::new(NONE),
+            right: AtomicU32::new(NONE),
+            start: AtomicU64::new(0),
+            first: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            seal: AtomicU64::new(0),
+        }
+    }
+
+    /// As of an [`Entry`]: a change of any one word changes it.
+    fn expected_seal(&self) -> u64 {
+        let children = u64::from(self.left.load(Relaxed)) << 32 | u64::from(self.right.load(Relaxed));
+        let words = [&self.start, &self.first, &self.count].map(|word| word.load(Relaxed));
+        let begin = u64::from(self.owner.load(Relaxed)).rotate_left(23) ^ children;
+        words.iter().fold(begin, |seal, word| seal.rotate_left(23) ^ word)
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.seal.load(Relaxed) == self.expected_seal()
+    }
+
+    /// All of it is written.
+    pub(crate) fn set_seal(&self) {
+        self.seal.store(self.expected_seal(), Relaxed);
+    }
+}
+
+#[cfg(any(test, feature = "oracle"))]
+impl LbaEntry {
+    #[allow(clippy::cast_possible_truncation)] // the low half is meant
+    pub(crate) fn damage(&self, word: usize, bits: u64) {
+        let (halves, words) =
+            ([&self.owner, &self.left, &self.right], [&self.start, &self.first, &self.count]);
+        if word < 3 {
+            halves[word].fetch_xor(bits as u32, Relaxed);
+        } else {
+            words[word - 3].fetch_xor(bits, Relaxed);
+        }
+    }
 }
 
 /// An LBA entry as found: the range that holds a block of a grant.
@@ -196,8 +353,8 @@ pub struct Published {
     pub(crate) limits: Limits,
     owners: Box<[AtomicU64]>,
     segments: Box<[Arc<Segment>]>,
-    lba: Box<[LbaEntry]>,
-    regions: Box<[Region]>,
+    pub(crate) lba: Arc<[LbaEntry]>,
+    pub(crate) regions: Arc<[Region]>,
     directories: AtomicU32,
 }
 
@@ -223,14 +380,6 @@ impl Published {
     pub(crate) fn new(limits: Limits) -> Self {
         let segments = limits.entries.div_ceil(SEGMENT_ENTRIES);
         let segment = || Arc::new(Segment { entries: core::array::from_fn(|_| Entry::new()) });
-        let lba = || LbaEntry {
-            owner: AtomicU32::new(NONE),
-            left: AtomicU32::new(NONE),
-            right: AtomicU32::new(NONE),
-            start: AtomicU64::new(0),
-            first: AtomicU64::new(0),
-            count: AtomicU64::new(0),
-        };
         let region = || Region {
             state: AtomicU64::new(StateWord::FREE.0),
             iova: AtomicU64::new(0),
@@ -241,7 +390,7 @@ impl Published {
             limits,
             owners: (0..segments).map(|_| AtomicU64::new(0)).collect(),
             segments: (0..segments).map(|_| segment()).collect(),
-            lba: (0..limits.lba_entries).map(|_| lba()).collect(),
+            lba: (0..limits.lba_entries).map(|_| LbaEntry::new()).collect(),
             regions: (0..limits.regions).map(|_| region()).collect(),
             directories: AtomicU32::new(0),
         }
@@ -269,7 +418,14 @@ impl Published {
         (word != 0).then_some(Domain(word as u32))
     }
 
+    /// Gives a segment, all of whose entries are free, to a domain.
     pub(crate) fn set_owner(&self, segment: u32, domain: Domain) {
+        if self.owner(segment) == Some(domain) {
+            return;
+        }
+        for entry in &self.segments[segment as usize].entries {
+            entry.set_shape(Shape::new(domain, 0));
+        }
         self.owners[segment as usize].store(1 << 32 | u64::from(domain.0), Release);
     }
 
@@ -286,74 +442,74 @@ impl Published {
         self.lba.get(index as usize)
     }
 
-    /// The range that holds block `block` of the grant of entry `owner`, whose LBA pointer is `root`. `None` if the
-    /// table is corrupt: a pointer outside it, or to an LBA entry of another grant, or no such block.
-    #[inline]
-    pub(crate) fn extent(&self, owner: u32, root: u32, block: u64) -> Option<Extent> {
-        let mut at = root;
-        // A balanced tree of at most 2^32 nodes is no deeper than this; a corrupt one must not hold us.
-        for _ in 0..=u32::BITS {
-            let node = self.lba.get(at as usize)?;
-            if node.owner.load(Relaxed) != owner {
-                return None;
-            }
-            let (start, count) = (node.start.load(Relaxed), node.count.load(Relaxed));
-            if block < start {
-                at = node.left.load(Relaxed);
-            } else if block - start >= count {
-                at = node.right.load(Relaxed);
-            } else {
-                return Some(Extent { start, first: node.first.load(Relaxed), count });
-            }
-        }
-        None
-    }
-
-    /// Where in the device's address space `length` bytes of memory start, and in which region, if all of it may be
-    /// used for the operation. `NONE` where the operation moves no data.
-    #[inline]
-    pub(crate) fn memory(
-        &self,
-        domain: Domain,
-        operation: Operation,
-        memory: Memory,
-        length: u64,
-    ) -> Result<(u32, u64), Denied> {
-        let Some(needed) = operation.required_memory_access() else { return Ok((NONE, 0)) };
-        let key = memory.region;
-        let region = self.region(key.index().0).ok_or(Denied::Memory)?;
-        let state = region.state();
-        let end = memory.offset.checked_add(length).ok_or(Denied::Memory)?;
-        let allowed = state.stage() == Stage::Valid
-            && state.instance() == key.instance()
-            && region.domain.load(Relaxed) == domain.0
-            && state.access().allows(needed)
-            && end <= region.bytes.load(Relaxed)
-            && memory.offset & operation.memory_alignment_mask() == 0;
-        if !allowed {
-            return Err(Denied::Memory);
-        }
-        // Does not wrap: the region does not, and the range is inside it.
-        Ok((key.index().0, region.iova.load(Relaxed) + memory.offset))
-    }
-
     /// Every word of the tables, to compare before and after (S4-R14).
     #[cfg(any(test, feature = "oracle"))]
     pub fn snapshot(&self) -> Vec<u64> {
         let mut words = Vec::new();
         words.extend(self.owners.iter().map(|w| w.load(Acquire)));
         for entry in self.segments.iter().flat_map(|s| &s.entries) {
-            words.extend([entry.state.load(Acquire), entry.blocks.load(Relaxed), entry.list.load(Relaxed)]);
-            words.extend([&entry.domain, &entry.shift].map(|w| u64::from(w.load(Relaxed))));
+            words.push(entry.state.load(Acquire));
+            words.extend([&entry.shape, &entry.bytes, &entry.list, &entry.seal].map(|w| w.load(Relaxed)));
+            words.extend([&entry.first, &entry.first_bytes].map(|w| w.load(Relaxed)));
         }
-        for node in &self.lba {
-            words.extend([&node.start, &node.first, &node.count].map(|w| w.load(Relaxed)));
+        for node in self.lba.iter() {
+            words.extend([&node.start, &node.first, &node.count, &node.seal].map(|w| w.load(Relaxed)));
             words.extend([&node.owner, &node.left, &node.right].map(|w| u64::from(w.load(Relaxed))));
         }
-        for region in &self.regions {
+        for region in self.regions.iter() {
             words.extend([region.state.load(Acquire), region.iova.load(Relaxed), region.bytes.load(Relaxed)]);
             words.push(u64::from(region.domain.load(Relaxed)));
         }
         words
     }
+}
+
+/// The range that holds block `block` of the grant of entry `owner`, whose LBA pointer is `root`. `None` if the
+/// table is corrupt: a pointer outside it, or to an LBA entry of another grant or a damaged one, or no such block.
+#[inline]
+pub(crate) fn extent(table: &[LbaEntry], owner: u32, root: u32, block: u64) -> Option<Extent> {
+    let mut at = root;
+    // A balanced tree of at most 2^32 nodes is no deeper than this; a corrupt one must not hold us.
+    for _ in 0..=u32::BITS {
+        let node = table.get(at as usize)?;
+        if node.owner.load(Relaxed) != owner || !node.is_sealed() {
+            return None;
+        }
+        let (start, count) = (node.start.load(Relaxed), node.count.load(Relaxed));
+        if block < start {
+            at = node.left.load(Relaxed);
+        } else if block - start >= count {
+            at = node.right.load(Relaxed);
+        } else {
+            return Some(Extent { start, first: node.first.load(Relaxed), count });
+        }
+    }
+    None
+}
+
+/// Where in the device's address space `length` bytes of memory start, and in which region, if all of it may be used as
+/// the rule says. `NONE` where no data moves.
+#[inline]
+pub(crate) fn memory(
+    table: &[Region],
+    domain: Domain,
+    rule: Rule,
+    memory: Memory,
+    length: u64,
+) -> Result<(u32, u64), Denied> {
+    if rule.memory() == Access::NONE {
+        return Ok((NONE, 0));
+    }
+    let key = memory.region;
+    let region = table.get(key.index().0 as usize).ok_or(Denied::Memory)?;
+    let end = memory.offset.checked_add(length).ok_or(Denied::Memory)?;
+    let allowed = region.state().admits(key.instance(), rule.memory())
+        && region.domain.load(Relaxed) == domain.0
+        && end <= region.bytes.load(Relaxed)
+        && memory.offset & rule.memory_mask() == 0;
+    if !allowed {
+        return Err(Denied::Memory);
+    }
+    // Does not wrap: the region does not, and the range is inside it.
+    Ok((key.index().0, region.iova.load(Relaxed) + memory.offset))
 }

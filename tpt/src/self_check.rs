@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::claims::Claim;
-use crate::published::{NONE, SEGMENT_ENTRIES, StateWord};
+use crate::published::{NONE, SEGMENT_ENTRIES, Shape, StateWord, extent};
 use crate::tables::Holding;
 use crate::{LbaRange, Tables};
 
@@ -50,10 +50,15 @@ impl<const B: u32> Tables<B> {
 
     fn check_entry(&self, index: u32, holding: &Holding) -> Result<(), String> {
         let entry = self.published.entry(index);
+        let shape = entry.shape();
         if self.published.owner(index / SEGMENT_ENTRIES) != Some(holding.domain)
-            || entry.domain.load(Relaxed) != holding.domain.0
+            || shape != Shape::new(holding.domain, holding.block_shift)
         {
-            return Err("published for another domain".into());
+            return Err("published for another domain, or with other blocks".into());
+        }
+        let first = entry.first_range();
+        if first != holding.first_range() || !entry.is_sealed(index, shape, first) {
+            return Err("its copy of its first range is another, or not sealed".into());
         }
         if entry.state() != holding.state_word()
             || self.slots.is_free(index)
@@ -69,16 +74,20 @@ impl<const B: u32> Tables<B> {
             return Err("its LBA list has another length".into());
         }
         // S8-R3, and S8-R1 together with check_lba_table: every range is reached from the pointer.
-        let blocks = entry.blocks.load(Relaxed);
+        let blocks = entry.bytes.load(Relaxed) >> holding.block_shift;
         let mut start = 0;
         for range in &holding.ranges {
-            let found = self.published.extent(index, list.root, start);
+            let found = extent(&self.published.lba, index, list.root, start);
             if found.is_none_or(|e| (e.start, e.first, e.count) != (start, range.first.0, range.count.0)) {
                 return Err(format!("its LBA pointer does not lead to block {start}"));
             }
             start += range.count.0;
         }
-        if start != blocks || self.published.extent(index, list.root, start).is_some() {
+        let damaged = |node: &u32| self.published.lba_entry(*node).is_none_or(|entry| !entry.is_sealed());
+        if holding.nodes.iter().any(damaged) {
+            return Err("an LBA entry of it is damaged".into());
+        }
+        if start != blocks || extent(&self.published.lba, index, list.root, start).is_some() {
             return Err(format!("{blocks} blocks published, {start} in its ranges"));
         }
         Ok(())
@@ -86,7 +95,12 @@ impl<const B: u32> Tables<B> {
 
     fn check_free_entries(&self) -> Result<(), String> {
         for index in (0..self.published.limits.entries).filter(|index| !self.holdings.contains_key(index)) {
-            let free = self.published.entry(index).state() == StateWord::FREE;
+            let entry = self.published.entry(index);
+            let owner = self.published.owner(index / SEGMENT_ENTRIES);
+            if owner.is_some_and(|owner| entry.shape().domain() != owner) {
+                return Err(format!("entry {index} is free and not its segment's domain's"));
+            }
+            let free = entry.state() == StateWord::FREE;
             if !free || !(self.slots.is_free(index) || self.slots.is_retired(index)) {
                 return Err(format!("entry {index} is held by nobody and not free"));
             }

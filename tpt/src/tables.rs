@@ -4,11 +4,10 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering::Relaxed;
 
 use crate::claims::{Claim, Claims};
 use crate::lba_table::{LbaPool, write_list};
-use crate::published::{ListPointer, NONE, Published, SEGMENT_ENTRIES, Stage, StateWord};
+use crate::published::{FirstRange, ListPointer, NONE, Published, SEGMENT_ENTRIES, Shape, Stage, StateWord};
 use crate::regions::RegionTable;
 use crate::slots::Slots;
 use crate::{
@@ -87,6 +86,17 @@ impl Holding {
 
     pub(crate) fn blocks(&self) -> u64 {
         self.ranges.iter().map(|range| range.count.0).sum()
+    }
+
+    /// All of it; it is a number, as was checked.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blocks() << self.block_shift
+    }
+
+    /// The first range, as the entry has it beside the list.
+    pub(crate) fn first_range(&self) -> FirstRange {
+        let (first, count) = self.ranges.first().map_or((0, 0), |range| (range.first.0, range.count.0));
+        FirstRange { first, bytes: count << self.block_shift }
     }
 
     pub(crate) fn state_word(&self) -> StateWord {
@@ -207,8 +217,7 @@ impl<const B: u32> Tables<B> {
         };
         self.published.set_owner(candidate.index / SEGMENT_ENTRIES, spec.domain);
         let entry = self.published.entry(candidate.index);
-        entry.domain.store(spec.domain.0, Relaxed);
-        entry.shift.store(u32::from(spec.block_shift), Relaxed);
+        entry.set_shape(Shape::new(spec.domain, spec.block_shift));
         self.publish(&holding);
         let key = holding.key;
         self.holdings.insert(candidate.index, holding);
@@ -225,8 +234,7 @@ impl<const B: u32> Tables<B> {
         let index = holding.key.index().0;
         let entry = self.published.entry(index);
         let pointer = write_list(&self.published, index, &holding.ranges, &holding.nodes);
-        entry.blocks.store(holding.blocks(), Relaxed);
-        entry.set_list(pointer);
+        entry.set_blocks(index, holding.first_range(), pointer, holding.bytes());
         entry.set_state(holding.state_word());
     }
 
@@ -339,8 +347,7 @@ impl<const B: u32> Tables<B> {
             let old = core::mem::replace(&mut holding.nodes, nodes);
             let pointer = write_list(&self.published, index, &holding.ranges, &holding.nodes);
             let entry = self.published.entry(index);
-            entry.blocks.store(holding.blocks(), Relaxed);
-            entry.set_list(pointer);
+            entry.set_blocks(index, holding.first_range(), pointer, holding.bytes());
             self.pool.give_back(&self.published, &old);
         }
         holding.access = change.access.unwrap_or(holding.access);
@@ -362,8 +369,7 @@ impl<const B: u32> Tables<B> {
         };
         let entry = self.published.entry(index);
         entry.set_state(StateWord::FREE);
-        entry.set_list(ListPointer { root: NONE, length: 0 });
-        entry.blocks.store(0, Relaxed);
+        entry.set_blocks(index, FirstRange { first: 0, bytes: 0 }, ListPointer { root: NONE, length: 0 }, 0);
         self.pool.give_back(&self.published, &holding.nodes);
         holding.ranges.iter().for_each(|range| self.claims.remove(*range));
         self.slots.give_back(index, Self::next_instance(holding.key.instance()));
@@ -395,10 +401,35 @@ impl<const B: u32> Tables<B> {
         Usage { entries: self.slots.used(), lba_entries: self.pool.used(), regions: self.regions.used() }
     }
 
-    /// Points an entry's LBA pointer somewhere else behind the tables' back (S8-R11).
+    /// Points an entry's LBA pointer somewhere else behind the tables' back, and has the entry's seal say that all is
+    /// well (S8-R11).
     #[cfg(any(test, feature = "oracle"))]
     pub fn corrupt_pointer_for_test(&self, entry: EntryIndex, root: u32, length: u32) {
-        self.published.entry(entry.0).set_list(ListPointer { root, length });
+        let its = self.published.entry(entry.0);
+        let bytes = its.bytes.load(core::sync::atomic::Ordering::Relaxed);
+        its.set_blocks(entry.0, its.first_range(), ListPointer { root, length }, bytes);
+    }
+
+    /// Changes bits of a word of an entry behind the tables' back: 0 its size, 1 and 2 its first range, 3 its LBA
+    /// pointer, 4 its domain and block size, 5 its seal (S8-R11).
+    #[cfg(any(test, feature = "oracle"))]
+    pub fn damage_entry_for_test(&self, entry: EntryIndex, word: usize, bits: u64) {
+        self.published.entry(entry.0).damage(word, bits);
+    }
+
+    /// Writes over one entry what another says of its blocks, behind the tables' back (S8-R11).
+    #[cfg(any(test, feature = "oracle"))]
+    pub fn overwrite_entry_for_test(&self, entry: EntryIndex, with: EntryIndex) {
+        self.published.entry(entry.0).overwrite_with(self.published.entry(with.0));
+    }
+
+    /// Changes bits of a word of an LBA entry behind the tables' back: 0 whose it is, 1 and 2 what is left and right of
+    /// it in its tree, 3 blocks before it, 4 its first block, 5 its blocks (S8-R11).
+    #[cfg(any(test, feature = "oracle"))]
+    pub fn damage_lba_entry_for_test(&self, entry: u32, word: usize, bits: u64) {
+        if let Some(entry) = self.published.lba_entry(entry) {
+            entry.damage(word, bits);
+        }
     }
 }
 

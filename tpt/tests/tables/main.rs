@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // in helpers, too
 
 mod checks;
+mod damage;
 mod invariants;
 mod management;
 mod oracle;

@@ -1,0 +1,154 @@
+//! S8-R11: what the tables say of themselves when a word of them was changed behind their back. Whatever is damaged, a
+//! request is refused, or reaches exactly the blocks that the host copy gives it.
+
+use crate::support::*;
+use tpt::{Denied, Key, LbaRange, Operation};
+
+/// A grant of three ranges beside others, and its blocks.
+fn furnished() -> (World, Key, Vec<u64>) {
+    let mut world = World::new();
+    let freed = world.grant(&[range(900, 8)]);
+    let ranges = [range(10, 8), range(40, 2), range(20, 6)];
+    let key = world.grant(&ranges);
+    world.grant(&[range(300, 8), range(400, 2)]);
+    world.delete(freed);
+    let blocks = |range: &LbaRange| range.first.0..range.end().0;
+    (world, key, ranges.iter().flat_map(blocks).collect())
+}
+
+/// Every part of the grant, and the answer if it is one that harms nobody.
+fn parts(world: &mut World, key: Key, plain: &[u64]) -> Vec<Result<(), Denied>> {
+    let mut answers = vec![];
+    for first in 0..plain.len() {
+        for blocks in 1..=plain.len() - first {
+            let request = world.request(Operation::Read, key, first as u64, blocks as u64);
+            let answer = world.blocks(&request);
+            if let Ok(found) = &answer {
+                assert_eq!(*found, plain[first..first + blocks], "blocks {first} and {blocks} from there");
+            }
+            answers.push(answer.map(|_| ()));
+        }
+    }
+    let beyond = world.request(Operation::Read, key, plain.len() as u64, 1);
+    assert!(world.blocks(&beyond).is_err(), "beyond the end");
+    assert!(world.directory.entry_is_idle(key.index()), "what is refused is not counted");
+    answers
+}
+
+/// Each bit of each word that says where the blocks are: the seal tells, whatever part of the grant is asked for, and
+/// the self-check does.
+#[test]
+fn s8_r11_every_bit_of_an_entry_is_watched() {
+    let (mut world, key, plain) = furnished();
+    assert!(parts(&mut world, key, &plain).iter().all(Result::is_ok));
+    let mut seen = 0;
+    // The first range, the pointer, what the seal says.
+    for word in [1, 2, 3, 5] {
+        for bit in 0..u64::BITS {
+            world.tables.damage_entry_for_test(key.index(), word, 1 << bit);
+            let answers = parts(&mut world, key, &plain);
+            assert!(
+                answers.iter().all(|answer| *answer == Err(Denied::TableCorrupt)),
+                "word {word} bit {bit}"
+            );
+            let flush = world.request(Operation::Flush, key, 0, 0);
+            assert_eq!(world.blocks(&flush), Err(Denied::TableCorrupt), "a flush, too");
+            assert!(world.tables.self_check().is_err());
+            world.tables.damage_entry_for_test(key.index(), word, 1 << bit);
+            seen += 1;
+        }
+    }
+    // Its domain and the size of its blocks: refused by that, or by the seal.
+    for bit in 0..u64::BITS {
+        world.tables.damage_entry_for_test(key.index(), 4, 1 << bit);
+        assert!(parts(&mut world, key, &plain).iter().all(Result::is_err), "shape bit {bit}");
+        assert!(world.tables.self_check().is_err());
+        world.tables.damage_entry_for_test(key.index(), 4, 1 << bit);
+        seen += 1;
+    }
+    // Its size is not sealed: what a larger one lets pass the list does not know.
+    for bit in 0..u64::BITS {
+        world.tables.damage_entry_for_test(key.index(), 0, 1 << bit);
+        parts(&mut world, key, &plain);
+        let beyond = world.request(Operation::Read, key, 0, plain.len() as u64 + 1);
+        let denied = world.blocks(&beyond).unwrap_err();
+        assert!(matches!(denied, Denied::Bounds | Denied::TableCorrupt), "{denied:?}");
+        // The lower bits do not make a block more or less; nothing is lost by them.
+        assert!(bit < 12 || world.tables.self_check().is_err(), "size bit {bit}");
+        world.tables.damage_entry_for_test(key.index(), 0, 1 << bit);
+        seen += 1;
+    }
+    world.tables.self_check().unwrap();
+    assert!(parts(&mut world, key, &plain).iter().all(Result::is_ok));
+    counted(seen, "bits of a table entry flipped");
+}
+
+/// A good entry in the place of another, as by a write that went astray: the seal is of its index, too.
+#[test]
+fn s8_r11_an_entry_in_the_place_of_another_is_not_believed() {
+    let mut world = World::new();
+    let keys = [10, 30].map(|first| world.grant(&[range(first, 8)]));
+    let read = |world: &World, key| world.request(Operation::Read, key, 0, 1);
+    world.tables.overwrite_entry_for_test(keys[0].index(), keys[1].index());
+    assert_eq!(world.blocks(&read(&world, keys[0])), Err(Denied::TableCorrupt));
+    assert_eq!(world.blocks(&read(&world, keys[1])), Ok(vec![30]));
+    assert!(world.tables.self_check().is_err());
+}
+
+/// Each bit of each word of the LBA entries of a list: a part of the grant that needs them is refused, or is right.
+#[test]
+fn s8_r11_every_bit_of_a_list_is_watched() {
+    let (mut world, key, plain) = furnished();
+    let in_first = |(first, blocks): (usize, usize)| first + blocks <= 8;
+    let shapes: Vec<_> = (0..plain.len()).flat_map(|f| (1..=plain.len() - f).map(move |b| (f, b))).collect();
+    let mut seen = 0;
+    for node in 1..=3 {
+        for word in 0..6 {
+            for bit in 0..if word < 3 { u32::BITS } else { u64::BITS } {
+                world.tables.damage_lba_entry_for_test(node, word, 1 << bit);
+                let answers = parts(&mut world, key, &plain);
+                for (shape, answer) in shapes.iter().zip(&answers) {
+                    // The entry has the first range itself.
+                    assert!(answer.is_ok() || *answer == Err(Denied::TableCorrupt));
+                    assert!(
+                        answer.is_ok() || !in_first(*shape),
+                        "node {node} word {word} bit {bit}: {shape:?}"
+                    );
+                }
+                assert!(
+                    answers.iter().any(Result::is_err),
+                    "node {node} word {word} bit {bit} is not missed"
+                );
+                assert!(world.tables.self_check().is_err());
+                world.tables.damage_lba_entry_for_test(node, word, 1 << bit);
+                seen += 1;
+            }
+        }
+    }
+    world.tables.self_check().unwrap();
+    counted(seen, "bits of LBA entries flipped");
+}
+
+/// A pointer outside the table, to another grant's entries, to freed ones, or a length outside it, with a seal that
+/// says that all is well: what needs the list finds out.
+#[test]
+fn s8_r11_a_pointer_that_leads_astray_is_seen() {
+    let (mut world, key, plain) = furnished();
+    let read = world.request(Operation::Read, key, 9, 1);
+    assert_eq!(world.blocks(&read), Ok(vec![plain[9]]));
+    let rows = LIMITS.lba_entries;
+    // The list is 1, 2 and 3, the root 2; that of another grant is 4 and 5; 0 and 6 are free.
+    for (root, length) in
+        [(rows, 3), (u32::MAX, 3), (4, 3), (5, 3), (0, 3), (6, 3), (1, 3), (3, 3), (2, rows + 1)]
+    {
+        world.tables.corrupt_pointer_for_test(key.index(), root, length);
+        let answers = parts(&mut world, key, &plain);
+        assert!(answers.contains(&Err(Denied::TableCorrupt)), "root {root} length {length}");
+        let whole = world.request(Operation::Read, key, 0, plain.len() as u64);
+        assert_eq!(world.blocks(&whole), Err(Denied::TableCorrupt), "root {root} length {length}");
+        assert!(world.tables.self_check().is_err());
+    }
+    world.tables.corrupt_pointer_for_test(key.index(), 2, 3);
+    world.tables.self_check().unwrap();
+    assert!(parts(&mut world, key, &plain).iter().all(Result::is_ok));
+}
