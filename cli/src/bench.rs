@@ -213,12 +213,9 @@ pub(crate) fn run(options: &BenchOptions, place: &Where) -> Result<()> {
         rows.extend(bench.alone(place.device.as_deref())?);
     }
     if let Some(file) = &options.plot {
-        let subtitle = format!(
-            "{}; {} ({})",
-            bench.work.describe(),
-            output::name(&device.uri),
-            output::name(&device.model)
-        );
+        let uri = place.device.as_ref().unwrap_or(&device.uri);
+        let subtitle =
+            format!("{}; {} ({})", bench.work.describe(), output::name(uri), output::name(&device.model));
         let text = plot::svg(&plot::titles(&subtitle, ROUNDS), &rows);
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }

@@ -40,7 +40,7 @@ pub(super) fn titles(subtitle: &str, rounds: u32) -> Titles {
     });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Titles {
-        title: "What the way to the bytes costs".to_owned(),
+        title: "Latency and throughput, path by path".to_owned(),
         subtitle: subtitle.to_owned(),
         foot: format!(
             "{}, {cores} cores, Linux {}; median of {rounds} interleaved rounds, bars from the least to the greatest",

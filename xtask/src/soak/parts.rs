@@ -81,6 +81,14 @@ pub(super) fn all() -> Result<Vec<Part>> {
     let test = |of, only| Work::Test { of, only };
     let targets = fuzz::targets()?.len() as u64;
     Ok(vec![
+        Part::new(
+            "simulation",
+            "the engine with device, applications, control plane and faults, from a seed",
+            test("--package tests --test simulation", ""),
+        )
+        .slices(20, 50_000)
+        .goal(1_000_000, "simulation seeds")
+        .minutes(12),
         Part::new("loom", "the queue protocols under every interleaving that matters", Work::Loom).one_core(),
         Part::new(
             "tables",
@@ -115,6 +123,8 @@ pub(super) fn all() -> Result<Vec<Part>> {
             .minutes(2),
         Part::new("engine", "the engine and the control plane", test("--package adapter --lib --tests", ""))
             .environment(&[("PROPTEST_CASES", "1024")])
+            .goal(200, "seeds of late DMA through an adapter")
+            .goal(1000, "cycles of taking and giving back everything that is limited")
             .minutes(2),
         Part::new("fuzz", "every fuzz target", Work::Fuzz { seconds: 120 })
             .goal(targets, fuzz::COUNTED)
