@@ -666,7 +666,10 @@ fn a_sleeper_is_woken_when_its_queue_fails() {
     assert!(app.end.begin_wait());
     assert!(rig.engine.turn() > 0);
     assert_eq!(app.end.state(), STATE_ERROR);
-    assert!(rig.engine.state.ports.iter().flatten().all(|port| port.wake_due), "it has no answer to wake for");
+    assert!(
+        rig.engine.state.ports.iter().flatten().all(|port| port.wake_due),
+        "it has no answer to wake for"
+    );
 }
 
 #[test]
