@@ -8,15 +8,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wire::Status;
-use wire::layout::{CompletionEntry, SubmissionEntry};
+use wire::layout::{CompletionEntry, MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
 
 use crate::channel::Channel;
 use crate::error::{Error, IoError, Refused};
-use crate::memory::{Buffer, Memory, MemoryAccess};
+use crate::memory::Buffer;
 use crate::request::{Completion, Request, Ticket};
 use crate::session::Link;
 use crate::slots::{Flight, Slots};
 use crate::volume::Volume;
+
+mod lists;
+mod transfer;
+
+use lists::Lists;
+use transfer::Pieces;
 
 /// What the blocking calls copy through: so many buffers of so many bytes.
 const BOUNCE_BUFFERS: usize = 8;
@@ -63,6 +69,8 @@ pub struct Queue {
     /// Completions that came while a blocking call waited for its own.
     stash: VecDeque<Completion>,
     bounce: Vec<Buffer>,
+    /// Where scatter lists are written.
+    lists: Lists,
     /// Blocking transfers begun; the number of one marks its requests.
     transfers: u64,
     /// Send, not Sync.
@@ -77,6 +85,7 @@ impl Queue {
             slots: Slots::new(entries),
             stash: VecDeque::new(),
             bounce: Vec::new(),
+            lists: Lists::default(),
             transfers: 0,
             _one_thread: PhantomData,
         })
@@ -174,13 +183,18 @@ impl Queue {
         if self.channel.is_down() {
             return Err(Refused { error: Error::QueueDown, request });
         }
-        let (region, region_offset) = match &request.buffer {
-            Some(buffer) => (buffer.region(), buffer.region_offset()),
-            None => (0, 0),
+        let (region, region_offset, segments) = match &request.buffer {
+            Some(buffer) => (buffer.region(), buffer.region_offset(), 0),
+            None if request.buffers.is_empty() => (0, 0, 0),
+            None => match self.lists.write(&self.channel, ticket.slot(), &request.buffers) {
+                Ok((region, offset)) => (region, offset, request.buffers.len()),
+                Err(error) => return Err(Refused { error, request }),
+            },
         };
         let entry = SubmissionEntry {
             opcode: request.opcode,
-            flags: request.flags,
+            flags: request.flags | if segments > 0 { flag::SCATTER } else { 0 },
+            scatter_count: u8::try_from(segments).unwrap_or(u8::MAX),
             deadline_us: request.deadline_us,
             user_data: ticket.user_data(),
             key: request.key,
@@ -195,6 +209,7 @@ impl Queue {
         }
         self.slots.insert(Flight {
             buffer: request.buffer.take(),
+            buffers: std::mem::take(&mut request.buffers),
             tag: request.tag,
             offset: request.offset,
             length,
@@ -326,8 +341,7 @@ impl Queue {
         }
     }
 
-    /// Reads `target.len()` bytes from `offset` through buffers of the queue's own. Offset and length must be multiples
-    /// of the block size; the memory may lie anywhere.
+    /// Reads `target.len()` bytes from `offset` through buffers of the queue's own. Offset, length and memory may be any.
     ///
     /// # Errors
     /// [`Error::Io`] for the first piece that failed; what was read by then is undefined.
@@ -345,11 +359,13 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn read_at(&mut self, volume: &Volume, offset: u64, target: &mut [u8]) -> Result<(), Error> {
-        self.transfer(volume, offset, Pieces::Read(target))
+        let block = volume.block_size() as usize;
+        self.transfer(volume, offset, Pieces::Read { target, offset, block })
     }
 
-    /// Writes `source` to `offset` through buffers of the queue's own. Offset and length must be multiples of the block
-    /// size; the memory may lie anywhere. Durable after [`Queue::flush`].
+    /// Writes `source` to `offset` through buffers of the queue's own. Offset, length and memory may be any. Blocks that
+    /// are written only in part keep their other bytes, as with [`Request::write_bytes`]. Durable after
+    /// [`Queue::flush`]. Not one write but several, unless it is of at most 64 KiB: others may see one and not the next.
     ///
     /// # Errors
     /// [`Error::Io`] for the first piece that failed; other pieces may have been written.
@@ -460,97 +476,11 @@ impl Queue {
         }
         Ok(())
     }
-
-    fn transfer(&mut self, volume: &Volume, offset: u64, mut pieces: Pieces<'_>) -> Result<(), Error> {
-        if self.bounce.is_empty() {
-            let memory =
-                Memory::register(&self.channel.link, BOUNCE_BUFFERS * BOUNCE_BYTES, MemoryAccess::Both)?;
-            self.bounce = memory.buffers(BOUNCE_BYTES, 4096)?;
-        }
-        self.transfers += 1;
-        let this = Some(self.transfers);
-        let (total, mut begun, mut running) = (pieces.len(), 0, 0usize);
-        let mut failed = None;
-        loop {
-            while begun < total
-                && failed.is_none()
-                && !self.bounce.is_empty()
-                && (running == 0 || !self.slots.is_full())
-            {
-                self.make_room()?;
-                let Some(mut buffer) = self.bounce.pop() else {
-                    break;
-                };
-                let length = BOUNCE_BYTES.min(total - begun);
-                let request = match &mut pieces {
-                    Pieces::Read(_) => Request::read(volume, offset.saturating_add(begun as u64), buffer),
-                    Pieces::Write(source) => {
-                        buffer[..length].copy_from_slice(&source[begun..begun + length]);
-                        Request::write(volume, offset.saturating_add(begun as u64), buffer)
-                    }
-                };
-                match self.submit(request.length(length as u64).tag(begun as u64), this) {
-                    Ok(_) => (begun, running) = (begun + length, running + 1),
-                    Err(refused) => {
-                        failed = Some(refused.error);
-                        self.bounce.extend(refused.request.buffer);
-                    }
-                }
-            }
-            if running == 0 {
-                return failed.map_or(Ok(()), Err);
-            }
-            self.ring()?;
-            let (ticket, flight, result) = self.next_ended()?;
-            if flight.transfer != this {
-                self.keep(ticket, flight, result);
-                continue;
-            }
-            running -= 1;
-            if let Err(error) = result.and_then(|bytes| pieces.arrived(&flight, bytes)) {
-                failed.get_or_insert(error);
-            }
-            self.bounce.extend(flight.buffer);
-        }
-    }
-}
-
-/// The caller's side of a blocking transfer.
-enum Pieces<'a> {
-    Read(&'a mut [u8]),
-    Write(&'a [u8]),
-}
-
-impl Pieces<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Read(target) => target.len(),
-            Self::Write(source) => source.len(),
-        }
-    }
-
-    /// Takes a piece that ended well; its tag is its place in the slice.
-    fn arrived(&mut self, flight: &Flight, bytes: u32) -> Result<(), Error> {
-        if bytes != flight.length {
-            return Err(Error::Protocol(format!(
-                "{bytes} bytes of {} were moved without an error",
-                flight.length
-            )));
-        }
-        if let (Self::Read(target), Some(buffer)) = (self, &flight.buffer) {
-            let (at, length) = (usize::try_from(flight.tag), usize::try_from(bytes));
-            let (Ok(at), Ok(length)) = (at, length) else {
-                return Ok(());
-            };
-            target[at..at + length].copy_from_slice(&buffer[..length]);
-        }
-        Ok(())
-    }
 }
 
 #[inline]
 fn completion(ticket: Ticket, flight: Flight, result: Result<u32, Error>) -> Completion {
-    Completion { ticket, tag: flight.tag, result, buffer: flight.buffer }
+    Completion { ticket, tag: flight.tag, result, buffer: flight.buffer, buffers: flight.buffers }
 }
 
 #[inline]
@@ -568,6 +498,9 @@ fn outcome(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
 
 #[inline]
 fn checked_length(request: &Request) -> Result<u32, Error> {
+    if request.opcode == opcode::WRITE_BYTES || !request.buffers.is_empty() {
+        check_rare(request)?;
+    }
     let most = request.buffer.as_ref().map_or(u64::MAX, |buffer| buffer.len() as u64);
     match u32::try_from(request.length) {
         Ok(length) if request.length <= most => Ok(length),
@@ -580,6 +513,31 @@ fn checked_length(request: &Request) -> Result<u32, Error> {
             request.length
         ))),
     }
+}
+
+/// What else can be wrong with the length of a write of bytes, and of a request with several buffers.
+#[cold]
+fn check_rare(request: &Request) -> Result<(), Error> {
+    if request.opcode == opcode::WRITE_BYTES && request.length > u64::from(MAX_WRITE_BYTES) {
+        return Err(Error::Argument(format!(
+            "a write of {} bytes at once: at most {MAX_WRITE_BYTES} can be written where they are not whole blocks",
+            request.length
+        )));
+    }
+    let all: u64 = request.buffers.iter().map(|buffer| buffer.len() as u64).sum();
+    if request.buffers.len() > MAX_SEGMENTS {
+        return Err(Error::Argument(format!(
+            "{} buffers for one request: it takes at most {MAX_SEGMENTS}",
+            request.buffers.len()
+        )));
+    }
+    if !request.buffers.is_empty() && request.length != all {
+        return Err(Error::Argument(format!(
+            "a length of {} with several buffers of {all} bytes: all of them take part",
+            request.length
+        )));
+    }
+    Ok(())
 }
 
 impl Drop for Queue {

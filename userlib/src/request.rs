@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wire::layout::{flag, opcode};
+use wire::layout::{MAX_SEGMENTS, MAX_WRITE_BYTES, flag, opcode};
 
 use crate::error::Error;
 use crate::memory::Buffer;
@@ -10,8 +10,9 @@ use crate::volume::Volume;
 
 /// One request, to be given to [`crate::Queue::prepare`] or [`crate::Queue::execute`].
 ///
-/// Offsets and lengths are in bytes and must be multiples of the volume's block size. The length is that of the buffer,
-/// which moves into the request and comes back with the [`Completion`].
+/// Offsets and lengths are in bytes and must be multiples of the volume's block size, but for
+/// [`Request::write_bytes`]. The length is that of the buffer or of all buffers, which move into the request and come
+/// back with the [`Completion`].
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,11 +41,23 @@ pub struct Request {
     pub(crate) length: u64,
     pub(crate) tag: u64,
     pub(crate) buffer: Option<Buffer>,
+    pub(crate) buffers: Vec<Buffer>,
 }
 
 impl Request {
+    /// The most buffers that one request takes.
+    pub const MAX_BUFFERS: usize = MAX_SEGMENTS;
+    /// The most bytes of one [`Request::write_bytes`].
+    pub const MAX_WRITE_BYTES: usize = MAX_WRITE_BYTES as usize;
+
     fn new(opcode: u8, volume: &Volume, offset: u64, length: u64, buffer: Option<Buffer>) -> Self {
-        Self { opcode, flags: 0, deadline_us: 0, key: volume.key(), offset, length, tag: 0, buffer }
+        let (key, buffers) = (volume.key(), Vec::new());
+        Self { opcode, flags: 0, deadline_us: 0, key, offset, length, tag: 0, buffer, buffers }
+    }
+
+    fn with_buffers(opcode: u8, volume: &Volume, offset: u64, buffers: Vec<Buffer>) -> Self {
+        let length = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        Self { buffers, ..Self::new(opcode, volume, offset, length, None) }
     }
 
     fn with_buffer(opcode: u8, volume: &Volume, offset: u64, buffer: Buffer) -> Self {
@@ -90,6 +103,76 @@ impl Request {
     /// ```
     pub fn write(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
         Self::with_buffer(opcode::WRITE, volume, offset, buffer)
+    }
+
+    /// Writes all of `buffer` to `offset`, which may be any, as may be the buffer's length up to
+    /// [`Request::MAX_WRITE_BYTES`]. What else the blocks hold stays, also if others write it at the same time. Costs the
+    /// reading of the blocks that are not written whole; whoever has whole blocks to write uses [`Request::write`]. Needs
+    /// [`crate::Access::WRITE`] only.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use portcullis::{Access, Request};
+    /// let log = session.open("v", Access::WRITE)?;
+    /// let mut line = session.buffer(14)?;
+    /// line.copy_from_slice(b"it was so cold");
+    /// assert_eq!(queue.execute(Request::write_bytes(&log, 1000, line))?.result?, 14);
+    /// # let volume = session.open("v", Access::READ)?;
+    /// # let mut back = [1; 16];
+    /// # queue.read_at(&volume, 999, &mut back)?;
+    /// # assert_eq!(&back, b"\0it was so cold\0");
+    /// # Ok(()) }
+    /// ```
+    pub fn write_bytes(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::WRITE_BYTES, volume, offset, buffer)
+    }
+
+    /// Reads into `buffers`, one after the other, as one request. They may be of different memory regions; the length of
+    /// each is a multiple of the block size. The first such request of a queue registers memory for its lists.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use portcullis::Request;
+    /// let buffers = vec![session.buffer(4096)?, session.buffer(8192)?];
+    /// let done = queue.execute(Request::read_vectored(&volume, 0, buffers))?;
+    /// assert_eq!(done.result?, 12288);
+    /// assert_eq!(done.buffers[1].len(), 8192);
+    /// # Ok(()) }
+    /// ```
+    pub fn read_vectored(volume: &Volume, offset: u64, buffers: Vec<Buffer>) -> Self {
+        Self::with_buffers(opcode::READ, volume, offset, buffers)
+    }
+
+    /// Writes `buffers`, one after the other, as one request. See [`Request::read_vectored`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
+    /// # let mut queue = session.queue(8)?;
+    /// use portcullis::Request;
+    /// let (mut header, mut body) = (session.buffer(4096)?, session.buffer(4096)?);
+    /// header.fill(1);
+    /// body.fill(2);
+    /// queue.execute(Request::write_vectored(&volume, 0, vec![header, body]))?.result?;
+    /// # let mut back = [0; 8192];
+    /// # queue.read_at(&volume, 0, &mut back)?;
+    /// # assert!(back[..4096] == [1; 4096] && back[4096..] == [2; 4096]);
+    /// # Ok(()) }
+    /// ```
+    pub fn write_vectored(volume: &Volume, offset: u64, buffers: Vec<Buffer>) -> Self {
+        Self::with_buffers(opcode::WRITE, volume, offset, buffers)
     }
 
     /// Compares all of `buffer` with the blocks at `offset`; ends with E_MISCOMPARE if they differ. Needs
@@ -189,6 +272,7 @@ impl Request {
             length: 0,
             tag: 0,
             buffer: None,
+            buffers: Vec::new(),
         }
     }
 
@@ -294,6 +378,23 @@ impl Request {
         self
     }
 
+    /// The buffers of a request with several; the request is given up.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("v", 1 << 20)?;
+    /// # let volume = session.open("v", portcullis::Access::READ)?;
+    /// use portcullis::Request;
+    /// let buffers = vec![session.buffer(4096)?, session.buffer(4096)?];
+    /// assert_eq!(Request::read_vectored(&volume, 0, buffers).into_buffers().len(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn into_buffers(self) -> Vec<Buffer> {
+        self.buffers
+    }
+
     /// The buffer, if there is one; the request is given up.
     ///
     /// ```
@@ -389,6 +490,8 @@ pub struct Completion {
     pub result: Result<u32, Error>,
     /// The buffer that the request was given.
     pub buffer: Option<Buffer>,
+    /// The buffers, if it was given several.
+    pub buffers: Vec<Buffer>,
 }
 
 #[cfg(test)]

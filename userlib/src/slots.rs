@@ -7,6 +7,7 @@ use crate::request::Ticket;
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) buffer: Option<Buffer>,
+    pub(crate) buffers: Vec<Buffer>,
     pub(crate) tag: u64,
     pub(crate) offset: u64,
     pub(crate) length: u32,
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     fn flight(tag: u64) -> Flight {
-        Flight { buffer: None, tag, offset: 0, length: 0, opcode: 0, transfer: None }
+        Flight { buffer: None, buffers: Vec::new(), tag, offset: 0, length: 0, opcode: 0, transfer: None }
     }
 
     #[test]
