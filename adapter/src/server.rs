@@ -402,4 +402,62 @@ mod tests {
         server.serve(FIRST_CONNECTION, over);
         assert!(server.connections.is_empty(), "it would be reported for ever");
     }
+
+    /// Whatever the kernel says, sessions end in order and the control plane is there to be taken down.
+    #[test]
+    fn a_server_that_can_serve_no_longer_gives_the_control_plane_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut server, _engine) = server(directory.path());
+        let client = connect(&mut server);
+        server.epoll = std::fs::File::open("/dev/null").unwrap().into();
+        let (stop, _writer) = rustix::pipe::pipe().unwrap();
+        let (mut control, served) = server.run(stop.as_fd(), &mut |_, _| ());
+        assert!(served.is_err());
+        let end = Instant::now() + Duration::from_secs(10);
+        while !control.is_drained() && Instant::now() < end {
+            control.advance(Instant::now());
+        }
+        assert!(control.is_drained(), "the session was told to end");
+        drop(client);
+    }
+
+    /// A client that has its user's requests used up is heard again when another session of that user has its answers.
+    #[test]
+    fn a_paused_connection_goes_on_when_another_ends_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = Options::new("null:64M".parse().unwrap());
+        options.policy.outstanding_per_user = 1;
+        let Assembled { control, engine, .. } = assemble(&options, Turned::ByCaller).unwrap();
+        let mut engine = engine.unwrap();
+        let mut server = Server::bind(control, &directory.path().join("socket"), 0o600).unwrap();
+        let (first, second) = (connect(&mut server), connect(&mut server));
+        let say = |client: &OwnedFd, request: &Request| {
+            send(client, &encode(1, request).unwrap(), &[], Blocking::Never).unwrap();
+        };
+        let hello = Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION };
+        say(&first, &hello);
+        say(&first, &Request::CreateVolume { name: "v".into(), bytes: 1 << 20 });
+        server.serve(FIRST_CONNECTION, false);
+        while server.control.is_waiting() {
+            server.control.advance(Instant::now());
+        }
+        server.deliver();
+        say(&first, &Request::OpenVolume { name: "v".into(), access: 1 });
+        say(&first, &Request::DeleteVolume { name: "v".into() });
+        while server.control.takes_requests(server.connections[&FIRST_CONNECTION].session) {
+            server.serve(FIRST_CONNECTION, false);
+        }
+        say(&second, &hello);
+        server.serve(FIRST_CONNECTION + 1, false);
+        let paused =
+            |server: &Server| !server.connections[&(FIRST_CONNECTION + 1)].interest.contains(EventFlags::IN);
+        assert!(paused(&server), "the delete waits for the engine, and the user may have no more");
+        while server.control.is_waiting() {
+            engine.turn();
+            server.control.advance(Instant::now());
+        }
+        server.deliver();
+        server.resume_connections();
+        assert!(!paused(&server));
+    }
 }

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use portcullis::{Access, Subject};
 
 use crate::copy::Place;
+use crate::limits::LimitOptions;
 use crate::subject::Name;
 use crate::units::parse_size;
 
@@ -122,12 +123,11 @@ pub(crate) struct ServeOptions {
     /// Let user 65534 connect, who stands for users of other namespaces
     #[arg(long)]
     pub(crate) allow_overflow_user: bool,
-    /// Memory that one session may register [default: 64M]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) session_memory: Option<u64>,
     /// Threads that poll, each with a device queue of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) pollers: u16,
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
 }
 
 /// A group by number.

@@ -8,6 +8,7 @@ mod copy;
 mod demo;
 mod device;
 mod doctor;
+mod limits;
 mod output;
 mod serve;
 mod subject;

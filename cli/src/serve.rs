@@ -36,10 +36,7 @@ pub(crate) fn run(options: &ServeOptions, place: &Where) -> Result<()> {
     settings.policy.admin_group = options.admin_group.map(|group| group.0);
     settings.policy.anyone_creates = options.anyone_creates;
     settings.policy.allow_overflow_user = options.allow_overflow_user;
-    if let Some(bytes) = options.session_memory {
-        settings.policy.limits.pinned_bytes = bytes;
-        settings.policy.pinned_per_user = settings.policy.pinned_per_user.max(bytes);
-    }
+    options.limits.apply(&mut settings.policy);
 
     let socket = place.socket.clone().unwrap_or_else(default_socket_path);
     let text = |serving: &Serving| {

@@ -56,14 +56,15 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// What a user may do: everything as the owner, otherwise all that any matching entry allows.
+    /// What a user may do: everything as the owner, otherwise all that any matching entry allows. `groups` are sorted:
+    /// there may be thousands, and as many entries.
     pub fn access_for(&self, uid: u32, gid: u32, groups: &[u32]) -> Access {
         if uid == self.owner {
             return Access::ALL;
         }
         let matches = |subject: &Subject| match *subject {
             Subject::User(user) => user == uid,
-            Subject::Group(group) => group == gid || groups.contains(&group),
+            Subject::Group(group) => group == gid || groups.binary_search(&group).is_ok(),
             Subject::Everyone => true,
         };
         self.access

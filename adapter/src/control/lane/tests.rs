@@ -118,7 +118,7 @@ fn blocks_are_taken_only_when_grants_that_were_closing_are_quiet() {
         let session = rig.session();
         rig.create(session);
         let key = rig.opened(session);
-        rig.ask(session, Request::Close { key });
+        let closing = rig.ask(session, Request::Close { key });
         rig.ask(session, request);
         assert!(rig.waits(), "I/O may still run under the grant that is being closed");
         // The close gives up; it must not open the grant again over blocks that are about to go.
@@ -127,6 +127,11 @@ fn blocks_are_taken_only_when_grants_that_were_closing_are_quiet() {
         let replies: Vec<_> = std::iter::from_fn(|| rig.control.next_reply()).collect();
         let answer = replies.iter().find(|out| out.caller == query).unwrap();
         assert!(matches!(answer.reply, Reply::Error { .. }), "{answer:?}");
+        let answer = replies.iter().find(|out| out.caller == closing).unwrap();
+        let Reply::Error { status: Status::E_BUSY_TIMEOUT, detail } = &answer.reply else {
+            panic!("{answer:?}")
+        };
+        assert!(detail.contains("revoked meanwhile") && !detail.contains("stays"), "{detail}");
         for _ in 0..5 {
             rig.engine.turn();
             rig.control.advance(Instant::now());

@@ -329,6 +329,57 @@ fn requests_of_a_dead_session_are_not_counted_any_more() {
     assert_eq!(rig.control.users.get(1).unwrap().outstanding, 0);
 }
 
+/// A descriptor whose close takes as long as somebody likes: it lingers.
+fn hanging() -> (OwnedFd, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    rustix::net::sockopt::set_socket_linger(&stream, Some(std::time::Duration::from_secs(60))).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while rustix::io::write(&stream, &[0; 1 << 16]).is_ok() {}
+    (stream.into(), peer)
+}
+
+#[test]
+fn who_sends_descriptors_that_cannot_be_closed_is_not_heard_until_they_are() {
+    let mut rig = Rig::new(|_| ());
+    let (session, other) = (rig.session(73), rig.session(74));
+    let mut peers = Vec::new();
+    while rig.control.takes_requests(session) {
+        assert!(peers.len() < 20, "there is an end");
+        let (fd, peer) = hanging();
+        peers.push(peer);
+        let request = Request::RegisterMemory { length: 4096, access: 3 };
+        let reply = rig.call(session, request, Some(fd));
+        assert!(matches!(reply, Reply::Error { status: Status::E_LOCAL_MEM, .. }), "{reply:?}");
+    }
+    assert_eq!(peers.len(), 16);
+    assert_eq!(rig.held(73).of(What::Descriptors), 1 + 16, "they are its user's");
+    assert!(rig.control.takes_requests(other));
+    rig.register(other, 4096).unwrap();
+    drop(peers); // Nothing is left to linger for.
+    settled(73);
+    assert!(rig.control.takes_requests(session));
+}
+
+#[test]
+fn rights_of_one_group_of_many_are_found_and_those_of_no_group_are_not() {
+    let mut rig = Rig::new(|_| ());
+    let owner = rig.session(1);
+    rig.create(owner, "v", 1 << 20);
+    let subject = wire::control::Subject::Group(3);
+    let reply = rig.call(owner, Request::SetAccess { name: "v".into(), subject, access: 1 }, None);
+    assert!(matches!(reply, Reply::Volume(_) | Reply::Revoked { .. } | Reply::Done), "{reply:?}");
+    // In any order, as the kernel may tell them.
+    for (groups, may) in [(vec![9, 3, 1, 7], true), (vec![9, 1, 7, 5], false), (Vec::new(), false)] {
+        let session = rig.control.connect(Credentials { groups, ..somebody(5) }).unwrap();
+        let hello = Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION };
+        rig.call(session, hello, None);
+        let reply = rig.call(session, Request::OpenVolume { name: "v".into(), access: 1 }, None);
+        assert_eq!(matches!(reply, Reply::Grant(_)), may, "{reply:?}");
+    }
+}
+
 #[test]
 fn the_overflow_user_and_endless_groups_are_refused() {
     let mut rig = Rig::new(|_| ());
