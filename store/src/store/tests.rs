@@ -464,6 +464,20 @@ fn a_superblock_copy_is_enough_and_the_other_is_mended() {
     }
 }
 
+/// Not only refused: said to be what it is, and nothing is written, so that what was destroyed can be put back.
+#[test]
+fn superblocks_that_contradict_each_other_are_left_alone() {
+    let (one, other) = (disk(12, 16), disk(12, 16));
+    drop((format(&one), format(&other)));
+    let [first, _] = disk_superblocks(&one);
+    let strange = other.content()[&first].clone();
+    one.alter(first, |bytes| bytes.copy_from_slice(&strange));
+    let steps = one.steps();
+    let refused = error(open(&one));
+    assert!(matches!(&refused, StoreError::Damaged { what } if what.contains("contradict")), "{refused}");
+    assert_eq!(one.steps(), steps, "nothing was written");
+}
+
 #[test]
 fn a_device_of_another_size_or_block_size_is_refused_or_fits() {
     let disk = disk(12, 16);
