@@ -31,12 +31,13 @@ impl Lateness {
     #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
     pub fn of(seed: u64) -> Self {
         let mut random = Random(seed ^ 0x1a7e);
+        let never_disabled = seed % 8 == 7;
         Self {
             seed,
-            late: 100 + random.below(600) as u16,
-            again: if random.below(3) == 0 { 1 + random.below(300) as u16 } else { 0 },
+            late: if never_disabled { 700 } else { 100 + random.below(600) as u16 },
+            again: if !never_disabled && random.below(3) == 0 { 1 + random.below(300) as u16 } else { 0 },
             // Waiting for one that is never disabled takes half a second.
-            lingers: if seed % 8 == 7 { u32::MAX } else { random.below(60) as u32 },
+            lingers: if never_disabled { u32::MAX } else { random.below(60) as u32 },
         }
     }
 

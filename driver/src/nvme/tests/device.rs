@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::rig::*;
-use crate::block::{BlockQueue, DeviceStatus, Operation, QueueState, SubmitError};
+use crate::block::{BlockQueue, DeviceStatus, Operation, QueueState, Segment, SubmitError};
 use crate::hal::Iova;
 use crate::nvme::{Controller, NvmeError, Options, Watch};
 use crate::spec::nvme::{cq_head_doorbell, offset, sq_tail_doorbell};
@@ -159,6 +159,86 @@ fn what_does_not_fit_never_reaches_the_device() {
     }
     queue.commit();
     assert_eq!((queue.outstanding(), controller.device().emulator.commands()), (0, 0));
+}
+
+#[test]
+fn lists_that_do_not_fit_never_reach_the_device() {
+    let (controller, mut queue, _) = opened(512);
+    let most = controller.geometry().max_segments;
+    assert_eq!(most, 32);
+    let data = memory(&controller, 4096).iova(0);
+    let segment = |bytes| Segment { data, bytes };
+    for (blocks, segments) in [
+        (most + 1, vec![segment(512); most as usize + 1]),
+        (2, vec![segment(512)]),
+        (1, vec![segment(512), segment(512)]),
+        (1, vec![segment(256), segment(256)]),
+        (1, vec![Segment { data: Iova(data.0 + 2), bytes: 512 }]),
+        (0, vec![]),
+    ] {
+        let read = command(Operation::Read, 0, blocks, data);
+        assert_eq!(queue.submit_scattered(&read, &segments), Err(SubmitError::Invalid), "{segments:?}");
+    }
+    queue.commit();
+    assert_eq!((queue.outstanding(), controller.device().emulator.commands()), (0, 0));
+}
+
+/// All slots are taken by commands with the longest list, before the device reads any.
+#[test]
+fn each_command_has_its_list_to_itself() {
+    let (controller, mut queue, _) = opened(512);
+    let buffer = memory(&controller, 15 * 32 * 512);
+    for lba in 0..15 * 32u64 {
+        buffer.copy_in(0, &[u8::try_from(lba % 251).unwrap(); 512]);
+        assert!(run(&mut queue, command(WRITE, lba, 1, buffer.iova(0))).is_ok());
+    }
+    for slot in 0..15 {
+        // The blocks of each command end up in reverse.
+        let segments: Vec<Segment> =
+            (0..32).map(|n| Segment { data: buffer.iova((slot * 32 + 31 - n) * 512), bytes: 512 }).collect();
+        let read = command(Operation::Read, slot as u64 * 32, 32, Iova(1));
+        queue.submit_scattered(&read, &segments).unwrap();
+    }
+    queue.commit();
+    let all = ended(&mut queue);
+    assert!(all.len() == 15 && all.iter().all(|(_, status)| status.is_ok()));
+    for at in 0..15 * 32usize {
+        let mut block = [0; 512];
+        buffer.copy_out(at * 512, &mut block);
+        let lba = at / 32 * 32 + 31 - at % 32;
+        assert_eq!(block, [u8::try_from(lba % 251).unwrap(); 512], "block {at}");
+    }
+    assert_eq!(controller.device().emulator.faults(), 0);
+}
+
+#[test]
+fn a_device_without_scatter_lists_takes_one_segment() {
+    let (device, rigging) = rigged(512);
+    *rigging.data.lock().unwrap() = Some(|command, data| {
+        if command.cdw10 & 0xff == 1 && data.len() == 4096 {
+            data[536] = 0; // SGLS
+        }
+    });
+    let mut controller = Controller::open_with(device, &options(1)).unwrap();
+    let mut queue = controller.take_queue().unwrap();
+    let buffer = memory(&controller, 8192);
+    buffer.copy_in(0, &[7; 8192]);
+    assert_eq!(controller.geometry().max_segments, 1);
+    *rigging.verdict.lock().unwrap() = Some(|_, command| {
+        assert_eq!(command.cdw0.psdt(), 0, "PRPs");
+        crate::emu::Verdict::Run
+    });
+    let segment = |at, bytes| Segment { data: buffer.iova(at), bytes };
+    let read = command(Operation::Read, 0, 4, Iova(1));
+    let two = [segment(0, 1024), segment(4096, 1024)];
+    assert_eq!(queue.submit_scattered(&read, &two), Err(SubmitError::Invalid));
+    queue.submit_scattered(&read, &[segment(3072, 2048)]).unwrap();
+    queue.commit();
+    assert_eq!(ended(&mut queue), [(read.tag, DeviceStatus::OK)]);
+    let mut bytes = [0; 8192];
+    buffer.copy_out(0, &mut bytes);
+    assert!(bytes[..3072].iter().chain(&bytes[5120..]).all(|&byte| byte == 7));
+    assert!(bytes[3072..5120].iter().all(|&byte| byte == 0));
 }
 
 #[test]
