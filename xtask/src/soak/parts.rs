@@ -116,6 +116,7 @@ pub(super) fn all() -> Result<Vec<Part>> {
         )
         .environment(&[("PROPTEST_CASES", "1024")])
         .goal(200, "seeds of late DMA")
+        .goal(10_000, "identify pages that lie")
         .one_core()
         .minutes(3),
         Part::new("rings", "rings and messages with hostile peers", test("--package wire --lib --tests", ""))
