@@ -26,10 +26,12 @@ pub enum Role {
     Busy,
     /// An adapter over a file.
     Server,
+    /// An application that attacks its own memory.
+    MemoryAttacker,
 }
 
 impl Role {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::FilteredCall,
         Self::SteadyLoop,
         Self::Victim,
@@ -37,6 +39,7 @@ impl Role {
         Self::Operator,
         Self::Busy,
         Self::Server,
+        Self::MemoryAttacker,
     ];
 
     fn command(self, first: &str, second: &str) -> Command {
@@ -71,6 +74,7 @@ pub fn play_role() -> bool {
         Role::Operator => crate::death::points::play(Path::new(&first), &second),
         Role::Busy => crate::death::random::play(Path::new(&first), &second),
         Role::Server => crate::death::restart::play(&first, Path::new(&second)),
+        Role::MemoryAttacker => crate::system::memory::play(Path::new(&first), &second),
     }
     true
 }

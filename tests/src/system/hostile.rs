@@ -19,7 +19,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "a_client_that_never_reads_its_socket", run: deaf },
 ];
 
-fn dial(path: &Path) -> std::io::Result<OwnedFd> {
+pub(super) fn dial(path: &Path) -> std::io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)

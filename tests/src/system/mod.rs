@@ -7,7 +7,10 @@ mod attack;
 mod channels;
 pub mod confined;
 mod grants;
+mod guess;
 mod hostile;
+pub mod memory;
+mod silent;
 mod tables;
 mod volumes;
 
@@ -81,8 +84,16 @@ pub fn all() -> Vec<Case> {
         hostile::CASES,
         confined::CASES,
         tables::CASES,
+        guess::CASES,
+        silent::CASES,
+        memory::CASES,
     ]
     .concat()
+}
+
+/// Whether the large counts are wanted.
+fn soak() -> bool {
+    std::env::var("PORTCULLIS_SOAK").is_ok_and(|value| value == "1")
 }
 
 /// Somebody who is not the adapter's user.
