@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 fn list(parts: &[Part]) -> Result<bool> {
-    let head = ["part", "slices", "cores", "about", "goals", "what"].map(str::to_owned).to_vec();
+    let head = ["part", "slices", "cores", "about", "what", "goals"].map(str::to_owned).to_vec();
     let mut rows = vec![head];
     for part in parts {
         let goals: Vec<String> =
@@ -84,8 +84,8 @@ fn list(parts: &[Part]) -> Result<bool> {
             Slice::of(part, 1)?.len().to_string(),
             part.cores.to_string(),
             format!("{} min", part.minutes),
-            goals.join(", "),
             part.about.to_owned(),
+            goals.join(", "),
         ]);
     }
     print!("{}", report::table(&rows));

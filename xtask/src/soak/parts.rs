@@ -76,11 +76,23 @@ impl Part {
     }
 }
 
-/// All parts. What takes one core comes first, so that those fill both.
+fn test(of: &'static str, only: &'static str) -> Work {
+    Work::Test { of, only }
+}
+
+/// All parts.
 pub(super) fn all() -> Result<Vec<Part>> {
-    let test = |of, only| Work::Test { of, only };
     let targets = fuzz::targets()?.len() as u64;
-    Ok(vec![
+    let fuzz = Part::new("fuzz", "every fuzz target", Work::Fuzz { seconds: 120 })
+        .goal(targets, fuzz::COUNTED)
+        .one_core()
+        .minutes(targets.div_ceil(2) * 2 + 1);
+    Ok(suites().into_iter().chain([fuzz]).chain(crates()).collect())
+}
+
+/// On the whole path: suites of the package `tests`, and the guest.
+fn suites() -> Vec<Part> {
+    vec![
         Part::new(
             "simulation",
             "the engine with device, applications, control plane and faults, from a seed",
@@ -88,7 +100,46 @@ pub(super) fn all() -> Result<Vec<Part>> {
         )
         .slices(20, 50_000)
         .goal(1_000_000, "simulation seeds")
-        .minutes(12),
+        .minutes(14),
+        Part::new(
+            "death",
+            "applications and adapters killed at every step",
+            test("--package tests --test death", ""),
+        )
+        .goal(1000, "kills of an application")
+        .goal(100, "kills of the adapter")
+        .minutes(6),
+        Part::new(
+            "power",
+            "the power cut under an adapter and its applications",
+            test("--package tests --test power", ""),
+        )
+        .goal(200, "power cuts on emu")
+        .one_core()
+        .minutes(3),
+        Part::new(
+            "machine",
+            "the whole machine killed under an adapter on VFIO",
+            test("--package qemu --test guest", "--ignored a_machine_that_is_killed"),
+        )
+        .goal(20, "kills of the whole machine")
+        .minutes(10),
+        Part::new(
+            "system",
+            "the whole path: holes in memory, guessers, silent and stopped applications",
+            test("--package tests --test system", ""),
+        )
+        .goal(1000, "rounds of memory attacks")
+        .goal(10_000_000, "guesses")
+        .goal(50, "revocations from stopped applications")
+        .minutes(5),
+    ]
+}
+
+/// Of one crate each.
+fn crates() -> Vec<Part> {
+    let cases: &'static [(&str, &str)] = &[("PROPTEST_CASES", "1024")];
+    vec![
         Part::new("loom", "the queue protocols under every interleaving that matters", Work::Loom).one_core(),
         Part::new(
             "tables",
@@ -105,7 +156,7 @@ pub(super) fn all() -> Result<Vec<Part>> {
             "the store with the power cut at every write, and with damaged images",
             test("--package store --lib --tests", ""),
         )
-        .environment(&[("PROPTEST_CASES", "1024")])
+        .environment(cases)
         .goal(10_000, "damaged store images")
         .one_core()
         .minutes(3),
@@ -114,41 +165,19 @@ pub(super) fn all() -> Result<Vec<Part>> {
             "the driver against devices that lie, come late or vanish",
             test("--package driver --lib --tests", ""),
         )
-        .environment(&[("PROPTEST_CASES", "1024")])
+        .environment(cases)
         .goal(200, "seeds of late DMA")
-        .goal(10_000, "identify pages that lie")
         .one_core()
         .minutes(3),
         Part::new("rings", "rings and messages with hostile peers", test("--package wire --lib --tests", ""))
-            .environment(&[("PROPTEST_CASES", "1024")])
+            .environment(cases)
             .minutes(2),
         Part::new("engine", "the engine and the control plane", test("--package adapter --lib --tests", ""))
-            .environment(&[("PROPTEST_CASES", "1024")])
+            .environment(cases)
             .goal(200, "seeds of late DMA through an adapter")
             .goal(1000, "cycles of taking and giving back everything that is limited")
-            .minutes(2),
-        Part::new("fuzz", "every fuzz target", Work::Fuzz { seconds: 120 })
-            .goal(targets, fuzz::COUNTED)
-            .one_core()
-            .minutes(targets + 1),
-        Part::new(
-            "power",
-            "the power cut under an adapter and its applications",
-            test("--package tests --test power", ""),
-        )
-        .goal(200, "power cuts on emu")
-        .one_core()
-        .minutes(3),
-        Part::new(
-            "death",
-            "applications and adapters killed at every step",
-            test("--package tests --test death", ""),
-        )
-        .goal(1000, "kills of an application")
-        .goal(100, "kills of the adapter")
-        .minutes(6),
-        Part::new("system", "the whole path, on emu", test("--package tests --test system", "")).minutes(3),
-    ])
+            .minutes(3),
+    ]
 }
 
 #[cfg(test)]
