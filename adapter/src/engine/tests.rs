@@ -707,6 +707,21 @@ fn a_request_that_the_device_has_in_part_ends_with_that_part_when_the_device_is_
 }
 
 #[test]
+fn an_engine_does_not_sleep_on_a_flush_that_the_device_did_not_take() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ_WRITE);
+    rig.engine.queue.room = 0;
+    let entry = SubmissionEntry { region: 0, ..app.request(1, opcode::FLUSH, 0, 0) };
+    app.submit(&entry);
+    rig.turns(2);
+    assert!(!rig.engine.prepare_sleep(true), "the device has nothing that would wake anybody");
+    rig.engine.queue.room = 64;
+    rig.turns(2);
+    assert_eq!(app.statuses(), [(1, Status::OK)]);
+    assert!(rig.engine.prepare_sleep(true));
+}
+
+#[test]
 fn an_engine_does_not_sleep_on_what_a_failed_queue_rang() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 8, 0, Access::READ);
