@@ -54,6 +54,9 @@ fn simulate(first: u64, count: u64) -> Sum {
     let shown = Mutex::new(started);
     let work = || {
         let mut simulator = Simulator::default();
+        if count == 1 {
+            simulator.events = usize::MAX; // A replay is to be read from the beginning.
+        }
         while !sum.found.load(Ordering::Relaxed) {
             let from = next.fetch_add(PORTION, Ordering::Relaxed);
             let (to, end) = (from.saturating_add(PORTION), first.saturating_add(count));

@@ -155,9 +155,16 @@ pub fn hush() {
 }
 
 /// Simulates, one seed after another.
-#[derive(Default)]
 pub struct Simulator {
     pool: Option<Pool>,
+    /// So many events are kept to be printed with a finding.
+    pub events: usize,
+}
+
+impl Default for Simulator {
+    fn default() -> Self {
+        Self { pool: None, events: 200 }
+    }
 }
 
 impl Simulator {
@@ -165,7 +172,7 @@ impl Simulator {
     pub fn run(&mut self, seed: u64, driver: Driver) -> Outcome {
         let pool = self.pool.take().unwrap_or_default();
         PLACE.set(Some(String::new()));
-        let mut world = World::new(seed, pool, driver);
+        let mut world = World::new(seed, pool, driver, self.events);
         let result = catch_unwind(AssertUnwindSafe(|| world.run()));
         let place = PLACE.take().unwrap_or_default();
         let outside = world.outside.clone();

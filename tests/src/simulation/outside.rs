@@ -171,6 +171,7 @@ pub(super) struct Outside {
     pub(super) calm: bool,
     /// Requests that move no data cannot be told apart any more.
     pub(super) blind: bool,
+    pub(super) blind_to_all: bool,
 }
 
 /// A finding: ends the simulation of this seed.
@@ -180,7 +181,7 @@ macro_rules! finding {
 pub(super) use finding;
 
 impl Outside {
-    pub(super) fn new(seed: u64, pool: Pool) -> Self {
+    pub(super) fn new(seed: u64, pool: Pool, kept: usize) -> Self {
         let mut rng = Random::new(seed);
         let config = Config::new(&mut rng);
         let limits = Limits { entries: config.entries, lba_entries: config.lba_entries, regions: REGIONS };
@@ -208,12 +209,13 @@ impl Outside {
             clients,
             queues: Vec::new(),
             asked: Vec::with_capacity(512),
-            trace: Trace::new(),
+            trace: Trace::new(kept),
             steps: 0,
             statuses: [0; super::STATUSES],
             now: Arc::new(AtomicU64::new(1_000_000)),
             calm: false,
             blind: false,
+            blind_to_all: false,
             pool,
             config,
             rng,

@@ -1,8 +1,5 @@
 //! What happened: the last events to print, and a hash over all of them to compare runs by.
 
-/// Events kept for a finding.
-const KEPT: usize = 200;
-
 /// Up to four named numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Event {
@@ -24,6 +21,8 @@ impl std::fmt::Display for Event {
 
 /// See the module.
 pub(super) struct Trace {
+    /// So many events are kept for a finding.
+    kept: usize,
     events: Vec<Event>,
     next: usize,
     pub(super) count: u64,
@@ -31,8 +30,8 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    pub(super) fn new() -> Self {
-        Self { events: Vec::with_capacity(KEPT), next: 0, count: 0, hash: 0xcbf2_9ce4_8422_2325 }
+    pub(super) fn new(kept: usize) -> Self {
+        Self { kept, events: Vec::new(), next: 0, count: 0, hash: 0xcbf2_9ce4_8422_2325 }
     }
 
     #[inline]
@@ -44,12 +43,12 @@ impl Trace {
         }
         self.hash = hash;
         let event = Event { number: self.count, what, names, values };
-        if self.events.len() < KEPT {
+        if self.events.len() < self.kept {
             self.events.push(event);
         } else {
             self.events[self.next] = event;
         }
-        self.next = if self.next + 1 == KEPT { 0 } else { self.next + 1 };
+        self.next = if self.next + 1 == self.kept { 0 } else { self.next + 1 };
     }
 
     pub(super) fn hash(&self) -> u64 {

@@ -82,6 +82,10 @@ impl Asked {
         self.what == What::Io(Op::Flush)
     }
 
+    fn is_io(&self) -> bool {
+        matches!(self.what, What::Io(_))
+    }
+
     /// It makes commands that move no data.
     fn is_bare(&self) -> bool {
         matches!(self.what, What::Io(Op::Zeroes { .. } | Op::Deallocate))
@@ -116,7 +120,7 @@ impl Outside {
             self.explain_flush(engine);
             return None;
         }
-        if self.blind && !command.operation.moves_data() {
+        if self.blind && !command.operation.moves_data() || self.blind_to_all {
             return None;
         }
         let (mut found, mut many) = (None, 0);
@@ -136,7 +140,9 @@ impl Outside {
         let Some(number) = found else { self.unexplained(engine, command) };
         if many > 1 {
             // Requests that move no data may look the same to the device. From here on they are not looked at.
+            // (Others can only when an application guessed the key of a region that came later.)
             self.blind = true;
+            self.blind_to_all |= command.operation.moves_data();
             event!(self, "blind");
             return None;
         }
@@ -146,7 +152,7 @@ impl Outside {
 
     /// Whether nothing is known of what the device does for a request.
     pub(super) fn is_unseen(&self, asked: &Asked) -> bool {
-        self.blind && asked.is_bare()
+        self.blind && asked.is_bare() || self.blind_to_all && asked.is_io()
     }
 
     /// Whether the next command of a request may begin so.
@@ -450,7 +456,9 @@ impl Outside {
             ensure(there && stands, "a cancel found what could not be found")?;
         }
         if found.stand == Stand::Announced {
-            let started = found.accepted > 0 || found.is_flush() || self.blind && found.is_bare();
+            let started = found.accepted > 0
+                || found.is_flush()
+                || self.blind && (found.is_bare() || self.blind_to_all);
             ensure(started || !plain, "a cancel let go on what the device has not got")?;
             found.cancelled = found.accepted == 0 && plain;
         }

@@ -40,8 +40,8 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, pool: Pool, driver: Driver) -> Self {
-        let outside = Arc::new(Mutex::new(Outside::new(seed, pool)));
+    pub(super) fn new(seed: u64, pool: Pool, driver: Driver, kept: usize) -> Self {
+        let outside = Arc::new(Mutex::new(Outside::new(seed, pool, kept)));
         let (config, published, now) = {
             let outside = lock(&outside);
             (outside.config.clone(), outside.published(), outside.now.clone())
