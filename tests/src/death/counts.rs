@@ -55,10 +55,6 @@ impl Counts {
         }
     }
 
-    pub(super) fn sessions(&self) -> usize {
-        self.sessions
-    }
-
     /// Without what belongs to volumes, which outlive whoever made them.
     fn of_sessions(&self) -> Self {
         Self { free_blocks: 0, volumes: 0, ..self.clone() }

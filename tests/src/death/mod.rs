@@ -12,7 +12,7 @@ mod seams;
 pub(crate) mod state;
 mod states;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use adapter::{Adapter, Options};
@@ -64,6 +64,8 @@ struct Ground {
     bystander: Bystander,
     /// An administrator who does not wait for replies.
     operator: Wire,
+    /// Sees from inside of the adapter that the control plane goes on.
+    herald: Arc<Mutex<Wire>>,
     adapter: Adapter,
 }
 
@@ -76,7 +78,8 @@ impl Ground {
         let admin = Session::connect(adapter.socket()).unwrap();
         let bystander = Bystander::new(&adapter);
         let operator = Wire::open(adapter.socket());
-        Self { seams, admin, bystander, operator, adapter }
+        let herald = Arc::new(Mutex::new(Wire::open(adapter.socket())));
+        Self { seams, admin, bystander, operator, herald, adapter }
     }
 
     fn count(&self) -> Counts {
@@ -98,6 +101,8 @@ impl Ground {
 
     /// Deletes all volumes but the bystander's.
     fn delete_volumes(&self) {
+        // Operations on volumes have their turns: this one comes after what the dead had begun.
+        assert!(self.admin.delete_volume("nowhere").is_err());
         let names: Vec<String> = self.admin.volumes().map(|volume| volume.unwrap().name).collect();
         for name in names.iter().filter(|name| *name != Bystander::VOLUME) {
             match self.admin.delete_volume(name) {
