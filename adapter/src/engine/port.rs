@@ -74,7 +74,7 @@ impl Port {
             domain,
             ring: AdapterEnd::new(view, entries),
             state: PortState::Ready,
-            in_flight: Vec::with_capacity(entries.get() as usize),
+            in_flight: super::touched(entries.get() as usize),
             wake_due: false,
             gate: Arc::default(),
             posted: false,
