@@ -240,6 +240,9 @@ impl Queue {
 
     /// The next completion, if there is one. Does not wait; an embedded adapter gets a turn.
     ///
+    /// An adapter that was killed says nothing here. Who polls and hears nothing for long asks by [`Queue::wait`], for a
+    /// millisecond say, or by any call of the session: they fail with [`crate::Status::E_PATH`] then.
+    ///
     /// # Errors
     /// [`Error::Protocol`] if the adapter completed what was never asked for. A request that failed is not an error
     /// here: see [`Completion::result`].
