@@ -93,33 +93,31 @@ pub enum Operation {
     WriteBytes,
 }
 
-/// All that an operation needs, in one word, so that a check looks at it once.
+/// All that an operation needs, in one word, so that a check looks it up once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Rule(u8);
+pub(crate) struct Rule(u32);
 
 impl Rule {
-    const MEMORY_SHIFT: u32 = 3;
-    const NO_RANGE: u8 = 1 << 5;
-    const ANY_ALIGNMENT: u8 = 1 << 6;
+    const MEMORY_SHIFT: u32 = 8;
+    const NO_RANGE: u32 = 1 << 16;
+    const ANY_ALIGNMENT: u32 = 1 << 17;
 
-    const fn new(entry: Access, memory: Access) -> Self {
-        Self(entry.0 | memory.0 << Self::MEMORY_SHIFT)
-    }
-
-    const fn and(self, bit: u8) -> Self {
-        Self(self.0 | bit)
+    const fn new(entry: Access, memory: Access, flags: u32) -> Self {
+        Self(entry.0 as u32 | (memory.0 as u32) << Self::MEMORY_SHIFT | flags)
     }
 
     /// What the entry must allow.
     #[inline]
+    #[allow(clippy::cast_possible_truncation)] // the low byte
     pub(crate) const fn access(self) -> Access {
-        Access(self.0 & 7)
+        Access(self.0 as u8)
     }
 
     /// What the memory region must allow; nothing where no data moves.
     #[inline]
+    #[allow(clippy::cast_possible_truncation)] // one of its bytes
     pub(crate) const fn memory(self) -> Access {
-        Access(self.0 >> Self::MEMORY_SHIFT & 3)
+        Access((self.0 >> Self::MEMORY_SHIFT) as u8)
     }
 
     /// It names no range: offset and length are zero. All others name one that is not empty.
@@ -134,27 +132,42 @@ impl Rule {
         self.0 & Self::ANY_ALIGNMENT != 0
     }
 
-    /// Which bits of the memory's offset must be zero: the device wants its addresses so, a copy does not.
-    #[inline]
-    pub(crate) const fn memory_mask(self) -> u64 {
-        if self.is_of_bytes() { 0 } else { 3 }
+    /// Write zeroes, which few do.
+    #[cold]
+    #[inline(never)]
+    const fn of_zeroes(deallocate: bool) -> Self {
+        let trim = if deallocate { Access::TRIM } else { Access::NONE };
+        Self::new(Access(Access::WRITE.0 | trim.0), Access::NONE, 0)
     }
 }
+
+/// In the order of the variants, but for write zeroes.
+const RULES: [Rule; 7] = [
+    Rule::new(Access::READ, Access::WRITE, 0),
+    Rule::new(Access::WRITE, Access::READ, 0),
+    Rule::new(Access::WRITE, Access::NONE, Rule::NO_RANGE),
+    Rule::of_zeroes(true),
+    Rule::new(Access::TRIM, Access::NONE, 0),
+    Rule::new(Access::READ, Access::READ, 0),
+    Rule::new(Access::WRITE, Access::READ, Rule::ANY_ALIGNMENT),
+];
 
 impl Operation {
     #[inline]
     pub(crate) const fn rule(self) -> Rule {
+        // The order is that of the variants, so that this is no decision for the machine.
+        let number = match self {
+            Self::Read => 0,
+            Self::Write { .. } => 1,
+            Self::Flush => 2,
+            Self::WriteZeroes { .. } => 3,
+            Self::Deallocate => 4,
+            Self::Compare => 5,
+            Self::WriteBytes => 6,
+        };
         match self {
-            Self::Read => Rule::new(Access::READ, Access::WRITE),
-            Self::Write { .. } => Rule::new(Access::WRITE, Access::READ),
-            Self::Flush => Rule::new(Access::WRITE, Access::NONE).and(Rule::NO_RANGE),
-            Self::WriteZeroes { deallocate: false } => Rule::new(Access::WRITE, Access::NONE),
-            Self::WriteZeroes { deallocate: true } => {
-                Rule::new(Access(Access::WRITE.0 | Access::TRIM.0), Access::NONE)
-            }
-            Self::Deallocate => Rule::new(Access::TRIM, Access::NONE),
-            Self::Compare => Rule::new(Access::READ, Access::READ),
-            Self::WriteBytes => Rule::new(Access::WRITE, Access::READ).and(Rule::ANY_ALIGNMENT),
+            Self::WriteZeroes { deallocate } => Rule::of_zeroes(deallocate),
+            _ => RULES[number],
         }
     }
 

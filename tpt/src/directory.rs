@@ -7,7 +7,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::{hint, mem};
 
 use crate::access::Rule;
-use crate::grant::Place;
 use crate::published::{
     self, Extent, LbaEntry, ListPointer, NONE, Region, Segment, Shape, Stage, StateWord, extent,
 };
@@ -25,8 +24,9 @@ pub struct DirectoryCounters {
     pub evictions: u64,
 }
 
-/// What a poller knows of one segment of the table.
+/// What a poller knows of one segment of the table: one cache line.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 struct Slot {
     /// The pointer to it, if it is at hand.
     entries: Option<Arc<Segment>>,
@@ -34,21 +34,38 @@ struct Slot {
     domain: Domain,
     /// It was used since the hand last passed it.
     used: bool,
+    /// How many I/O are active on each of its entries, also while the pointer to it is dropped.
+    active: [u16; SEGMENT_ENTRIES as usize],
+}
+
+const _: () = assert!(size_of::<Slot>() == 64);
+
+impl Slot {
+    /// Drops the pointer, and keeps the counts.
+    fn empty(&mut self) {
+        self.entries = None;
+        self.used = false;
+    }
+}
+
+/// The place of an entry in its segment.
+#[inline]
+fn place(index: u32) -> usize {
+    (index % SEGMENT_ENTRIES) as usize
 }
 
 /// One poller's directory: pointers to at most as many segments as it may hold, and how many I/O are active on each
 /// entry and region. Private; nothing shared is written by a check.
 ///
-/// The counts are beside the pointers and not in them, one for each entry of the table: so a pointer may always be
-/// dropped, also with I/O active, and nobody can fill the directory with busy segments and shut others out.
+/// The counts are beside the pointers and not in what they point to, one for each entry of the table: so a pointer may
+/// always be dropped, also with I/O active, and nobody can fill the directory with busy segments and shut others out.
 ///
-/// A check that finds its segment at hand reads one line of the directory, the entry's line and the region's, and writes
-/// the counts.
+/// A check that finds its segment at hand reads the segment's line of the directory, the entry's line and the region's,
+/// and writes counts: nothing else, if the request is in the first range of its grant.
 #[derive(Debug)]
 pub struct Directory<S: SegmentSource = Published> {
     /// One for each segment of the table.
     slots: Box<[Slot]>,
-    entries_active: Box<[u32]>,
     regions: Arc<[Region]>,
     regions_active: Box<[u32]>,
     lba: Arc<[LbaEntry]>,
@@ -60,6 +77,13 @@ pub struct Directory<S: SegmentSource = Published> {
     counters: DirectoryCounters,
     published: Arc<Published>,
     source: Arc<S>,
+}
+
+/// So many zeroes, each page of which was written to: no check waits for the kernel to give one.
+fn touched(count: usize) -> Box<[u32]> {
+    let mut words = vec![1; count];
+    core::hint::black_box(&mut words).fill(0);
+    words.into()
 }
 
 impl Directory {
@@ -77,9 +101,8 @@ impl<S: SegmentSource> Directory<S> {
         let residents = resident_segments.clamp(1, published.segment_count().max(1));
         Self {
             slots: (0..published.segment_count()).map(|_| Slot::default()).collect(),
-            entries_active: vec![0; limits.entries as usize].into(),
             regions: Arc::clone(&published.regions),
-            regions_active: vec![0; limits.regions as usize].into(),
+            regions_active: touched(limits.regions as usize),
             lba: Arc::clone(&published.lba),
             number: published.enrol(),
             residents: vec![NONE; residents].into(),
@@ -145,11 +168,10 @@ impl<S: SegmentSource> Directory<S> {
     #[inline]
     pub fn prefetch(&self, key: Key) {
         let index = key.index().0;
-        if let Some(Slot { entries: Some(entries), .. }) = self.slots.get((index / SEGMENT_ENTRIES) as usize)
-        {
-            let active = self.entries_active.get(index as usize).copied();
+        let slot = self.slots.get((index / SEGMENT_ENTRIES) as usize);
+        if let Some(Slot { entries: Some(entries), .. }) = slot {
             // Nobody waits for what is loaded here.
-            hint::black_box((entries.entry(index).shape(), active));
+            hint::black_box(entries.entry(index).shape());
         }
     }
 
@@ -166,13 +188,12 @@ impl<S: SegmentSource> Directory<S> {
         let index = request.key.index().0;
         let slot = self.slots.get_mut((index / SEGMENT_ENTRIES) as usize).ok_or(Denied::KeyRange)?;
         let entry = slot.entries.as_deref().ok_or(Denied::Segment)?.entry(index);
-        let active = self.entries_active.get_mut(index as usize).ok_or(Denied::KeyRange)?;
 
         // The state first: if it says that the entry is open, the other fields are of this life.
         let (state, shape) = (entry.state(), entry.shape());
         let rule = request.operation.rule();
         if shape.domain() != domain || !state.admits(request.key.instance(), rule.access()) {
-            return Err(refusal(domain, request, state, shape));
+            return Err(self.refusal(domain, request, state, shape));
         }
         let end = check_range(request, rule, entry.bytes.load(Relaxed), shape.mask())?;
         let (region, iova) = if MEMORY {
@@ -184,8 +205,8 @@ impl<S: SegmentSource> Directory<S> {
         if !entry.is_sealed(index, shape, range) {
             return Err(Denied::TableCorrupt);
         }
-        let place = if end <= range.bytes {
-            Place::First(range.first)
+        let root = if end <= range.bytes {
+            NONE
         } else {
             locate(
                 &self.lba,
@@ -197,7 +218,8 @@ impl<S: SegmentSource> Directory<S> {
             .ok_or(Denied::TableCorrupt)?
         };
 
-        *active += 1;
+        let active = &mut slot.active[place(index)];
+        *active = active.checked_add(1).expect("an entry has at most 65,535 I/O active on one poller");
         slot.used = true;
         if region != NONE {
             self.regions_active[region as usize] += 1;
@@ -207,12 +229,31 @@ impl<S: SegmentSource> Directory<S> {
             offset: request.offset,
             length: request.length,
             iova,
-            place,
+            first: range.first,
+            root,
             region,
             directory: self.number,
             operation: request.operation,
             shift: shape.shift(),
         })
+    }
+
+    /// Why a request is refused by its entry's index, domain, state or rights. It is, by one of them.
+    #[cold]
+    #[inline(never)]
+    fn refusal(&self, domain: Domain, request: &Request, state: StateWord, shape: Shape) -> Denied {
+        if request.key.index().0 >= self.published.limits.entries {
+            return Denied::KeyRange; // in the last segment, which may be short
+        }
+        if shape.domain() != domain {
+            return Denied::Domain;
+        }
+        match state.stage() {
+            Stage::Held => Denied::Held,
+            Stage::Free | Stage::Closed => Denied::EntryInvalid,
+            Stage::Valid if state.instance() != request.key.instance() => Denied::KeyInstance,
+            Stage::Valid => Denied::Access,
+        }
     }
 
     /// The decision for a key whose segment is not at hand, or was another domain's when it was looked up.
@@ -246,7 +287,7 @@ impl<S: SegmentSource> Directory<S> {
         let entries = self.source.fetch(segment).ok_or(Denied::Segment)?;
         let place = self.make_room();
         self.residents[place] = segment;
-        self.slots[segment as usize] = Slot { entries: Some(entries), ..Slot::default() };
+        self.slots[segment as usize].entries = Some(entries);
         self.counters.fetches += 1;
         Ok(())
     }
@@ -263,7 +304,7 @@ impl<S: SegmentSource> Directory<S> {
             if mem::take(&mut slot.used) {
                 continue;
             }
-            *slot = Slot::default();
+            slot.empty();
             self.counters.evictions += 1;
             return place;
         }
@@ -280,7 +321,8 @@ impl<S: SegmentSource> Directory<S> {
         Pieces {
             lba: &self.lba,
             owner: grant.key.index().0,
-            place: grant.place,
+            first: grant.first,
+            root: grant.root,
             at: grant.start() + done,
             left: blocks - done,
             iova: if grant.region == NONE || grant.operation == Operation::WriteBytes {
@@ -298,12 +340,13 @@ impl<S: SegmentSource> Directory<S> {
     /// If the grant is not of this directory, which is a fault in the caller.
     #[inline]
     pub fn release(&mut self, grant: Grant) {
-        assert_eq!(grant.directory, self.number, "a grant is released where it was granted");
-        self.entries_active[grant.key.index().0 as usize] -= 1;
-        if grant.region != NONE {
-            self.regions_active[grant.region as usize] -= 1;
+        let Grant { key, region, directory, .. } = *grant.forget();
+        assert_eq!(directory, self.number, "a grant is released where it was granted");
+        let index = key.index().0;
+        self.slots[(index / SEGMENT_ENTRIES) as usize].active[place(index)] -= 1;
+        if region != NONE {
+            self.regions_active[region as usize] -= 1;
         }
-        grant.forget();
     }
 
     /// Gives a hold back: the device is done with that memory. The only way to end one.
@@ -312,15 +355,16 @@ impl<S: SegmentSource> Directory<S> {
     /// If the hold is not of this directory, which is a fault in the caller.
     #[inline]
     pub fn release_hold(&mut self, hold: Hold) {
-        assert_eq!(hold.directory, self.number, "a hold is released where it was given");
-        self.regions_active[hold.region as usize] -= 1;
-        hold.forget();
+        let Hold { region, directory, .. } = *hold.forget();
+        assert_eq!(directory, self.number, "a hold is released where it was given");
+        self.regions_active[region as usize] -= 1;
     }
 
     /// Whether this poller has no I/O active on the entry.
     #[inline]
     pub fn entry_is_idle(&self, entry: EntryIndex) -> bool {
-        self.entries_active.get(entry.0 as usize).is_none_or(|count| *count == 0)
+        let slot = self.slots.get((entry.0 / SEGMENT_ENTRIES) as usize);
+        slot.is_none_or(|slot| slot.active[place(entry.0)] == 0)
     }
 
     /// Whether this poller has no I/O active on the memory region.
@@ -345,24 +389,9 @@ impl<S: SegmentSource> Directory<S> {
         let segment = entry.0 / SEGMENT_ENTRIES;
         if let Some(place) = self.residents.iter_mut().find(|place| **place == segment) {
             *place = NONE;
-            self.slots[segment as usize] = Slot::default();
+            self.slots[segment as usize].empty();
             self.counters.evictions += 1;
         }
-    }
-}
-
-/// Why a request is refused by its entry's domain, state or rights. It is, by one of them.
-#[cold]
-#[inline(never)]
-fn refusal(domain: Domain, request: &Request, state: StateWord, shape: Shape) -> Denied {
-    if shape.domain() != domain {
-        return Denied::Domain;
-    }
-    match state.stage() {
-        Stage::Held => Denied::Held,
-        Stage::Free | Stage::Closed => Denied::EntryInvalid,
-        Stage::Valid if state.instance() != request.key.instance() => Denied::KeyInstance,
-        Stage::Valid => Denied::Access,
     }
 }
 
@@ -377,16 +406,16 @@ fn check_range(request: &Request, rule: Rule, bytes: u64, mask: u64) -> Result<u
     if length == 0 || end > bytes {
         return Err(Denied::Bounds);
     }
-    if (offset | length) & mask != 0 && !rule.is_of_bytes() {
-        return Err(Denied::Alignment);
+    if (offset | length) & mask != 0 {
+        return if rule.is_of_bytes() { Ok(end) } else { Err(Denied::Alignment) };
     }
     Ok(end)
 }
 
-/// That the list knows the first and the last block.
+/// The root of the list, if it knows the first and the last block.
 #[cold]
 #[inline(never)]
-fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u64) -> Option<Place> {
+fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u64) -> Option<u32> {
     if list.length as usize > table.len() {
         return None;
     }
@@ -394,7 +423,7 @@ fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u
     if last - found.start >= found.count {
         extent(table, index, list.root, last)?;
     }
-    Some(Place::List(list.root))
+    Some(list.root)
 }
 
 /// The contiguous parts of a grant that are left; see [`Directory::pieces`].
@@ -402,7 +431,8 @@ fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u
 pub struct Pieces<'a> {
     lba: &'a [LbaEntry],
     owner: u32,
-    place: Place,
+    first: u64,
+    root: u32,
     /// Blocks of the entry before what is left.
     at: u64,
     left: u64,
@@ -418,13 +448,12 @@ impl Iterator for Pieces<'_> {
         if self.left == 0 {
             return None;
         }
-        let (lba, blocks) = match self.place {
-            Place::First(first) => (first + self.at, self.left),
-            Place::List(root) => {
-                let Extent { start, first, count } = extent(self.lba, self.owner, root, self.at)?;
-                let skip = self.at - start;
-                (first + skip, self.left.min(count - skip))
-            }
+        let (lba, blocks) = if self.root == NONE {
+            (self.first + self.at, self.left)
+        } else {
+            let Extent { start, first, count } = extent(self.lba, self.owner, self.root, self.at)?;
+            let skip = self.at - start;
+            (first + skip, self.left.min(count - skip))
         };
         let piece = Piece { lba: Lba(lba), blocks, iova: Iova(self.iova.unwrap_or(0)) };
         self.at += blocks;

@@ -1,6 +1,6 @@
 //! What a successful check gives: a token that must be given back.
 
-use core::mem;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{Iova, Key, Lba, Operation, RegionIndex};
@@ -27,7 +27,10 @@ pub struct Grant {
     pub(crate) length: u64,
     /// Of the first byte of data; 0 if the device does not move it from or to there.
     pub(crate) iova: u64,
-    pub(crate) place: Place,
+    /// The first device block of its entry's first range.
+    pub(crate) first: u64,
+    /// Of the list that says where its blocks are; `NONE` if they are all in the first range.
+    pub(crate) root: u32,
     /// `NONE` if no data moves, or memory is held otherwise.
     pub(crate) region: u32,
     pub(crate) directory: u32,
@@ -36,15 +39,6 @@ pub struct Grant {
 }
 
 const _: () = assert!(size_of::<Grant>() <= 64);
-
-/// Where a grant's blocks are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Place {
-    /// In the first range of its entry, whose first device block this is.
-    First(u64),
-    /// Where the LBA list with this root says.
-    List(u32),
-}
 
 impl Grant {
     /// How many device blocks; 0 for a flush.
@@ -87,9 +81,10 @@ impl Grant {
         self.key
     }
 
-    /// The end of its life.
-    pub(crate) fn forget(self) {
-        mem::forget(self);
+    /// The end of its life: what it said, and nothing that must be released.
+    #[inline]
+    pub(crate) fn forget(self) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(self)
     }
 }
 
@@ -128,9 +123,10 @@ impl Hold {
         RegionIndex(self.region)
     }
 
-    /// The end of its life.
-    pub(crate) fn forget(self) {
-        mem::forget(self);
+    /// The end of its life: what it said, and nothing that must be released.
+    #[inline]
+    pub(crate) fn forget(self) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(self)
     }
 }
 

@@ -86,9 +86,11 @@ impl StateWord {
     /// Whether it is open to a key of that instance for all of `needed`.
     #[inline]
     pub(crate) fn admits(self, instance: KeyInstance, needed: Access) -> bool {
-        let wanted = Self::new(instance, needed, Stage::Valid).0;
-        // All of the instance and of the stage, and of the rights those that are needed.
-        self.0 & (wanted | 0xffff_ffff_0000_00ff) == wanted
+        // All of the stage, and of the rights those that are needed.
+        let wanted = u32::from(needed.bits()) << 8 | Stage::Valid as u32;
+        #[allow(clippy::cast_possible_truncation)] // the low half is meant
+        let low = self.0 as u32;
+        low & (wanted | 0xff) == wanted && self.instance() == instance
     }
 }
 
@@ -117,7 +119,7 @@ pub(crate) struct Shape(u64);
 impl Shape {
     pub(crate) fn new(domain: Domain, shift: u8) -> Self {
         let mask = (1u64 << shift) - 1; // at most 16 bits
-        Self(u64::from(domain.0) << 32 | mask << 8 | u64::from(shift))
+        Self(u64::from(domain.0) << 32 | u64::from(shift) << 16 | mask)
     }
 
     #[inline]
@@ -130,13 +132,13 @@ impl Shape {
     #[inline]
     #[allow(clippy::cast_possible_truncation)] // one of its bytes
     pub(crate) fn shift(self) -> u8 {
-        self.0 as u8
+        (self.0 >> 16) as u8
     }
 
     /// The bits of an offset that are inside a block.
     #[inline]
     pub(crate) fn mask(self) -> u64 {
-        self.0 >> 8 & 0xffff
+        self.0 & 0xffff
     }
 }
 
@@ -193,8 +195,8 @@ impl Entry {
     /// What the seal must be. A change of any one word changes it, whichever bits are changed.
     #[inline]
     fn expected_seal(&self, index: u32, shape: Shape, range: FirstRange) -> u64 {
-        let words = [shape.0, self.list.load(Relaxed), range.first, range.bytes];
-        words.iter().fold(u64::from(index), |seal, word| seal.rotate_left(23) ^ word)
+        let range = (range.first.rotate_left(23) ^ range.bytes).rotate_left(23);
+        range ^ shape.0 ^ self.list.load(Relaxed) ^ u64::from(index)
     }
 
     /// Whether what says where the blocks are is as it was written. `shape` and `range` are the entry's as read.
@@ -506,7 +508,7 @@ pub(crate) fn memory(
     let allowed = region.state().admits(key.instance(), rule.memory())
         && region.domain.load(Relaxed) == domain.0
         && end <= region.bytes.load(Relaxed)
-        && memory.offset & rule.memory_mask() == 0;
+        && (memory.offset & 3 == 0 || rule.is_of_bytes());
     if !allowed {
         return Err(Denied::Memory);
     }

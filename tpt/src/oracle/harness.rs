@@ -143,7 +143,19 @@ impl Harness {
     /// Where something differs.
     pub fn apply(&mut self, op: &Op) {
         let before = self.published.snapshot();
-        let may_write = match op {
+        let may_write = self.step(op);
+        // S4-R14: what was refused, and what only reads, changed nothing.
+        assert!(may_write || self.published.snapshot() == before, "{op:?} changed the tables");
+        self.compare();
+    }
+
+    /// Does one operation on both sides and compares the answers, no more. Returns whether it may have written to the
+    /// tables.
+    ///
+    /// # Panics
+    /// Where they differ.
+    pub fn step(&mut self, op: &Op) -> bool {
+        match op {
             Op::Create { domain: number, access: bits, shared, ranges: small } => {
                 self.create(domain(*number), access(*bits), *shared, &ranges(small))
             }
@@ -161,10 +173,7 @@ impl Harness {
             Op::FinishRegionDelete { back } => self.finish_region_delete(*back),
             Op::Evict { .. } | Op::FailFetches { .. } | Op::Prefetch { .. } => self.disturb(op),
             _ => self.read(op),
-        };
-        // S4-R14: what was refused, and what only reads, changed nothing.
-        assert!(may_write || self.published.snapshot() == before, "{op:?} changed the tables");
-        self.compare();
+        }
     }
 
     /// Ends everything in flight, revokes all that is left, and looks for leaks.

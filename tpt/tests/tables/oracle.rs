@@ -1,7 +1,7 @@
 //! The tables against the slow model, by chance and by exhaustion.
 
 use proptest::prelude::*;
-use tpt::oracle::{Op, Pick, SmallRequest, run, run_ops, run_ops_on_the_smallest};
+use tpt::oracle::{Op, Pick, SmallRequest, run, run_last_op, run_ops};
 
 use crate::support::{counted, soak};
 
@@ -165,7 +165,8 @@ fn s4_r14_s8_r1_r2_r3_r4_every_sequence_of_five_steps_agrees_with_the_model() {
                 scope.spawn(move || {
                     for number in (odd..sequences).step_by(2) {
                         let nth = |place| &steps[number / steps.len().pow(place) % steps.len()];
-                        run_ops_on_the_smallest(setup.iter().chain((0..depth).map(nth)));
+                        // The sequence without its last step was looked at by itself.
+                        run_last_op(setup.iter().chain((0..depth - 1).map(nth)), nth(depth - 1));
                     }
                 });
             }
