@@ -16,6 +16,8 @@ use crate::device::{Health, Opened, Supervisor};
 
 /// The device is looked after this often.
 const TEND: Duration = Duration::from_millis(250);
+/// And this often during a reset, which everybody waits for.
+const TEND_RESET: Duration = Duration::from_millis(1);
 
 /// An adapter that the calling threads turn.
 ///
@@ -36,6 +38,8 @@ struct Inner {
     control: Control,
     supervisor: Option<Box<dyn Supervisor>>,
     tended: Instant,
+    /// A reset goes on.
+    resetting: bool,
     /// Replies that were not for the caller that found them.
     replies: Vec<(Caller, Reply, Vec<OwnedFd>)>,
 }
@@ -73,6 +77,7 @@ impl Embedded {
             control,
             supervisor: Some(supervisor),
             tended: Instant::now(),
+            resetting: false,
             replies: Vec::new(),
         };
         Self(Arc::new(Mutex::new(inner)))
@@ -129,13 +134,15 @@ impl Inner {
 
     fn tend(&mut self) {
         let now = Instant::now();
-        if now.saturating_duration_since(self.tended) >= TEND {
+        let every = if self.resetting { TEND_RESET } else { TEND };
+        if now.saturating_duration_since(self.tended) >= every {
             self.tended = now;
             self.control.advance(now);
             let stuck = self.control.is_stuck();
             if let Some(supervisor) = &mut self.supervisor {
                 let health = supervisor.tend(stuck);
-                self.control.reset_goes_on(health == Health::Resetting);
+                self.resetting = health == Health::Resetting;
+                self.control.reset_goes_on(self.resetting);
             }
         }
     }
