@@ -74,6 +74,8 @@ pub enum Exit {
     NoVerdict(i32),
     /// It was killed when its time was up.
     TimeLimit,
+    /// It was killed because [`Guest::run_until`] was told to.
+    Killed,
 }
 
 /// What came of a guest.
@@ -184,6 +186,18 @@ impl Guest {
     /// # Errors
     /// If it could not be started; a guest that fails is an [`Outcome`].
     pub fn run(&self, watch: &mut dyn FnMut(&Event)) -> Result<Outcome> {
+        self.run_until(watch, &mut || false)
+    }
+
+    /// The same, but QEMU is killed (by SIGKILL) when `stop`, asked every ten milliseconds, says so.
+    ///
+    /// # Errors
+    /// As [`Guest::run`].
+    pub fn run_until(
+        &self,
+        watch: &mut dyn FnMut(&Event),
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Outcome> {
         let kernel = Kernel::cached().context("no kernel for the guest yet; see qemu::install()")?;
         let init = build_static("qemu", Artifact::Bin("guest-init"))?;
         let directory = RunDirectory::new()?;
@@ -200,23 +214,23 @@ impl Guest {
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("running {command:?}"))?;
         let mut results = Results { file: results, partial: Vec::new(), events: Vec::new() };
-        let code = results.follow(&mut child, started + self.machine.limit, watch);
-        if code.is_err() {
+        let end = results.follow(&mut child, started + self.machine.limit, watch, stop);
+        if end.is_err() {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let code = code?;
+        let end = end?;
         let wall = started.elapsed();
         let console = directory.text("console.log");
         let done = match results.events.last() {
             Some(Event::Done { passed }) => Some(*passed),
             _ => None,
         };
-        let exit = match (code, done) {
-            (None, _) => Exit::TimeLimit,
-            (Some(EXIT_PASSED), Some(true)) => Exit::Passed,
-            (Some(EXIT_FAILED), Some(false)) => Exit::Failed,
-            (Some(code), _) => Exit::NoVerdict(code),
+        let exit = match (end, done) {
+            (Err(killed), _) => killed,
+            (Ok(EXIT_PASSED), Some(true)) => Exit::Passed,
+            (Ok(EXIT_FAILED), Some(false)) => Exit::Failed,
+            (Ok(code), _) => Exit::NoVerdict(code),
         };
         Ok(Outcome { exit, events: results.events, console, qemu: directory.text("qemu.log"), wall })
     }
@@ -258,25 +272,27 @@ struct Results {
 }
 
 impl Results {
-    /// Reads until `child` ends, and returns its exit code, or none if it had to be killed at `deadline`.
+    /// Reads until `child` ends, and returns its exit code, or why it was killed.
     fn follow(
         &mut self,
         child: &mut Child,
         deadline: Instant,
         watch: &mut dyn FnMut(&Event),
-    ) -> Result<Option<i32>> {
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Result<i32, Exit>> {
         loop {
             let ended = child.try_wait()?;
             self.read(watch)?;
             if let Some(status) = ended {
                 let signal = || status.signal().map_or(-1, |signal| -signal);
-                return Ok(Some(status.code().unwrap_or_else(signal)));
+                return Ok(Ok(status.code().unwrap_or_else(signal)));
             }
-            if Instant::now() >= deadline {
+            let killed = stop().then_some(Exit::Killed);
+            if let Some(why) = killed.or_else(|| (Instant::now() >= deadline).then_some(Exit::TimeLimit)) {
                 child.kill()?;
                 child.wait()?;
                 self.read(watch)?;
-                return Ok(None);
+                return Ok(Err(why));
             }
             std::thread::sleep(Duration::from_millis(10));
         }

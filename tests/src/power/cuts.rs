@@ -156,6 +156,13 @@ impl Disk for Fragile {
     }
 }
 
+/// What `ask` returns, on a thread of its own, so that a call without an end fails the test.
+fn answered<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> T {
+    let (told, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || drop(told.send(ask())));
+    answer.recv_timeout(super::PATIENCE).expect("the adapter answers")
+}
+
 /// A panic in the store, inside the database (a rename) or in its own code (the zeroing of a new volume), costs changes of
 /// this device's volumes and nothing else: volumes that are open go on, and the error says what happened.
 pub fn panics() {
@@ -175,12 +182,15 @@ pub fn panics() {
 
         panics.store(true, Ordering::SeqCst);
         let broken = || {
-            let change = if in_database {
-                session.rename_volume("v", "w")
-            } else {
-                session.create_volume("w", 1 << 20).map(drop)
+            let session = session.clone();
+            let ask = move || {
+                if in_database {
+                    session.rename_volume("v", "w")
+                } else {
+                    session.create_volume("w", 1 << 20).map(drop)
+                }
             };
-            change.unwrap_err()
+            answered(ask).unwrap_err()
         };
         let error = broken();
         assert_eq!(error.status(), Some(Status::E_STORE));
