@@ -43,8 +43,11 @@ impl Done {
 impl State {
     /// The state of this very tree; an empty one for any other.
     pub(super) fn load(fresh: bool) -> Result<Self> {
-        let file = tree::target_dir().join("soak/state.json");
-        let empty = Kept { tree: identity()?, done: BTreeMap::new() };
+        Self::open(tree::target_dir().join("soak/state.json"), identity()?, fresh)
+    }
+
+    fn open(file: PathBuf, tree: String, fresh: bool) -> Result<Self> {
+        let empty = Kept { tree, done: BTreeMap::new() };
         let text = match fs::read_to_string(&file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { file, kept: empty }),
             text => text.with_context(|| format!("cannot read {}", file.display()))?,
@@ -79,4 +82,25 @@ fn identity() -> Result<String> {
         fs::read(tree::root().join(&file))?.hash(&mut hasher);
     }
     Ok(format!("{:016x}", hasher.finish()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_holds_for_its_tree_alone() {
+        let file = std::env::temp_dir().join(format!("xtask-soak-{}.json", std::process::id()));
+        let open = |tree: &str, fresh| State::open(file.clone(), tree.to_owned(), fresh).unwrap();
+        let done = Done { seconds: 2.5, passed: 3, counts: [("kills".to_owned(), 7)].into() };
+        open("a", false).insert("death, seed 1".to_owned(), done).unwrap();
+        let again = open("a", false);
+        assert_eq!(again.done("death, seed 1").unwrap().counts["kills"], 7);
+        assert!(again.done("death, seed 2").is_none());
+        assert!(open("b", false).done("death, seed 1").is_none());
+        assert!(open("a", true).done("death, seed 1").is_none());
+        fs::write(&file, "not what it was").unwrap();
+        assert!(open("a", false).done("death, seed 1").is_none());
+        fs::remove_file(&file).unwrap();
+    }
 }
