@@ -2,7 +2,7 @@
 
 use portcullis::Session;
 
-use crate::system::PATIENCE;
+use crate::system::{PATIENCE, until};
 
 /// What the adapter says that it holds, and what the kernel says that its process does.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +53,17 @@ impl Counts {
             locked_kib: locked.trim().trim_end_matches(" kB").parse().unwrap(),
             memfd_mappings: maps.lines().filter(|line| line.contains("/memfd:")).count(),
         }
+    }
+
+    /// As they are when threads that only pass by are gone: those that take memory, give it back or close descriptors.
+    pub(super) fn at_rest(admin: &Session) -> Self {
+        until("no thread passes by", || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+            let mut names =
+                tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+            names.all(|name| !["portcullis-mem", "discard"].iter().any(|own| name.starts_with(own)))
+        });
+        Self::now(admin)
     }
 
     /// Without what belongs to volumes, which outlive whoever made them.

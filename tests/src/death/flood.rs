@@ -40,7 +40,8 @@ pub(super) fn flood(socket: &OwnedFd) {
     for _ in 0..2 {
         let next = pair();
         let inside = vec![carried.0.as_fd(); MOST / 4];
-        send_with(&next.1, b"inside", &inside).unwrap();
+        // A user without privileges may have only so many on their way.
+        let _ = send_with(&next.1, b"inside", &inside);
         carried = next;
     }
     let packet = encode(7, &Request::RegisterMemory { length: 4096, access: 3 }).unwrap();

@@ -83,7 +83,7 @@ impl Ground {
     }
 
     fn count(&self) -> Counts {
-        Counts::now(&self.admin)
+        Counts::at_rest(&self.admin)
     }
 
     /// Returns when the control plane has done all that it can do now, the news of connections that ended among it.
@@ -123,8 +123,8 @@ impl Ground {
 
 /// Works on its own volume, and sees that it is its own.
 struct Bystander {
-    volume: Volume,
-    queue: Queue,
+    /// Always there, but at the end.
+    own: Option<(Volume, Queue)>,
     round: u32,
     slowest: Duration,
     requests: u64,
@@ -141,19 +141,20 @@ impl Bystander {
         let mut queue = session.queue(8).unwrap();
         // Its bounce buffers are counted from the start.
         queue.write_at(&volume, 0, &[0; Self::BYTES]).unwrap();
-        Self { volume, queue, round: 0, slowest: Duration::ZERO, requests: 0 }
+        Self { own: Some((volume, queue)), round: 0, slowest: Duration::ZERO, requests: 0 }
     }
 
     /// Writes and reads back a few times.
     fn works(&mut self) {
+        let (volume, queue) = self.own.as_mut().expect("it is there until the end");
         for _ in 0..4 {
             self.round += 1;
             let offset = u64::from(self.round) * 7919 % (VOLUME / Self::BYTES as u64) * Self::BYTES as u64;
             let written = pattern(self.round, Self::BYTES);
             let mut read = vec![0; written.len()];
             let begin = Instant::now();
-            self.queue.write_at(&self.volume, offset, &written).unwrap();
-            self.queue.read_at(&self.volume, offset, &mut read).unwrap();
+            queue.write_at(volume, offset, &written).unwrap();
+            queue.read_at(volume, offset, &mut read).unwrap();
             let time = begin.elapsed();
             assert!(read == written, "somebody else wrote to the bystander's blocks");
             assert!(time < PATIENCE, "the bystander waited for {time:?}");
@@ -167,5 +168,14 @@ impl Bystander {
             "the bystander made {} requests meanwhile; the slowest two took {:?}",
             self.requests, self.slowest
         );
+    }
+}
+
+impl Drop for Bystander {
+    /// An adapter in which something broke may never answer; the case has failed then, and should say so.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::mem::forget(self.own.take());
+        }
     }
 }
