@@ -13,7 +13,7 @@ use wire::layout::{CompletionEntry, MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEnt
 use crate::channel::Channel;
 use crate::error::{Error, IoError, Refused};
 use crate::memory::Buffer;
-use crate::request::{Completion, Request, Ticket};
+use crate::request::{Completion, Data, Request, Ticket};
 use crate::session::Link;
 use crate::slots::{Flight, Slots};
 use crate::volume::Volume;
@@ -172,7 +172,7 @@ impl Queue {
     }
 
     #[inline]
-    fn submit(&mut self, mut request: Request, transfer: Option<u64>) -> Result<Ticket, Refused> {
+    fn submit(&mut self, request: Request, transfer: Option<u64>) -> Result<Ticket, Refused> {
         let length = match checked_length(&request) {
             Ok(length) => length,
             Err(error) => return Err(Refused { error, request }),
@@ -183,11 +183,11 @@ impl Queue {
         if self.channel.is_down() {
             return Err(Refused { error: Error::QueueDown, request });
         }
-        let (region, region_offset, segments) = match &request.buffer {
-            Some(buffer) => (buffer.region(), buffer.region_offset(), 0),
-            None if request.buffers.is_empty() => (0, 0, 0),
-            None => match self.lists.write(&self.channel, ticket.slot(), &request.buffers) {
-                Ok((region, offset)) => (region, offset, request.buffers.len()),
+        let (region, region_offset, segments) = match &request.data {
+            Data::None => (0, 0, 0),
+            Data::One(buffer) => (buffer.region(), buffer.region_offset(), 0),
+            Data::Several(buffers) => match self.lists.write(&self.channel, ticket.slot(), buffers) {
+                Ok((region, offset)) => (region, offset, buffers.len()),
                 Err(error) => return Err(Refused { error, request }),
             },
         };
@@ -208,8 +208,7 @@ impl Queue {
             return Err(Refused { error: Error::QueueFull, request });
         }
         self.slots.insert(Flight {
-            buffer: request.buffer.take(),
-            buffers: std::mem::take(&mut request.buffers),
+            data: request.data,
             tag: request.tag,
             offset: request.offset,
             length,
@@ -434,7 +433,7 @@ impl Queue {
         let (ticket, flight, result) = self.resolve(entry)?;
         if flight.transfer.is_some() {
             // A transfer gave up on it; its buffer is of use again.
-            self.bounce.extend(flight.buffer);
+            self.bounce.extend(flight.data.into_one());
             return Ok(None);
         }
         Ok(Some(completion(ticket, flight, result)))
@@ -464,7 +463,7 @@ impl Queue {
     /// Keeps the completion of a request that the running blocking call did not make.
     fn keep(&mut self, ticket: Ticket, flight: Flight, result: Result<u32, Error>) {
         if flight.transfer.is_some() {
-            self.bounce.extend(flight.buffer);
+            self.bounce.extend(flight.data.into_one());
         } else {
             self.stash.push_back(completion(ticket, flight, result));
         }
@@ -483,7 +482,8 @@ impl Queue {
 
 #[inline]
 fn completion(ticket: Ticket, flight: Flight, result: Result<u32, Error>) -> Completion {
-    Completion { ticket, tag: flight.tag, result, buffer: flight.buffer, buffers: flight.buffers }
+    let (buffer, buffers) = flight.data.into_parts();
+    Completion { ticket, tag: flight.tag, result, buffer, buffers }
 }
 
 #[inline]
@@ -501,10 +501,17 @@ fn outcome(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
 
 #[inline]
 fn checked_length(request: &Request) -> Result<u32, Error> {
-    if request.opcode == opcode::WRITE_BYTES || !request.buffers.is_empty() {
-        check_rare(request)?;
+    let most = match &request.data {
+        Data::None => u64::MAX,
+        Data::One(buffer) => buffer.len() as u64,
+        Data::Several(buffers) => check_several(request.length, buffers)?,
+    };
+    if request.opcode == opcode::WRITE_BYTES && request.length > u64::from(MAX_WRITE_BYTES) {
+        return Err(Error::Argument(format!(
+            "a write of {} bytes at once: at most {MAX_WRITE_BYTES} can be written where they are not whole blocks",
+            request.length
+        )));
     }
-    let most = request.buffer.as_ref().map_or(u64::MAX, |buffer| buffer.len() as u64);
     match u32::try_from(request.length) {
         Ok(length) if request.length <= most => Ok(length),
         Ok(_) => Err(Error::Argument(format!(
@@ -518,29 +525,19 @@ fn checked_length(request: &Request) -> Result<u32, Error> {
     }
 }
 
-/// What else can be wrong with the length of a write of bytes, and of a request with several buffers.
+/// The bytes of several buffers, if a request can have them.
 #[cold]
-fn check_rare(request: &Request) -> Result<(), Error> {
-    if request.opcode == opcode::WRITE_BYTES && request.length > u64::from(MAX_WRITE_BYTES) {
-        return Err(Error::Argument(format!(
-            "a write of {} bytes at once: at most {MAX_WRITE_BYTES} can be written where they are not whole blocks",
-            request.length
-        )));
+fn check_several(length: u64, buffers: &[Buffer]) -> Result<u64, Error> {
+    let all: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+    if !(1..=MAX_SEGMENTS).contains(&buffers.len()) {
+        let text = format!("{} buffers for one request: it takes 1 to {MAX_SEGMENTS}", buffers.len());
+        return Err(Error::Argument(text));
     }
-    let all: u64 = request.buffers.iter().map(|buffer| buffer.len() as u64).sum();
-    if request.buffers.len() > MAX_SEGMENTS {
-        return Err(Error::Argument(format!(
-            "{} buffers for one request: it takes at most {MAX_SEGMENTS}",
-            request.buffers.len()
-        )));
+    if length != all {
+        let text = format!("a length of {length} with several buffers of {all} bytes: all of them take part");
+        return Err(Error::Argument(text));
     }
-    if !request.buffers.is_empty() && request.length != all {
-        return Err(Error::Argument(format!(
-            "a length of {} with several buffers of {all} bytes: all of them take part",
-            request.length
-        )));
-    }
-    Ok(())
+    Ok(all)
 }
 
 impl Drop for Queue {

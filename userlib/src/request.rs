@@ -40,8 +40,33 @@ pub struct Request {
     pub(crate) offset: u64,
     pub(crate) length: u64,
     pub(crate) tag: u64,
-    pub(crate) buffer: Option<Buffer>,
-    pub(crate) buffers: Vec<Buffer>,
+    pub(crate) data: Data,
+}
+
+/// The memory of a request.
+#[derive(Debug)]
+pub(crate) enum Data {
+    None,
+    One(Buffer),
+    Several(Box<[Buffer]>),
+}
+
+impl Data {
+    pub(crate) fn into_one(self) -> Option<Buffer> {
+        if let Self::One(buffer) = self { Some(buffer) } else { None }
+    }
+
+    pub(crate) fn one(&self) -> Option<&Buffer> {
+        if let Self::One(buffer) = self { Some(buffer) } else { None }
+    }
+
+    pub(crate) fn into_parts(self) -> (Option<Buffer>, Vec<Buffer>) {
+        match self {
+            Self::None => (None, Vec::new()),
+            Self::One(buffer) => (Some(buffer), Vec::new()),
+            Self::Several(buffers) => (None, buffers.into_vec()),
+        }
+    }
 }
 
 impl Request {
@@ -50,18 +75,17 @@ impl Request {
     /// The most bytes of one [`Request::write_bytes`].
     pub const MAX_WRITE_BYTES: usize = MAX_WRITE_BYTES as usize;
 
-    fn new(opcode: u8, volume: &Volume, offset: u64, length: u64, buffer: Option<Buffer>) -> Self {
-        let (key, buffers) = (volume.key(), Vec::new());
-        Self { opcode, flags: 0, deadline_us: 0, key, offset, length, tag: 0, buffer, buffers }
+    fn new(opcode: u8, volume: &Volume, offset: u64, length: u64, data: Data) -> Self {
+        Self { opcode, flags: 0, deadline_us: 0, key: volume.key(), offset, length, tag: 0, data }
+    }
+
+    fn with_buffer(opcode: u8, volume: &Volume, offset: u64, buffer: Buffer) -> Self {
+        Self::new(opcode, volume, offset, buffer.len() as u64, Data::One(buffer))
     }
 
     fn with_buffers(opcode: u8, volume: &Volume, offset: u64, buffers: Vec<Buffer>) -> Self {
         let length = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-        Self { buffers, ..Self::new(opcode, volume, offset, length, None) }
-    }
-
-    fn with_buffer(opcode: u8, volume: &Volume, offset: u64, buffer: Buffer) -> Self {
-        Self::new(opcode, volume, offset, buffer.len() as u64, Some(buffer))
+        Self::new(opcode, volume, offset, length, Data::Several(buffers.into()))
     }
 
     /// Reads as many bytes as `buffer` has from `offset` of the volume. Needs [`crate::Access::READ`].
@@ -208,7 +232,7 @@ impl Request {
     /// # Ok(()) }
     /// ```
     pub fn flush(volume: &Volume) -> Self {
-        Self::new(opcode::FLUSH, volume, 0, 0, None)
+        Self::new(opcode::FLUSH, volume, 0, 0, Data::None)
     }
 
     /// Makes `length` bytes from `offset` read as zero. Needs [`crate::Access::WRITE`], and [`crate::Access::TRIM`] as
@@ -226,7 +250,7 @@ impl Request {
     /// # Ok(()) }
     /// ```
     pub fn write_zeroes(volume: &Volume, offset: u64, length: u64) -> Self {
-        Self::new(opcode::WRITE_ZEROES, volume, offset, length, None)
+        Self::new(opcode::WRITE_ZEROES, volume, offset, length, Data::None)
     }
 
     /// Gives up the content of `length` bytes from `offset`, which read as zero afterwards. Needs
@@ -243,7 +267,7 @@ impl Request {
     /// # Ok(()) }
     /// ```
     pub fn deallocate(volume: &Volume, offset: u64, length: u64) -> Self {
-        Self::new(opcode::DEALLOCATE, volume, offset, length, None)
+        Self::new(opcode::DEALLOCATE, volume, offset, length, Data::None)
     }
 
     /// Cancels the request with `ticket`. It completes itself, with OK or with E_NOT_FOUND where that request has
@@ -271,8 +295,7 @@ impl Request {
             offset: ticket.user_data(),
             length: 0,
             tag: 0,
-            buffer: None,
-            buffers: Vec::new(),
+            data: Data::None,
         }
     }
 
@@ -392,7 +415,7 @@ impl Request {
     /// # Ok(()) }
     /// ```
     pub fn into_buffers(self) -> Vec<Buffer> {
-        self.buffers
+        self.data.into_parts().1
     }
 
     /// The buffer, if there is one; the request is given up.
@@ -409,7 +432,7 @@ impl Request {
     /// # Ok(()) }
     /// ```
     pub fn into_buffer(self) -> Option<Buffer> {
-        self.buffer
+        self.data.into_one()
     }
 }
 

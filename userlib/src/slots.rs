@@ -1,13 +1,11 @@
 //! The requests in flight of one queue, by slot and generation.
 
-use crate::memory::Buffer;
-use crate::request::Ticket;
+use crate::request::{Data, Ticket};
 
 /// What is kept of a request while it is in flight.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    pub(crate) buffer: Option<Buffer>,
-    pub(crate) buffers: Vec<Buffer>,
+    pub(crate) data: Data,
     pub(crate) tag: u64,
     pub(crate) offset: u64,
     pub(crate) length: u32,
@@ -84,7 +82,7 @@ mod tests {
     use super::*;
 
     fn flight(tag: u64) -> Flight {
-        Flight { buffer: None, buffers: Vec::new(), tag, offset: 0, length: 0, opcode: 0, transfer: None }
+        Flight { data: Data::None, tag, offset: 0, length: 0, opcode: 0, transfer: None }
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! A [`Case`] gets a [`Rig`]: an adapter of its own over the device, freshly formatted, with its threads and its socket.
 
 mod attack;
+mod bytes;
 mod channels;
 pub mod confined;
 mod grants;
 mod guess;
 mod hostile;
 pub mod memory;
+mod scatter;
 mod silent;
 mod tables;
 mod volumes;
@@ -87,6 +89,8 @@ pub fn all() -> Vec<Case> {
         guess::CASES,
         silent::CASES,
         memory::CASES,
+        scatter::CASES,
+        bytes::CASES,
     ]
     .concat()
 }

@@ -55,7 +55,7 @@ impl Queue {
                     Ok(_) => (begun, running) = (begun + bytes, running + 1),
                     Err(refused) => {
                         failed = Some(refused.error);
-                        self.bounce.extend(refused.request.buffer);
+                        self.bounce.extend(refused.request.into_buffer());
                     }
                 }
             }
@@ -72,7 +72,7 @@ impl Queue {
             if let Err(error) = result.and_then(|bytes| pieces.arrived(&flight, bytes)) {
                 failed.get_or_insert(error);
             }
-            self.bounce.extend(flight.buffer);
+            self.bounce.extend(flight.data.into_one());
         }
     }
 }
@@ -85,7 +85,7 @@ fn before_block(at: u64, block: usize) -> usize {
 /// How many bytes are written next, and whether they are whole blocks: all that is left with one request if that takes
 /// them, else up to the next block, then whole blocks.
 fn next_write(skip: usize, left: usize, block: usize) -> (usize, bool) {
-    if skip == 0 && left % block == 0 {
+    if skip == 0 && left.is_multiple_of(block) {
         (left.min(BOUNCE_BYTES), true)
     } else if left <= MAX_WRITE_BYTES as usize {
         (left, false)
@@ -118,7 +118,7 @@ impl Pieces<'_> {
                 flight.length
             )));
         }
-        if let (Self::Read { target, offset, block }, Some(buffer)) = (self, &flight.buffer) {
+        if let (Self::Read { target, offset, block }, Some(buffer)) = (self, flight.data.one()) {
             let (at, length) = (usize::try_from(flight.tag), usize::try_from(bytes));
             let (Ok(at), Ok(length)) = (at, length) else {
                 return Ok(());
