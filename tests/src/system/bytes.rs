@@ -212,7 +212,7 @@ fn shared_blocks(rig: &Rig) {
     admin.create_volume("v", VOLUME).unwrap();
     let mut writers: Vec<_> = (0..=SESSIONS).map(|_| Writer::connect(&adapter)).collect();
     let block = writers[0].volume.block_size() as usize;
-    let rounds = if rig.is_software() { 60 } else { 10 };
+    let rounds = if rig.is_software() { 24 } else { 6 };
     let mut all = 0;
     for round in 0..rounds {
         let with_blocks = round % 2 == 1;
@@ -301,7 +301,9 @@ fn ended_in_the_middle(rig: &Rig) {
                 raw.ring().unwrap();
             }
             for _ in 0..round % 7 * 10 {
-                raws.iter_mut().for_each(|raw| drop(raw.poll()));
+                for raw in &mut raws {
+                    raw.poll();
+                }
             }
         }
         let mut client = Client::open(connect(), "v", Access::WRITE);

@@ -49,8 +49,9 @@ fn several_regions(rig: &Rig) {
         let data = pattern(round as u32, bytes);
         let mut from = 0;
         for buffer in &mut buffers {
-            buffer.copy_from_slice(&data[from..from + buffer.len()]);
-            from += buffer.len();
+            let length = buffer.len();
+            buffer.copy_from_slice(&data[from..from + length]);
+            from += length;
         }
 
         let done = queue.execute(Request::write_vectored(&volume, offset, buffers).tag(7)).unwrap();
