@@ -82,7 +82,7 @@ pub struct Directory<S: SegmentSource = Published> {
 /// So many zeroes, each page of which was written to: no check waits for the kernel to give one.
 fn touched(count: usize) -> Box<[u32]> {
     let mut words = vec![1; count];
-    core::hint::black_box(&mut words).fill(0);
+    hint::black_box(&mut words).fill(0);
     words.into()
 }
 
