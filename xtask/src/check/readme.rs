@@ -1,5 +1,6 @@
-//! What README promises exists: its commands, its links.
+//! What README and the documents beside it promise exists: commands, links, the files and tests that they name.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -11,13 +12,16 @@ use crate::process::{cargo, passes};
 use crate::tree::{self, Metadata};
 
 /// Documents whose commands and links are held against the tree.
-const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/testing.md"];
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/security.md", "docs/testing.md"];
 
-/// Every command in a fenced block and every relative link leads somewhere.
+/// Every command in a fenced block, every relative link, every path and every test in backticks leads somewhere.
 pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
     let mut findings = Findings::default();
     let mut commands = Vec::new();
     let mut links = 0;
+    let mut named = 0;
+    let known = names_of_tests()?;
     for document in DOCUMENTS {
         let Ok(text) = tree::read(Path::new(document)) else {
             findings.errors.push(format!("{document} is missing"));
@@ -31,6 +35,17 @@ pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
                 findings.errors.push(format!("{document}: the link {link} leads nowhere"));
             }
         }
+        for code in in_backticks(&text) {
+            named += 1;
+            let found = match kind_of(code) {
+                Kind::Path => tree::root().join(code).exists(),
+                Kind::Test => known.contains(code),
+                Kind::Other => true,
+            };
+            if !found {
+                findings.errors.push(format!("{document}: `{code}` is nowhere in the tree"));
+            }
+        }
     }
     let portcullis = tree::target_dir().join("debug/portcullis");
     if !passes(cargo().args(["build", "--quiet", "--package", "portcullis-cli"]))? {
@@ -41,8 +56,53 @@ pub(super) fn check(metadata: &Metadata) -> Result<Findings> {
             findings.errors.push(format!("{document}: `{}`: {reason}", command.join(" ")));
         }
     }
-    findings.summary = format!("{} commands, {links} links", commands.len());
+    findings.summary = format!("{} commands, {links} links, {named} names in backticks", commands.len());
     Ok(findings)
+}
+
+/// What stands between backticks, outside of fenced blocks.
+fn in_backticks(text: &str) -> impl Iterator<Item = &str> {
+    let mut fenced = false;
+    let lines = text.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    });
+    lines.flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// What a word in backticks names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Path,
+    Test,
+    Other,
+}
+
+fn kind_of(code: &str) -> Kind {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    // Names of fewer words are variables, functions and fields as well.
+    if code.matches('_').count() >= 4 && code.chars().all(plain) {
+        return Kind::Test;
+    }
+    let inside = code.contains("/src") || code.contains("/tests");
+    let path = inside && !code.starts_with('/') && !code.contains([' ', '*', ':', '<', '{']);
+    if path { Kind::Path } else { Kind::Other }
+}
+
+/// Everything that may be the name of a test: functions, and the names of cases.
+fn names_of_tests() -> Result<HashSet<String>> {
+    let mut names = HashSet::new();
+    for file in tree::files()?.iter().filter(|file| file.extension().is_some_and(|end| end == "rs")) {
+        let text = tree::read(file)?;
+        let functions = text.split("fn ").skip(1);
+        let cases = text.split("name: \"").skip(1);
+        let name = |rest: &str| {
+            rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().map(str::to_owned)
+        };
+        names.extend(functions.chain(cases).filter_map(name));
+    }
+    Ok(names)
 }
 
 /// The commands of fenced shell blocks, in words, prompts and leading variables removed.
@@ -126,6 +186,16 @@ mod tests {
     fn commands_come_from_shell_blocks_only() {
         let text = "`cargo nothing`\n```rust\ncargo no\n```\n```sh\n$ RUST_LOG=info cargo xtask check  # why\nls\n```\n";
         assert_eq!(commands_of(text), [["cargo", "xtask", "check"]]);
+    }
+
+    #[test]
+    fn words_in_backticks_are_told_apart() {
+        let text = "`a_b` and `wire/src/shm.rs`\n```sh\n`not this`\n```\n`one_test_of_many_words`";
+        let words: Vec<_> = in_backticks(text).collect();
+        assert_eq!(words, ["a_b", "wire/src/shm.rs", "one_test_of_many_words"]);
+        let kinds: Vec<_> = words.into_iter().map(kind_of).collect();
+        assert_eq!(kinds, [Kind::Other, Kind::Path, Kind::Test]);
+        assert_eq!(kind_of("s4_r2_r3_s8_r5_refusals in a sentence"), Kind::Other);
     }
 
     #[test]
