@@ -19,6 +19,7 @@ use wire::view::QueueView;
 use super::*;
 
 mod bytes;
+mod ends;
 mod lists;
 
 /// Takes `room` commands, and ends them when told.
