@@ -23,7 +23,9 @@ pub(super) enum Refused {
 
 /// A segment of a list, which counts as active I/O of its region.
 struct Held {
-    hold: Hold,
+    /// None only before the first use of its place.
+    hold: Option<Hold>,
+    iova: u64,
     bytes: u32,
 }
 
@@ -44,7 +46,13 @@ pub(super) struct Lists {
 
 impl Lists {
     pub(super) fn new() -> Self {
-        let list = |_| List { owner: 0, held: Vec::with_capacity(MAX_SEGMENTS) };
+        // Written to once, so that the kernel gives its pages now and not in a turn.
+        let list = |_| {
+            let mut held = Vec::with_capacity(MAX_SEGMENTS);
+            held.resize_with(MAX_SEGMENTS, || Held { hold: None, iova: 0, bytes: 0 });
+            std::hint::black_box(&mut held).clear();
+            List { owner: 0, held }
+        };
         Self {
             lists: (0..LISTS).map(list).collect(),
             free: (0..LISTS).rev().collect(),
@@ -68,8 +76,8 @@ impl Lists {
 
     /// Gives a list back, and what it holds.
     fn give(&mut self, list: u16, directory: &mut Directory) {
-        for held in self.lists[usize::from(list)].held.drain(..) {
-            directory.release_hold(held.hold);
+        for hold in self.lists[usize::from(list)].held.drain(..).filter_map(|held| held.hold) {
+            directory.release_hold(hold);
         }
         self.free.push(list);
     }
@@ -77,7 +85,7 @@ impl Lists {
     /// Gives all that is held back.
     pub(super) fn release_all(&mut self, directory: &mut Directory) {
         for list in &mut self.lists {
-            list.held.drain(..).for_each(|held| directory.release_hold(held.hold));
+            list.held.drain(..).filter_map(|held| held.hold).for_each(|hold| directory.release_hold(hold));
         }
     }
 }
@@ -141,7 +149,7 @@ impl State {
             let memory = Memory { region: RegionKey(segment.region), offset: segment.offset };
             let hold =
                 self.directory.hold(domain, request.operation, memory, bytes).map_err(Refused::Denied)?;
-            held.push(Held { hold, bytes: segment.length });
+            held.push(Held { iova: hold.iova().0, hold: Some(hold), bytes: segment.length });
         }
         if left == 0 { Ok(()) } else { Err(Refused::Denied(Denied::Memory)) }
     }
@@ -236,8 +244,7 @@ impl<'a> Cursor<'a> {
         {
             let here = first.bytes - self.used;
             let take = u32::try_from(most - bytes).unwrap_or(u32::MAX).min(here);
-            segments[number] =
-                Segment { data: Iova(first.hold.iova().0 + u64::from(self.used)), bytes: take };
+            segments[number] = Segment { data: Iova(first.iova + u64::from(self.used)), bytes: take };
             number += 1;
             bytes += u64::from(take);
             self = if take == here {
