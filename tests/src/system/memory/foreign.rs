@@ -1,4 +1,5 @@
 //! Descriptors that are no memory, offered as memory.
+#![allow(unsafe_code)] // descriptors of all kinds are made by raw system calls
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
