@@ -42,9 +42,8 @@ impl Bounce {
         Ok(Self { memory, block_shift })
     }
 
-    /// The memory, for tests that play the device.
-    #[cfg(test)]
-    pub(super) fn memory(&self) -> Arc<DmaBuffer> {
+    /// The memory, for tests and simulations that play the device.
+    pub fn memory(&self) -> Arc<DmaBuffer> {
         self.memory.clone()
     }
 

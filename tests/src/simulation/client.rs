@@ -7,7 +7,8 @@ use wire::layout::{SubmissionEntry, flag, opcode};
 use wire::sync::{Ordering, fence};
 use wire::view::QueueMemory;
 
-use super::memory::REGION_BLOCKS;
+use super::bytes::write_payload;
+use super::memory::{PART, PARTS, REGION_BLOCKS};
 use super::model::{BLOCK, Op, Verdict, What, meaning};
 use super::outside::Outside;
 use super::queue::{AppQueue, Life};
@@ -145,6 +146,7 @@ impl Outside {
         for &number in &its.written {
             let asked = &mut self.asked[number as usize];
             (asked.stand, asked.announced, asked.clock) = (Stand::Announced, moment, clock);
+            self.bytes_seen |= asked.is_of_bytes();
         }
         its.open.append(&mut its.written);
         its.rung = its.pushed;
@@ -233,6 +235,7 @@ impl Outside {
         let clock = self.pollers[self.queues[queue].engine].clock();
         let twin = &mut self.asked[new as usize];
         (twin.stand, twin.announced, twin.clock, twin.twin) = (Stand::Announced, moment, clock, old);
+        self.bytes_seen |= twin.is_of_bytes();
         self.asked[old as usize].twin = new;
         self.queues[queue].open.push(new);
     }
@@ -301,7 +304,11 @@ impl Outside {
             let place = self.model.regions[region].place;
             let content = if what == What::Io(Op::Read) { UNREAD } else { number };
             for block in first..first + blocks {
-                *self.memories.block(place, block) = content;
+                *self.memories.block(place, block) = [content; PARTS];
+            }
+            if asked.is_of_bytes() {
+                let memory = self.pool.region(place);
+                write_payload(&memory, entry.region_offset, u64::from(entry.length), number);
             }
         }
         asked.memory = memory;
@@ -386,6 +393,11 @@ impl Outside {
             }
         }
         let mut memory = None;
+        let mut skew = 0;
+        if blocks > 0 && self.config.bytes && op == opcode::WRITE && self.rng.once_in(2) {
+            skew = self.rng.below(64);
+            blocks = self.ask_for_bytes(&mut entry, blocks, skew);
+        }
         if let What::Io(op) = meaning(&entry)
             && let Some(rights) = op.memory_rights()
             && blocks > 0
@@ -398,7 +410,7 @@ impl Outside {
             if let Some(first) = (start..REGION_BLOCKS).chain(0..start).find(fits) {
                 memory = Some((region, first, blocks));
                 entry.region = its.key.0;
-                entry.region_offset = first * BLOCK;
+                entry.region_offset = first * BLOCK + skew;
             }
             let _ = rights; // Whether the region has them is for the adapter to find out.
         }
@@ -411,9 +423,25 @@ impl Outside {
         (entry, memory)
     }
 
+    /// Makes a write one of bytes. Blocks of memory that its payload takes.
+    fn ask_for_bytes(&mut self, entry: &mut SubmissionEntry, blocks: u64, skew: u64) -> u64 {
+        entry.opcode = opcode::WRITE_BYTES;
+        let parts = blocks * PARTS as u64;
+        let first = self.rng.below(parts);
+        let many =
+            if self.rng.once_in(4) { parts - first } else { self.rng.between(1, parts - first) }.min(40);
+        entry.offset += first * PART as u64;
+        entry.length = (many * PART as u64) as u32;
+        (u64::from(entry.length) + skew).div_ceil(BLOCK)
+    }
+
     /// Makes a request one that must be refused, or of which only the adapter can tell.
     fn spoil(&mut self, entry: &mut SubmissionEntry, domain: u32) {
         match self.rng.below(14) {
+            // What is wrong for others would be right for a write of bytes, and not what the watcher can read.
+            10..=12 if entry.opcode == opcode::WRITE_BYTES => {
+                entry.length = self.rng.pick(&[65537, u32::MAX])
+            }
             0 => entry.opcode = self.rng.pick(&[0, 9, 10, 77, 255]),
             1 => entry.flags ^= self.rng.pick(&[1, 2, 8, 128]),
             2 => match self.rng.below(4) {

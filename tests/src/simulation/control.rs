@@ -177,6 +177,12 @@ impl Outside {
                 event!(self, "region", key = key.0, domain = domain, access = rights, iova = iova);
                 self.model.region_created(life).unwrap_or_else(|error| finding!("{error}"));
                 self.memories.give(place);
+                if self.config.bytes {
+                    for engine in 0..self.config.engines {
+                        let memory = self.pool.region(place);
+                        self.send(engine, Command::Region(key.index(), memory));
+                    }
+                }
             }
             Err(error) => finding!("a region was refused: {error}"),
         }
@@ -369,7 +375,11 @@ impl Outside {
                 event!(self, "region ends", region = life);
                 self.tables.finish_region_delete(quiesce);
                 self.model.finish_region(life);
-                self.memories.take_back(self.model.regions[life].place);
+                let place = self.model.regions[life].place;
+                self.memories.take_back(place);
+                if !self.pool.has_alone(place) {
+                    finding!("region {life} is drained, and an engine has its memory");
+                }
             }
             Job::Grant { life, quiesce, token } if quiet => self.finish(life, quiesce, token),
             Job::Grant { life, quiesce, token } => self.give_up(life, quiesce, token),

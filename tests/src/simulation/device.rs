@@ -8,8 +8,9 @@ use driver::block::{
     BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, Segment, SubmitError,
 };
 
+use super::bytes::is_own;
 use super::client::UNREAD;
-use super::memory::Content;
+use super::memory::{Content, PARTS};
 use super::model::Bound;
 use super::outside::{Outside, finding};
 use super::trace::event;
@@ -59,7 +60,7 @@ enum State {
 pub(super) struct Device {
     state: State,
     pub(super) queues: Vec<DeviceQueue>,
-    content: Vec<Content>,
+    pub(super) content: Vec<Content>,
     /// Commands refused for want of room or because the device was down.
     pub(super) refused: u64,
 }
@@ -69,7 +70,7 @@ impl Device {
         Self {
             state: State::Running,
             queues: (0..queues).map(|_| DeviceQueue::default()).collect(),
-            content: vec![0; blocks as usize],
+            content: vec![[0; PARTS]; blocks as usize],
             refused: 0,
         }
     }
@@ -224,7 +225,7 @@ impl Outside {
 
     /// The data of a command moves.
     fn execute(&mut self, queue: usize, at: usize) {
-        let Running { command, bound, .. } = self.device.queues[queue].running[at];
+        let Running { command, bound, request, .. } = self.device.queues[queue].running[at];
         let mut status = DeviceStatus::OK;
         if let Some(bound) = bound {
             let grant = &self.model.grants[bound.grant];
@@ -232,14 +233,16 @@ impl Outside {
                 finding!("the device uses block {} under {}, which is drained", command.lba, grant.key);
             }
             let mut data = None;
-            if let Some(region) = bound.region {
+            if is_own(&command) {
+                self.execute_own(queue, &command, request);
+            } else if let Some(region) = bound.region {
                 let region = &self.model.regions[region];
                 if region.finished {
                     finding!("DMA at {:#x}, in region {}, which is drained", command.data.0, region.key);
                 }
                 data = Some((region.place, (command.data.0 - region.iova) / super::model::BLOCK));
             }
-            for i in 0..u64::from(command.blocks) {
+            for i in 0..if is_own(&command) { 0 } else { u64::from(command.blocks) } {
                 let content = &mut self.device.content[(command.lba + i) as usize];
                 match (command.operation, data) {
                     (Operation::Read, Some((place, block))) => {
@@ -248,17 +251,20 @@ impl Outside {
                     (Operation::Write { .. }, Some((place, block))) => {
                         // The watcher's mark for memory that nobody read into stays in memory.
                         let data = *self.memories.block(place, block + i);
-                        *content = if data == UNREAD { 0 } else { data };
+                        *content = if data[0] == UNREAD { [0; PARTS] } else { data };
                     }
                     (Operation::Compare, Some((place, block))) => {
                         if *content != *self.memories.block(place, block + i) {
                             status = DeviceStatus::COMPARE_FAILURE;
                         }
                     }
-                    (Operation::WriteZeroes { .. } | Operation::Deallocate, _) => *content = 0,
+                    (Operation::WriteZeroes { .. } | Operation::Deallocate, _) => *content = [0; PARTS],
                     _ => finding!("a command without memory moves data"),
                 }
             }
+        }
+        if bound.is_none() && is_own(&command) {
+            self.execute_own(queue, &command, request);
         }
         event!(self, "execute", engine = queue, lba = command.lba, blocks = command.blocks);
         self.device.queues[queue].running[at].executed = Some(status);

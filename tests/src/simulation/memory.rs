@@ -2,18 +2,26 @@
 
 use std::sync::Arc;
 
+use adapter::engine::Bounce;
 use wire::layout::Entries;
 use wire::shm::SharedMemory;
 use wire::sync::Ordering;
 use wire::view::{QueueMemory, QueueView};
+
+use super::bytes::bounce;
+use super::model::BLOCK;
 
 /// Blocks of the largest region.
 pub(super) const REGION_BLOCKS: u64 = 64;
 /// What is in memory that is nobody's.
 pub(super) const CANARY: u32 = 0xdead_0000;
 
-/// Content of a block: who wrote it last.
-pub(super) type Content = u32;
+/// A block has so many parts, of so many bytes.
+pub(super) const PARTS: usize = 8;
+pub(super) const PART: usize = 64;
+
+/// Content of a block: for each part the request that wrote it last.
+pub(super) type Content = [u32; PARTS];
 
 /// Places for regions. Each has a range of device addresses of its own, used again and again.
 pub(super) struct Memories {
@@ -25,7 +33,7 @@ const PLACE_SHIFT: u32 = 20;
 
 impl Memories {
     pub(super) fn new(places: usize) -> Self {
-        Self { places: vec![[CANARY; REGION_BLOCKS as usize]; places] }
+        Self { places: vec![[[CANARY; PARTS]; REGION_BLOCKS as usize]; places] }
     }
 
     pub(super) fn iova(place: usize) -> u64 {
@@ -37,15 +45,15 @@ impl Memories {
     }
 
     pub(super) fn give(&mut self, place: usize) {
-        self.places[place].fill(0);
+        self.places[place].fill([0; PARTS]);
     }
 
     pub(super) fn take_back(&mut self, place: usize) {
-        self.places[place].fill(CANARY);
+        self.places[place].fill([CANARY; PARTS]);
     }
 
     pub(super) fn is_untouched(&self, place: usize) -> bool {
-        self.places[place].iter().all(|&content| content == CANARY)
+        self.places[place].iter().all(|content| *content == [CANARY; PARTS])
     }
 }
 
@@ -53,6 +61,8 @@ impl Memories {
 #[derive(Default)]
 pub(super) struct Pool {
     free: Vec<(u32, QueueView)>,
+    regions: Vec<Arc<SharedMemory>>,
+    bounces: Vec<Bounce>,
 }
 
 impl Pool {
@@ -79,6 +89,29 @@ impl Pool {
             }
         }
         view
+    }
+
+    /// The real memory of a place for regions, for what the engine itself reads there.
+    pub(super) fn region(&mut self, place: usize) -> Arc<SharedMemory> {
+        while self.regions.len() <= place {
+            let (memory, _fd) =
+                SharedMemory::create("simulation", (REGION_BLOCKS * BLOCK) as usize).expect("memory");
+            self.regions.push(Arc::new(memory));
+        }
+        self.regions[place].clone()
+    }
+
+    /// Whether nobody else has the real memory of a place.
+    pub(super) fn has_alone(&self, place: usize) -> bool {
+        self.regions.get(place).is_none_or(|memory| Arc::strong_count(memory) == 1)
+    }
+
+    /// The memory of an engine for writes of bytes.
+    pub(super) fn bounce(&mut self, engine: usize) -> Bounce {
+        while self.bounces.len() <= engine {
+            self.bounces.push(bounce(self.bounces.len()));
+        }
+        self.bounces[engine].clone()
     }
 
     pub(super) fn give_back(&mut self, entries: u32, view: QueueView) {

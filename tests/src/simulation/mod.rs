@@ -24,6 +24,7 @@
 //!   turns, pollers and applications sleep only when nothing waits for them, and in the end nothing is left over.
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::similar_names)] // numbers of its own
 
+mod bytes;
 mod client;
 mod control;
 mod device;

@@ -4,7 +4,7 @@
 
 use tpt::{Key, RegionKey};
 use wire::Status;
-use wire::layout::{SubmissionEntry, flag, opcode};
+use wire::layout::{MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
 
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 512;
@@ -23,13 +23,17 @@ pub(super) enum Op {
     Zeroes { deallocate: bool },
     Deallocate,
     Compare,
+    WriteBytes { fua: bool },
 }
 
 impl Op {
     fn rights(self) -> u8 {
         match self {
             Self::Read | Self::Compare => READ,
-            Self::Write { .. } | Self::Flush | Self::Zeroes { deallocate: false } => WRITE,
+            Self::Write { .. }
+            | Self::WriteBytes { .. }
+            | Self::Flush
+            | Self::Zeroes { deallocate: false } => WRITE,
             Self::Zeroes { deallocate: true } => WRITE | TRIM,
             Self::Deallocate => TRIM,
         }
@@ -39,9 +43,18 @@ impl Op {
     pub(super) fn memory_rights(self) -> Option<u8> {
         match self {
             Self::Read => Some(WRITE),
-            Self::Write { .. } | Self::Compare => Some(READ),
+            Self::Write { .. } | Self::WriteBytes { .. } | Self::Compare => Some(READ),
             Self::Flush | Self::Zeroes { .. } | Self::Deallocate => None,
         }
+    }
+
+    /// Whether it changes blocks.
+    pub(super) fn writes(self) -> bool {
+        !matches!(self, Self::Read | Self::Compare | Self::Flush)
+    }
+
+    fn is_of_bytes(self) -> bool {
+        matches!(self, Self::WriteBytes { .. })
     }
 }
 
@@ -51,6 +64,8 @@ pub(super) enum What {
     Io(Op),
     Cancel(u64),
     Malformed,
+    /// A write of more bytes than there may be.
+    TooLong,
 }
 
 /// What these 64 bytes mean.
@@ -65,15 +80,22 @@ pub(super) fn meaning(entry: &SubmissionEntry) -> What {
         opcode::WRITE_ZEROES => Op::Zeroes { deallocate: entry.flags == flag::DEALLOCATE },
         opcode::DEALLOCATE => Op::Deallocate,
         opcode::COMPARE => Op::Compare,
+        opcode::WRITE_BYTES => Op::WriteBytes { fua: entry.flags == flag::FUA },
         opcode::CANCEL if entry.flags == 0 => return What::Cancel(entry.offset),
         _ => return What::Malformed,
     };
     let flags = match op {
-        Op::Write { fua: true } => flag::FUA,
+        Op::Write { fua: true } | Op::WriteBytes { fua: true } => flag::FUA,
         Op::Zeroes { deallocate: true } => flag::DEALLOCATE,
         _ => 0,
     };
-    if entry.flags == flags { What::Io(op) } else { What::Malformed }
+    if entry.flags != flags {
+        What::Malformed
+    } else if op.is_of_bytes() && entry.length > MAX_WRITE_BYTES {
+        What::TooLong
+    } else {
+        What::Io(op)
+    }
 }
 
 /// What a grant or a region admits.
@@ -265,6 +287,15 @@ impl Model {
 
     /// The decision about a request of `domain`, first failing check first.
     pub(super) fn check(&self, domain: u32, op: Op, entry: &SubmissionEntry) -> Verdict {
+        self.decide(domain, op, entry, false)
+    }
+
+    /// The same for a request that may have been admitted earlier: what it uses is there, whether or not it admits more.
+    pub(super) fn check_as_if_open(&self, domain: u32, op: Op, entry: &SubmissionEntry) -> Verdict {
+        self.decide(domain, op, entry, true)
+    }
+
+    fn decide(&self, domain: u32, op: Op, entry: &SubmissionEntry, as_if_open: bool) -> Verdict {
         use Verdict::Refused;
         let key = Key(entry.key);
         let index = key.index().0;
@@ -278,6 +309,7 @@ impl Model {
         let grant = &self.grants[life];
         match grant.stage {
             Stage::Live => {}
+            _ if as_if_open => {}
             Stage::Held => return Verdict::Held,
             Stage::Closed => return Refused(Status::E_ENTRY_INVALID),
         }
@@ -293,29 +325,37 @@ impl Model {
         if (length == 0) != flush || flush && offset != 0 || offset + length > size {
             return Refused(Status::E_BOUNDS);
         }
-        if offset % u128::from(BLOCK) != 0 || length % u128::from(BLOCK) != 0 {
+        if (offset % u128::from(BLOCK) != 0 || length % u128::from(BLOCK) != 0) && !op.is_of_bytes() {
             return Refused(Status::E_ALIGN);
         }
         let (region, iova) = match op.memory_rights() {
             None => (None, 0),
-            Some(rights) => match self.memory(domain, rights, entry) {
+            Some(rights) => match self.memory(domain, rights, op, entry, as_if_open) {
                 Some((region, iova)) => (Some(region), iova),
                 None => return Refused(Status::E_LOCAL_MEM),
             },
         };
-        let (start, count) = (entry.offset / BLOCK, u64::from(entry.length) / BLOCK);
+        let start = entry.offset / BLOCK;
+        let count = (entry.offset + u64::from(entry.length)).div_ceil(BLOCK) - start;
         Verdict::Granted(Bound { grant: life, version: grant.versions.len() - 1, start, count, region, iova })
     }
 
-    fn memory(&self, domain: u32, rights: u8, entry: &SubmissionEntry) -> Option<(usize, u64)> {
+    fn memory(
+        &self,
+        domain: u32,
+        rights: u8,
+        op: Op,
+        entry: &SubmissionEntry,
+        as_if_open: bool,
+    ) -> Option<(usize, u64)> {
         let life = self.region_of(RegionKey(entry.region))?;
         let region = &self.regions[life];
         let end = u128::from(entry.region_offset) + u128::from(entry.length);
-        let good = !region.closed
+        let good = (!region.closed || as_if_open)
             && region.domain == domain
             && rights & !region.access == 0
             && end <= u128::from(region.bytes)
-            && entry.region_offset.is_multiple_of(4);
+            && (entry.region_offset.is_multiple_of(4) || op.is_of_bytes());
         good.then(|| (life, region.iova + entry.region_offset))
     }
 

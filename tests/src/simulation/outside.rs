@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use adapter::engine::TurnLimits;
+use adapter::engine::{Bounce, TurnLimits};
 use adapter::mailbox::{Command, PollerShared};
 use driver::block::Geometry;
 use tpt::{KeyInstance, Limits, Published, Tables};
@@ -48,6 +48,7 @@ pub(super) struct Config {
     pub(super) flood: bool,
     pub(super) mute: u64,
     pub(super) deadlines: u64,
+    pub(super) bytes: bool,
     pub(super) modify: u64,
     pub(super) revoke: u64,
     /// How often each kind of actor is chosen: engines, applications, device, control plane.
@@ -105,6 +106,7 @@ impl Config {
             flood: rng.once_in(3),
             mute: sometimes(rng, 2, 6),
             deadlines: often(rng, 2, 12),
+            bytes: rng.once_in(3),
             modify: often(rng, 2, 12),
             revoke: often(rng, 2, 16),
             weights: [rng.between(4, 12), rng.between(3, 10), rng.between(2, 10), rng.between(1, 4)],
@@ -130,6 +132,8 @@ pub(super) struct Poller {
     /// The event at which the last flush that the device executed was submitted, by how it ended: well or not.
     pub(super) flushed_ok: u64,
     pub(super) flushed_badly: u64,
+    /// The event at which the last read or write for a write of bytes ended badly.
+    pub(super) own_failed: u64,
 }
 
 impl Poller {
@@ -172,6 +176,9 @@ pub(super) struct Outside {
     /// Requests that move no data cannot be told apart any more.
     pub(super) blind: bool,
     pub(super) blind_to_all: bool,
+    /// Memory of the engines for writes of bytes, and whether there was such a write.
+    pub(super) bounces: Vec<Bounce>,
+    pub(super) bytes_seen: bool,
 }
 
 /// A finding: ends the simulation of this seed.
@@ -197,6 +204,7 @@ impl Outside {
             turns: 0,
             flushed_ok: 0,
             flushed_badly: 0,
+            own_failed: 0,
         });
         let clients = (0..config.clients).map(|_| Client::new(1 + rng.index32(config.domains))).collect();
         Self {
@@ -208,7 +216,7 @@ impl Outside {
             pollers: pollers.collect(),
             clients,
             queues: Vec::new(),
-            asked: Vec::with_capacity(512),
+            asked: vec![Asked::nothing()],
             trace: Trace::new(kept),
             steps: 0,
             statuses: [0; super::STATUSES],
@@ -216,6 +224,8 @@ impl Outside {
             calm: false,
             blind: false,
             blind_to_all: false,
+            bounces: Vec::new(),
+            bytes_seen: false,
             pool,
             config,
             rng,

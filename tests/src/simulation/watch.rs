@@ -5,6 +5,7 @@ use tpt::Key;
 use wire::Status;
 use wire::layout::{CompletionEntry, SubmissionEntry};
 
+use super::bytes::is_own;
 use super::device::Over;
 use super::model::{BLOCK, Bound, Op, Stage, Verdict, WRITE, What};
 use super::outside::{Outside, finding};
@@ -49,6 +50,8 @@ pub(super) struct Asked {
     /// Where the device must find the rest of its data; 0 if none moves.
     pub(super) iova: u64,
     tag: u64,
+    /// Of a write of bytes: the parts that are on the device.
+    pub(super) landed: u64,
     /// The other version of the same entry.
     pub(super) twin: u32,
     cancelled: bool,
@@ -72,10 +75,28 @@ impl Asked {
             failure: None,
             memory: None,
             iova: 0,
+            landed: 0,
             tag: u64::MAX,
             twin: NOBODY,
             cancelled: false,
         }
+    }
+
+    /// What has number 0, which is what memory and blocks hold before anybody wrote there.
+    pub(super) fn nothing() -> Self {
+        Self { stand: Stand::Void, ..Self::new(0, 0, SubmissionEntry::default(), What::Malformed) }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.stand == Stand::Announced
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled
+    }
+
+    pub(super) fn is_of_bytes(&self) -> bool {
+        matches!(self.what, What::Io(Op::WriteBytes { .. }))
     }
 
     fn is_flush(&self) -> bool {
@@ -97,7 +118,7 @@ pub(super) fn for_device(op: Op, geometry: &Geometry) -> Option<Operation> {
     let zeroes = |deallocate| geometry.write_zeroes.then_some(Operation::WriteZeroes { deallocate });
     match op {
         Op::Read => Some(Operation::Read),
-        Op::Write { fua } => Some(Operation::Write { fua }),
+        Op::Write { fua } | Op::WriteBytes { fua } => Some(Operation::Write { fua }),
         Op::Flush => Some(Operation::Flush),
         Op::Compare => geometry.compare.then_some(Operation::Compare),
         Op::Zeroes { deallocate } => zeroes(deallocate),
@@ -119,6 +140,9 @@ impl Outside {
         if command.operation == Operation::Flush {
             self.explain_flush(engine);
             return None;
+        }
+        if is_own(command) {
+            return self.explain_own(engine, command);
         }
         if self.blind && !command.operation.moves_data() || self.blind_to_all {
             return None;
@@ -159,7 +183,8 @@ impl Outside {
     fn could_be(&self, number: u32, command: &Command) -> bool {
         let asked = &self.asked[number as usize];
         let What::Io(op) = asked.what else { return false };
-        if for_device(op, &self.config.geometry) != Some(command.operation)
+        if asked.is_of_bytes()
+            || for_device(op, &self.config.geometry) != Some(command.operation)
             || asked.iova != 0 && asked.iova != command.data.0
         {
             return false;
@@ -170,13 +195,29 @@ impl Outside {
             Some(_) => return false,
             None => {
                 let domain = self.queues[asked.queue as usize].domain;
-                match self.model.check(domain, op, &asked.entry) {
+                match self.admission(domain, op, asked) {
                     Verdict::Granted(bound) if bound.iova == command.data.0 => bound,
                     _ => return false,
                 }
             }
         };
         self.model.place(&bound, asked.accepted).0 == command.lba
+    }
+
+    /// Whether a request may have waited at a gate, or for a buffer, admitted or not: where there was a write of bytes
+    /// there are gates, and writes that meet one have one, too.
+    fn may_have_waited(&self, asked: &Asked) -> bool {
+        let writes = matches!(asked.what, What::Io(op) if op.writes());
+        writes && self.bytes_seen
+    }
+
+    /// The decision about a request that starts now: made now, unless it may have waited since.
+    fn admission(&self, domain: u32, op: Op, asked: &Asked) -> Verdict {
+        if self.may_have_waited(asked) {
+            self.model.check_as_if_open(domain, op, &asked.entry)
+        } else {
+            self.model.check(domain, op, &asked.entry)
+        }
     }
 
     fn unexplained(&self, engine: usize, command: &Command) -> ! {
@@ -206,7 +247,7 @@ impl Outside {
         let bound = match asked.bound {
             Some(bound) => bound,
             None => {
-                let Verdict::Granted(bound) = self.model.check(queue.domain, op, &asked.entry) else {
+                let Verdict::Granted(bound) = self.admission(queue.domain, op, &asked) else {
                     return;
                 };
                 self.starts(engine, number, bound);
@@ -241,14 +282,15 @@ impl Outside {
     }
 
     /// The engine tries to start a request: it is admitted, in this very moment, for what the model says.
-    fn starts(&mut self, engine: usize, number: u32, bound: Bound) {
+    pub(super) fn starts(&mut self, engine: usize, number: u32, bound: Bound) {
         let clock = self.pollers[engine].clock();
         let asked = &mut self.asked[number as usize];
         (asked.bound, asked.tried, asked.iova) = (Some(bound), Some(clock), bound.iova);
         let (queue, announced, key) = (asked.queue as usize, asked.announced, Key(asked.entry.key));
         event!(self, "start", engine = engine, queue = queue, request = number, grant = bound.grant);
         self.forget_twin(number);
-        if !self.model.was_held_since(key, announced) {
+        let waited = self.may_have_waited(&self.asked[number as usize]);
+        if !waited && !self.model.was_held_since(key, announced) {
             self.count_taken(queue);
         }
     }
@@ -292,7 +334,13 @@ impl Outside {
 
     /// The driver hands an ended command to the engine.
     pub(super) fn delivered(&mut self, engine: usize, over: &Over) {
+        if is_own(&over.running.command) && !over.status.is_ok() {
+            self.pollers[engine].own_failed = self.moment();
+        }
         let Some(number) = over.running.request else {
+            if over.running.command.operation != Operation::Flush {
+                return;
+            }
             let poller = &mut self.pollers[engine];
             let of = if over.status.is_ok() { &mut poller.flushed_ok } else { &mut poller.flushed_badly };
             *of = (*of).max(over.running.submitted);
@@ -371,8 +419,14 @@ impl Outside {
             return Ok(());
         }
         ensure(asked.outstanding == 0, "a request ended while the device has commands of it")?;
-        ensure(u64::from(completion.bytes) == asked.done * BLOCK, "the bytes done are wrong")?;
-        let must_be_cancelled = asked.cancelled && asked.accepted == 0 && !asked.is_flush();
+        let bytes = match asked.what {
+            What::Io(Op::WriteBytes { .. }) if status == Status::OK => u64::from(asked.entry.length),
+            What::Io(Op::WriteBytes { .. }) => 0,
+            _ => asked.done * BLOCK,
+        };
+        ensure(u64::from(completion.bytes) == bytes, "the bytes done are wrong")?;
+        let sure = !asked.is_flush() && !asked.is_of_bytes();
+        let must_be_cancelled = asked.cancelled && asked.accepted == 0 && sure;
         ensure(
             !must_be_cancelled || status == Status::E_CANCELLED,
             "a request was cancelled before the device had any of it, and did not end so",
@@ -381,7 +435,7 @@ impl Outside {
             Status::E_DEVICE | Status::E_MISCOMPARE => asked.failure.map_or(0, |failure| failure.0),
             _ => 0,
         };
-        let told = completion.device_status == u32::from(device) || asked.is_flush();
+        let told = completion.device_status == u32::from(device) || !sure;
         ensure(told, "the device's status is wrong")?;
         match status {
             Status::OK => self.check_success(engine, &asked),
@@ -389,6 +443,9 @@ impl Outside {
                 self.pollers[engine].flushed_badly >= asked.announced,
                 "no flush failed since it was asked for",
             ),
+            Status::E_DEVICE if asked.is_of_bytes() => {
+                ensure(self.pollers[engine].own_failed >= asked.announced, "no read or write for it failed")
+            }
             Status::E_DEVICE | Status::E_MISCOMPARE => {
                 let compared = asked.failure == Some(DeviceStatus::COMPARE_FAILURE);
                 let right = asked.failure.is_some() && compared == (status == Status::E_MISCOMPARE);
@@ -417,13 +474,16 @@ impl Outside {
 
     fn check_success(&mut self, engine: usize, asked: &Asked) -> Result<(), String> {
         match asked.what {
-            What::Malformed => Err("nonsense was done".to_owned()),
+            What::Malformed | What::TooLong => Err("nonsense was done".to_owned()),
             What::Cancel(target) => self.check_cancel(asked, target),
             What::Io(Op::Flush) => self.check_flush(engine, asked),
             What::Io(_) => {
                 let bound = asked.bound.ok_or("nothing was asked of the device")?;
                 let all = asked.failure.is_none() && asked.done == bound.count;
                 ensure(all, "the device did not do all of it")?;
+                if asked.is_of_bytes() {
+                    return self.check_bytes(asked);
+                }
                 self.look_at_data(asked, &bound)
             }
         }
@@ -445,32 +505,34 @@ impl Outside {
 
     /// A cancel that says it found its target: the target was taken before it, and had not ended, or ended by it.
     fn check_cancel(&mut self, cancel: &Asked, target: u64) -> Result<(), String> {
-        let found = usize::try_from(target).ok().and_then(|target| self.asked.get_mut(target));
-        let found = found.ok_or("a cancel found what was never asked")?;
+        let found = usize::try_from(target).ok().and_then(|target| self.asked.get(target));
+        let found = *found.ok_or("a cancel found what was never asked")?;
         let before = (cancel.count.wrapping_sub(found.count) as i32) > 0;
-        let ended_by_it = found.stand == Stand::Ended && found.cancelled;
-        let there = found.queue == cancel.queue && before;
-        let plain = found.twin == NOBODY;
-        if plain {
-            let stands = found.stand == Stand::Announced || ended_by_it;
-            ensure(there && stands, "a cancel found what could not be found")?;
-        }
+        // One of bytes whose read failed ends with that, also when it is cancelled.
+        let by_it = found.cancelled || found.is_of_bytes();
+        let stands = found.stand == Stand::Announced || found.stand == Stand::Ended && by_it;
+        let could = found.queue == cancel.queue && before && stands;
+        ensure(could, "a cancel found what could not be found")?;
         if found.stand == Stand::Announced {
             let started = found.accepted > 0
                 || found.is_flush()
+                || found.is_of_bytes()
                 || self.blind && (found.is_bare() || self.blind_to_all);
-            ensure(started || !plain, "a cancel let go on what the device has not got")?;
-            found.cancelled = found.accepted == 0 && plain;
+            ensure(started, "a cancel let go on what the device has not got")?;
+            let target = u32::try_from(target).expect("an index");
+            self.asked[target as usize].cancelled = found.accepted == 0;
+            self.forget_twin(target); // It is this version that was taken.
         }
         Ok(())
     }
 
     /// Whether a request may end as cancelled: its cancel comes behind it in the same queue.
     fn is_being_cancelled(&mut self, number: u32) -> bool {
-        self.asked[number as usize].cancelled = true;
+        let before = std::mem::replace(&mut self.asked[number as usize].cancelled, true);
         let asked = &self.asked[number as usize];
         let is_its = |&other: &u32| self.asked[other as usize].what == What::Cancel(u64::from(number));
-        self.queues[asked.queue as usize].open.iter().any(is_its)
+        // A write of bytes that reads goes on until it has read.
+        before && asked.is_of_bytes() || self.queues[asked.queue as usize].open.iter().any(is_its)
     }
 
     fn check_not_found(&self, cancel: &Asked) -> Result<(), String> {
@@ -491,7 +553,18 @@ impl Outside {
         let queue = asked.queue as usize;
         let right = match asked.what {
             What::Malformed => Status::E_OPCODE,
+            What::TooLong => Status::E_PARAM,
+            What::Io(Op::WriteBytes { .. }) if !self.config.bytes => Status::E_OPCODE,
             What::Cancel(_) => return Err("a cancel is not refused".to_owned()),
+            // It waited at a gate, and then the device turned out not to have that operation.
+            What::Io(op) if status == Status::E_OPCODE && self.may_have_waited(asked) => {
+                let verdict = self.admission(self.queues[queue].domain, op, asked);
+                let granted = matches!(verdict, Verdict::Granted(_));
+                return ensure(
+                    granted && for_device(op, &self.config.geometry).is_none(),
+                    "the device can do it",
+                );
+            }
             What::Io(op) => match self.model.check(self.queues[queue].domain, op, &asked.entry) {
                 Verdict::Refused(status) => status,
                 Verdict::Granted(_) if for_device(op, &self.config.geometry).is_none() => Status::E_OPCODE,
@@ -501,7 +574,7 @@ impl Outside {
         if status != right {
             return Err(format!("refused where the model says {right}"));
         }
-        if !self.model.was_held_since(Key(asked.entry.key), asked.announced) {
+        if !self.may_have_waited(asked) && !self.model.was_held_since(Key(asked.entry.key), asked.announced) {
             self.count_taken(queue);
         }
         Ok(())
@@ -517,7 +590,7 @@ impl Outside {
             let first = (bound.iova - region.iova) / BLOCK;
             for block in first..first + bound.count {
                 let content = *self.memories.block(region.place, block);
-                ensure(content != super::client::UNREAD, "a block of the memory was not read into")?;
+                ensure(content[0] != super::client::UNREAD, "a block of the memory was not read into")?;
             }
         }
         Ok(())

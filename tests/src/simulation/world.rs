@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use adapter::engine::{Clock, Engine};
+use adapter::engine::{Clock, Engine, Gates};
 use driver::block::BlockQueue;
 use tpt::Directory;
 
@@ -46,6 +46,7 @@ impl World {
             let outside = lock(&outside);
             (outside.config.clone(), outside.published(), outside.now.clone())
         };
+        let gates = Gates::new(config.engines).expect("a few engines");
         let engine = |number: usize| {
             let (shared, read) = {
                 let poller = &lock(&outside).pollers[number];
@@ -57,6 +58,13 @@ impl World {
             let mut engine = Engine::new(queue, clock, directory, shared, config.slots);
             engine.set_limits(config.limits);
             engine.set_device_timeout(DEVICE_TIMEOUT);
+            if config.bytes {
+                let outside = &mut *lock(&outside);
+                let bounce = outside.pool.bounce(number);
+                outside.bounces.push(bounce.clone());
+                engine.set_bounce(bounce);
+                engine.set_gates(gates.clone());
+            }
             engine
         };
         Self { engines: (0..config.engines).map(engine).collect(), outside }
