@@ -86,6 +86,8 @@ pub struct Storage {
     thread: Option<JoinHandle<()>>,
     volumes: Vec<Volume>,
     metadata: Vec<LbaRange>,
+    /// Of the device.
+    blocks: u64,
     free_blocks: u64,
     first_instance: u32,
     ceiling: u32,
@@ -101,7 +103,7 @@ impl Storage {
         let on_store = |source| StartError::Store { uri: uri.to_owned(), source };
         let os = |source| StartError::Os { what: "starting the store's thread", source };
         let volumes = store.volumes().map_err(on_store)?;
-        let metadata = store.metadata_extents();
+        let (metadata, blocks) = (store.metadata_extents(), store.geometry().blocks);
         let reserved = store.reserve_instances(instances).map_err(on_store)?;
         let (jobs, inbox) = channel::<Message>();
         let (outbox, reports) = channel::<Report>();
@@ -135,20 +137,36 @@ impl Storage {
                 }
             })
             .map_err(os)?;
-        Ok(Self {
+        let started = Self {
             jobs: Some(jobs),
             reports,
             done,
             thread: Some(thread),
             volumes,
             metadata,
+            blocks,
             free_blocks,
             first_instance: reserved.start,
             ceiling: reserved.end,
             reserving: false,
             reserve_again: None,
             touching: false,
-        })
+        };
+        started.volumes.iter().for_each(|volume| started.assert_outside_metadata(volume));
+        Ok(started)
+    }
+
+    /// No volume may ever reach the store's own metadata, or beyond the device: asked of each before there can be a grant
+    /// over it.
+    pub fn assert_outside_metadata(&self, volume: &Volume) {
+        for extent in &volume.extents {
+            let inside = self.metadata.iter().any(|own| own.overlaps(*extent));
+            assert!(
+                !inside && extent.end().0 <= self.blocks,
+                "volume {:?} reaches outside the data area",
+                volume.name
+            );
+        }
     }
 
     /// The volumes at the start. Taken once.
@@ -249,5 +267,33 @@ fn execute(store: &mut Store, job: Job) -> Outcome {
         Job::Rename { from, to } => store.rename(&from, &to).map(Some),
         Job::Delete { name } => store.delete(&name).map(|()| None),
         Job::SetAccess { name, subject, access } => store.set_access(&name, subject, access).map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use driver::disk::MemoryDisk;
+    use store::FormatOptions;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_that_reaches_metadata_stops_everything() {
+        let disk = MemoryDisk::new(12, 4096);
+        let mut store = Store::format(Box::new(disk), FormatOptions::default()).unwrap();
+        let good = store.create("v", 1 << 20, 0).unwrap();
+        let storage = Storage::start(store, "memory", 16).unwrap();
+        storage.assert_outside_metadata(&good);
+        let (first, end) = (good.extents[0].first.0, good.extents[0].end().0);
+        let mut reaching = vec![(0, 1), (first - 1, 2), (4095, 1), (4095, 2), (end, 4096 - end), (4096, 1)];
+        reaching.extend(storage.metadata().iter().map(|own| (own.first.0, own.count.0)));
+        for (first, count) in reaching {
+            let mut bad = good.clone();
+            bad.extents.push(LbaRange::new(first, count).unwrap());
+            let stopped = catch_unwind(AssertUnwindSafe(|| storage.assert_outside_metadata(&bad)));
+            assert!(stopped.is_err(), "{count} blocks from {first}");
+        }
     }
 }
