@@ -151,16 +151,30 @@ impl DmaBuffer {
     /// Copies `bytes` to `offset`.
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) {
         self.at(offset, bytes.len(), 1);
-        for (i, byte) in bytes.iter().enumerate() {
-            self.byte(offset + i).store(*byte, Ordering::Relaxed);
+        let (head, rest) = bytes.split_at(to_word(offset, bytes.len()));
+        let (words, tail) = rest.as_chunks::<8>();
+        let middle = offset + head.len();
+        let end = middle + 8 * words.len();
+        for (at, word) in (middle..).step_by(8).zip(words) {
+            self.store64(at, u64::from_ne_bytes(*word));
+        }
+        for (at, byte) in (offset..).zip(head).chain((end..).zip(tail)) {
+            self.byte(at).store(*byte, Ordering::Relaxed);
         }
     }
 
     /// Copies from `offset` to `bytes`, each byte once.
     pub fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
         self.at(offset, bytes.len(), 1);
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = self.byte(offset + i).load(Ordering::Relaxed);
+        let (head, rest) = bytes.split_at_mut(to_word(offset, bytes.len()));
+        let (words, tail) = rest.as_chunks_mut::<8>();
+        let middle = offset + head.len();
+        let end = middle + 8 * words.len();
+        for (at, word) in (middle..).step_by(8).zip(words) {
+            *word = self.load64(at, Ordering::Relaxed).to_ne_bytes();
+        }
+        for (at, byte) in (offset..).zip(head).chain((end..).zip(tail)) {
+            *byte = self.byte(at).load(Ordering::Relaxed);
         }
     }
 
@@ -170,6 +184,11 @@ impl DmaBuffer {
             self.store64(offset, 0);
         }
     }
+}
+
+/// How many of `len` bytes from `offset` lie before the first whole word.
+fn to_word(offset: usize, len: usize) -> usize {
+    (offset.wrapping_neg() % 8).min(len)
 }
 
 #[cfg(test)]
@@ -206,6 +225,18 @@ mod tests {
         assert_eq!(buffer.load64(8, Ordering::Relaxed), 0xff07_0605_0000_0009);
         buffer.zero();
         assert_eq!(buffer.read::<4>(0), [0; 4]);
+        let source: Vec<u8> = (1..=64).collect();
+        for (offset, len) in (0..16).flat_map(|offset| (0..40).map(move |len| (offset, len))) {
+            buffer.copy_in(offset, &source[..len]);
+            let mut back = [0; 64];
+            buffer.copy_out(offset, &mut back[..len]);
+            assert_eq!(back[..len], source[..len], "{len} bytes at {offset}");
+            let mut around = [1; 64];
+            buffer.copy_out(0, &mut around);
+            let outside = around[..offset].iter().chain(&around[offset + len..]);
+            assert!(outside.into_iter().all(|byte| *byte == 0), "{len} bytes at {offset}");
+            buffer.zero();
+        }
     }
 
     #[test]
