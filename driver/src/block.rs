@@ -40,6 +40,17 @@ impl Geometry {
     pub const fn block_size(&self) -> u32 {
         1 << self.block_shift
     }
+
+    /// Blocks of the largest command of that operation.
+    #[inline]
+    pub const fn most_blocks(&self, operation: Operation) -> u32 {
+        match operation {
+            Operation::WriteZeroes { .. } | Operation::Deallocate => self.max_zeroes_blocks,
+            Operation::Read | Operation::Write { .. } | Operation::Flush | Operation::Compare => {
+                self.max_transfer_blocks
+            }
+        }
+    }
 }
 
 /// What a device can be asked.
@@ -221,10 +232,7 @@ pub trait BlockQueue: Send {
 
 /// Cuts `blocks` blocks from `lba` with data at `data` into commands that fit `geometry`.
 pub fn pieces(command: Command, blocks: u64, geometry: &Geometry) -> impl Iterator<Item = Command> {
-    let most = match command.operation {
-        Operation::WriteZeroes { .. } | Operation::Deallocate => geometry.max_zeroes_blocks,
-        _ => geometry.max_transfer_blocks,
-    };
+    let most = geometry.most_blocks(command.operation);
     let shift = geometry.block_shift;
     let mut done = 0u64;
     std::iter::from_fn(move || {

@@ -9,7 +9,7 @@ use super::bytes::writes;
 use super::gates::Claim;
 use super::lists::Refused;
 use super::port::PortState;
-use super::slots::{Aside, Slot, SlotState};
+use super::slots::{Aside, New, Slot, SlotState};
 use super::{Parsed, State, parse};
 use crate::mailbox::Denial;
 
@@ -79,7 +79,7 @@ impl State {
     }
 
     pub(super) fn take_from<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, burst: u32) -> usize {
-        let fair = (self.slots.count() / 2 / self.ports.len()).max(1);
+        let ports = self.ports.len();
         let Some(port) = self.ports[index].as_mut() else { return 0 };
         match port.state {
             PortState::Ready => {}
@@ -99,7 +99,8 @@ impl State {
             // still seen; the rest waits in the application's own queue and delays nobody.
             let device_full = !self.starved.is_empty() && port.in_flight.len() >= burst as usize;
             // Of the second half of the slots nobody gets more than an equal part, whatever the first is held by.
-            let crowded = self.slots.is_crowded() && port.in_flight.len() >= fair;
+            let crowded =
+                self.slots.is_crowded() && port.in_flight.len() >= (self.slots.count() / 2 / ports).max(1);
             if device_full || crowded || !self.slots.has_room() {
                 break;
             }
@@ -135,8 +136,8 @@ impl State {
                     us => self.now_ns.saturating_add(u64::from(us) * 1000),
                 };
                 let Some(port) = self.ports[index].as_mut() else { return 1 };
-                let mut new = Slot::new(index, entry.user_data, request, deadline_ns);
-                (new.segments, new.durable) = (segments, durable);
+                let user_data = entry.user_data;
+                let new = New { port: index, user_data, request, segments, durable, deadline_ns };
                 let slot = self.slots.allocate(new, &mut port.in_flight);
                 self.admit(queue, slot);
             }
@@ -264,7 +265,7 @@ impl State {
                 SlotState::Held => self.held.retain(|&s| s != slot),
                 SlotState::Gated => self.gated.retain(|&s| s != slot),
                 SlotState::FlushWaiting => self.flush_next.retain(|&s| s != slot),
-                SlotState::Taken | SlotState::Running => {}
+                SlotState::Free | SlotState::Taken | SlotState::Running => {}
             }
             self.finish(slot);
         } else if s.submitted == 0 && s.request.operation == Operation::WriteBytes {

@@ -292,10 +292,8 @@ impl State {
                 }
                 share -= 1;
                 let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
-                match queue.submit(&command) {
-                    Ok(()) => s.record_submitted(command.blocks, self.now_ns),
-                    Err(SubmitError::Full | SubmitError::Down) => return true,
-                    Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
+                if s.hand(queue.submit(&command), command.blocks, self.now_ns) {
+                    return true;
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! From an admitted request to the device's commands, and back to one completion.
 
-use driver::block::{self, BlockQueue, Completed, DeviceStatus, QueueState, SubmitError};
+use driver::block::{self, BlockQueue, Completed, DeviceStatus, QueueState};
 use driver::hal::Iova;
 use tpt::Operation;
 use wire::Status;
@@ -61,12 +61,26 @@ impl State {
         slot: u32,
         operation: block::Operation,
     ) -> bool {
-        let geometry = *queue.geometry();
         let tag = self.slots.tag(slot);
         let s = self.slots.get_mut(slot);
         let grant = s.grant.as_ref().expect("an admitted request has its grant");
+        let pieces = self.directory.pieces(grant, s.submitted);
+        // Nearly all are one command.
+        if s.submitted == 0
+            && let Some(piece) = pieces.clone().next()
+            && piece.blocks == s.blocks
+            && piece.blocks <= u64::from(queue.geometry().most_blocks(operation))
+        {
+            #[allow(clippy::cast_possible_truncation)] // at most what `most_blocks` says
+            let blocks = piece.blocks as u32;
+            let tag = tag | piece.blocks << 32;
+            let command =
+                block::Command { operation, lba: piece.lba.0, blocks, data: Iova(piece.iova.0), tag };
+            return s.hand(queue.submit(&command), blocks, self.now_ns);
+        }
+        let geometry = *queue.geometry();
         let mut share = self.pieces;
-        for piece in self.directory.pieces(grant, s.submitted) {
+        for piece in pieces {
             let whole =
                 block::Command { operation, lba: piece.lba.0, blocks: 0, data: Iova(piece.iova.0), tag: 0 };
             for command in block::pieces(whole, piece.blocks, &geometry) {
@@ -78,10 +92,8 @@ impl State {
                 }
                 share -= 1;
                 let command = block::Command { tag: tag | u64::from(command.blocks) << 32, ..command };
-                match queue.submit(&command) {
-                    Ok(()) => s.record_submitted(command.blocks, self.now_ns),
-                    Err(SubmitError::Full | SubmitError::Down) => return true,
-                    Err(SubmitError::Invalid) => s.fail(Status::E_DEVICE, DeviceStatus::LBA_OUT_OF_RANGE.0),
+                if s.hand(queue.submit(&command), command.blocks, self.now_ns) {
+                    return true;
                 }
             }
         }
@@ -177,9 +189,7 @@ impl State {
         let (index, user_data, status, device) = (s.port, s.user_data, s.status, s.device_status);
         let mut bytes = 0;
         if let Some(grant) = s.grant.take() {
-            if s.done_blocks > 0 {
-                bytes = grant.bytes() / s.blocks * s.done_blocks;
-            }
+            bytes = s.done_blocks << grant.block_shift();
             self.directory.release(grant);
         }
         if s.aside != Aside::Nothing || s.claim.is_some() || s.delays {
@@ -194,7 +204,10 @@ impl State {
     /// whole blocks.
     #[cold]
     fn tidy(&mut self, slot: u32, bytes: u64) -> u64 {
-        let &Slot { aside, claim, delays, request, status, .. } = self.slots.get(slot);
+        let s = self.slots.get_mut(slot);
+        let aside = std::mem::replace(&mut s.aside, Aside::Nothing);
+        let (claim, delays) = (s.claim.take(), std::mem::take(&mut s.delays));
+        let &mut Slot { request, status, .. } = s;
         claim.into_iter().for_each(|claim| self.gates.give_up(claim));
         if delays {
             self.gates.look_again();
