@@ -371,7 +371,13 @@ fn rights_of_one_group_of_many_are_found_and_those_of_no_group_are_not() {
     let reply = rig.call(owner, Request::SetAccess { name: "v".into(), subject, access: 1 }, None);
     assert!(matches!(reply, Reply::Volume(_) | Reply::Revoked { .. } | Reply::Done), "{reply:?}");
     // In any order, as the kernel may tell them.
-    for (groups, may) in [(vec![9, 3, 1, 7], true), (vec![9, 1, 7, 5], false), (Vec::new(), false)] {
+    let orders = [
+        ((3..99).collect::<Vec<u32>>(), true),
+        ((3..99).rev().collect(), true),
+        (vec![9, 1, 7, 5], false),
+        (Vec::new(), false),
+    ];
+    for (groups, may) in orders {
         let session = rig.control.connect(Credentials { groups, ..somebody(5) }).unwrap();
         let hello = Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION };
         rig.call(session, hello, None);
@@ -519,6 +525,21 @@ fn a_session_that_dies_while_its_memory_comes_in_leaves_nothing() {
         while rig.control.next_reply().is_some() {}
     }
     rig.register(witness, LARGE).expect("the user may have as much again");
+}
+
+/// It has come in, and nobody has looked yet when the session ends.
+#[test]
+fn memory_that_came_in_for_a_dead_session_goes_out_again() {
+    let mut rig = Rig::new(|_| ());
+    let session = rig.session(75);
+    let before = rig.control.mapper.mappings();
+    rig.ask(session, Request::RegisterMemory { length: 4096, access: 3 }, Some(memfd(4096)));
+    let done = rig.control.memory_done().try_clone_to_owned().unwrap();
+    let mut ready = [rustix::event::PollFd::new(&done, rustix::event::PollFlags::IN)];
+    assert_eq!(rustix::event::poll(&mut ready, None).unwrap(), 1);
+    assert_eq!(rig.control.mapper.mappings(), before + 1);
+    rig.leave(session);
+    assert_eq!(rig.control.mapper.mappings(), before);
 }
 
 /// The kernel passes it on whatever is in it.
