@@ -37,6 +37,7 @@ pub(super) enum Aside {
 }
 
 /// What a request is when it is taken.
+#[derive(Clone, Copy)]
 pub(super) struct New {
     pub(super) port: usize,
     pub(super) user_data: u64,
