@@ -1,7 +1,6 @@
 //! The quiescent point: what was begun on entries, regions and queues ends here, when every poller has acknowledged that
 //! no I/O uses them, or when the timer ends.
 
-use std::any::Any;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use wire::control::Reply;
 
 use super::limits::What;
 use super::memory::Moving;
+use super::registrar::Kept;
 use super::users::Suppressed;
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
 use crate::engine::QueueId;
@@ -216,7 +216,7 @@ impl Control {
                 self.forget_if_empty(id);
             }
         }
-        let mut memory: Vec<(SessionId, (What, u64), Box<dyn Any + Send>)> = Vec::new();
+        let mut memory: Vec<(SessionId, (What, u64), Kept)> = Vec::new();
         for (id, key, quiesce) in batch.regions {
             self.tables.finish_region_delete(quiesce);
             let Some(session) = self.sessions.get_mut(&id) else { continue };

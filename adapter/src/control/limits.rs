@@ -182,7 +182,8 @@ impl Limit {
     /// No more than a part of what there is for all.
     fn within(mut self, share: u32, there_is: Option<u64>, of: &str) -> Self {
         let Some(there_is) = there_is else { return self };
-        let part = (u128::from(there_is) * u128::from(share) / 100).max(1) as u64; // at most `there_is`, or 1
+        let share_of = |whole: u64| whole / 100 * u64::from(share) + whole % 100 * u64::from(share) / 100;
+        let part = share_of(there_is).max(1);
         if part < self.most {
             self.raise = format!("it is {share} % (--user-share) of {of}");
             self.most = part;

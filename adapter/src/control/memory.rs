@@ -1,7 +1,6 @@
 //! Queues and memory regions: how their memory comes in and goes out. It does both on the registrar's threads, and
 //! counts for its session from the request on until it is all given back.
 
-use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -17,7 +16,7 @@ use wire::view::QueueView;
 
 use super::drain::{Batch, Then, table_refusal};
 use super::limits::What;
-use super::registrar::{Job, Outcome, Report, Taken, Work};
+use super::registrar::{Job, Kept, Outcome, Report, Taken, Work};
 use super::session::{QueueHeld, RegionHeld};
 use super::{Caller, Control, Refusal, SessionId};
 use crate::engine::{Port, QueueId};
@@ -137,7 +136,7 @@ impl Control {
         &mut self,
         session: SessionId,
         (what, bytes): (What, u64),
-        memory: Box<dyn Any + Send>,
+        memory: Kept,
         tell: Option<Caller>,
     ) {
         self.begin(session, Moving { bytes, what, way: Way::Out { tell } }, Work::GiveBack(memory));

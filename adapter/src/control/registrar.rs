@@ -34,11 +34,14 @@ pub(super) struct Job {
     pub(super) work: Work,
 }
 
+/// Whatever keeps memory of an application.
+pub(super) type Kept = Box<dyn Any + Send>;
+
 pub(super) enum Work {
     /// Seal, fill and pin, and map for the device if it is to reach it; until cancelled.
     Take { offer: Offer, dma: Option<DmaAccess>, cancelled: Arc<AtomicBool> },
     /// Let go of whatever this keeps alive.
-    GiveBack(Box<dyn Any + Send>),
+    GiveBack(Kept),
 }
 
 /// What came of a job.

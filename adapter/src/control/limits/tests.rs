@@ -390,7 +390,7 @@ fn rights_of_one_group_of_many_are_found_and_those_of_no_group_are_not() {
 fn the_overflow_user_and_endless_groups_are_refused() {
     let mut rig = Rig::new(|_| ());
     says(rig.connect(OVERFLOW_ID), &["--allow-overflow-user"]);
-    let groups = (0..=GROUPS as u32).collect();
+    let groups = (0..=u32::try_from(GROUPS).unwrap()).collect();
     let refusal = rig.control.connect(Credentials { groups, ..somebody(1) }).unwrap_err();
     assert!(refusal.detail.contains("4097 groups"), "{}", refusal.detail);
     Rig::new(|policy| policy.allow_overflow_user = true).session(OVERFLOW_ID);
