@@ -253,7 +253,7 @@ fn one_writer(
     let mut dice = Dice((who * 1000 + round) as u64);
     let mut written = Vec::new();
     for count in 0..12 {
-        let number = (round << 16 | who << 8 | count + 1) as u32;
+        let number = (round << 16 | who << 8 | (count + 1)) as u32;
         if who == SESSIONS {
             let start = dice.below(ARENA / block) * block;
             written.push(writer.write(number, start..start + block, true));

@@ -153,6 +153,9 @@ impl Interposer for Gate {
 /// The device keeps a request for so long: two changes run into their timers meanwhile.
 const KEPT: Duration = Duration::from_secs(6);
 
+/// Something that changes what the victim has.
+type Change<'a> = dyn Fn(&Session) + Sync + 'a;
+
 /// On a software device that keeps a request, so that the grant over it stays held, and then closed, for long.
 fn learns_nothing(_: &Rig) {
     let gate = Arc::new(Gate::default());
@@ -190,7 +193,7 @@ fn learns_nothing(_: &Rig) {
         let (reply, _) = session.call(&Request::Close { key }, &[]).unwrap();
         assert!(matches!(reply, Reply::Error { status: Status::E_BUSY_TIMEOUT, .. }), "{reply:?}");
     };
-    let changes: [(&str, &(dyn Fn(&Session) + Sync)); 2] = [("held", &grow), ("closed", &close)];
+    let changes: [(&str, &Change<'_>); 2] = [("held", &grow), ("closed", &close)];
     for (state, change) in changes {
         let (session, ended) = (victim.session.clone(), AtomicBool::new(false));
         std::thread::scope(|scope| {

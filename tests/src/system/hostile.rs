@@ -71,7 +71,7 @@ fn garbage(rig: &Rig) {
         };
         assert_eq!(status, Status::E_PARAM, "packet {i}: {detail}");
         assert!(reply(&socket).is_none(), "packet {i}: the session ends");
-        assert_eq!(witness.status(&witness.request(portcullis::wire::layout::opcode::READ)), Status::OK);
+        assert_eq!(witness.status(&witness.request(wire::layout::opcode::READ)), Status::OK);
     }
     // Too long to be a message at all.
     let socket = dial(adapter.socket()).unwrap();
@@ -114,7 +114,7 @@ fn many_connects(rig: &Rig) {
             held.pop_front();
         }
         if i % 500 == 0 {
-            assert_eq!(witness.status(&witness.request(portcullis::wire::layout::opcode::READ)), Status::OK);
+            assert_eq!(witness.status(&witness.request(wire::layout::opcode::READ)), Status::OK);
         }
     }
     // 300 at once are more than one user may have (256): those beyond are told, in time.
@@ -150,10 +150,7 @@ fn deaf(rig: &Rig) {
         match send(&socket, &question, &[], Blocking::Never) {
             Ok(()) => asked += 1,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                assert_eq!(
-                    witness.status(&witness.request(portcullis::wire::layout::opcode::READ)),
-                    Status::OK
-                );
+                assert_eq!(witness.status(&witness.request(wire::layout::opcode::READ)), Status::OK);
             }
             Err(_) => return true,
         }

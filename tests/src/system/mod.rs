@@ -179,7 +179,7 @@ pub fn pattern(seed: u32, bytes: usize) -> Vec<u8> {
 pub fn victim(socket: &str) {
     let session = Session::connect(socket).unwrap();
     let mut client = Client::open(session, "v", Access::READ_WRITE);
-    let mut entry = client.request(portcullis::wire::layout::opcode::READ);
+    let mut entry = client.request(wire::layout::opcode::READ);
     entry.length = 64 << 10;
     println!("ready");
     loop {

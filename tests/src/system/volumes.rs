@@ -62,7 +62,7 @@ fn access_lists(rig: &Rig) {
     owner.create_volume("v", VOLUME).unwrap();
     let mut in_group = somebody(2002);
     in_group.groups = vec![77];
-    let opens = |who: &portcullis::wire::socket::Credentials, access| {
+    let opens = |who: &wire::socket::Credentials, access| {
         adapter.session_as(who.clone()).unwrap().open("v", access).err().and_then(|e| e.status())
     };
     let alice = somebody(2001);
