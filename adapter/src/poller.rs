@@ -116,7 +116,9 @@ impl Poller {
             waker.watch(interrupt.as_fd())?;
         }
         let (its_waker, its_stop) = (waker.clone(), stop.clone());
+        crate::memory::map_code();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            crate::memory::touch_stack();
             started();
             run(engine, &its_waker, &its_stop, idle, interrupt.is_some());
         })?;

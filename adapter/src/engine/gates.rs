@@ -102,7 +102,7 @@ pub struct Gates {
 impl Gates {
     /// For `engines` engines; `None` if they are too many.
     pub fn new(engines: usize) -> Option<Arc<Self>> {
-        let table = Table { rows: Vec::with_capacity(ROWS), next: NonZeroU64::MIN, joined: 0, asleep: 0 };
+        let table = Table { rows: super::touched(ROWS), next: NonZeroU64::MIN, joined: 0, asleep: 0 };
         let gates = Self { epoch: CachePadded::default(), engines: engines.max(1), table: Mutex::new(table) };
         (engines <= ENGINES).then(|| Arc::new(gates))
     }
@@ -170,9 +170,9 @@ impl Own {
             seen: 0,
             asleep: true,
             due: true,
-            rows: Vec::with_capacity(ROWS),
-            former: Vec::with_capacity(ROWS),
-            over: Vec::with_capacity(ROWS),
+            rows: super::touched(ROWS),
+            former: super::touched(ROWS),
+            over: super::touched(ROWS),
             shared: Some(gates),
         }
     }

@@ -58,10 +58,9 @@ impl Clock for MonotonicClock {
 
 /// An empty vector with room for so many, each page of which was written to: what the kernel gives at the first touch only
 /// is given here, so that no turn waits for it.
-fn touched(room: usize) -> Vec<u32> {
+fn touched<T>(room: usize) -> Vec<T> {
     let mut vector = Vec::with_capacity(room);
-    vector.resize(room, u32::MAX);
-    std::hint::black_box(&mut vector).clear();
+    std::hint::black_box(vector.spare_capacity_mut()).fill_with(std::mem::MaybeUninit::zeroed);
     vector
 }
 
@@ -158,14 +157,14 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             next_deadline_ns: u64::MAX,
             next_sweep_ns: 0,
             late: touched(room),
-            ports: Vec::with_capacity(64),
+            ports: touched(64),
             slots: Slots::new(requests),
             starved: touched(room).into(),
             held: touched(room).into(),
             flushing: touched(room),
             flush_next: touched(room),
             flush_running: false,
-            drains: Vec::with_capacity(64),
+            drains: touched(64),
             next_port: 0,
             pieces: TurnLimits::default().pieces,
             device_timeout_ns: nanoseconds(DEVICE_TIMEOUT),
