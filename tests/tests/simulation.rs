@@ -43,6 +43,7 @@ struct Sum {
     seeds: AtomicU64,
     steps: AtomicU64,
     statuses: Mutex<[u64; STATUSES]>,
+    special: Mutex<[u64; 2]>,
     finding: Mutex<Option<Finding>>,
     found: AtomicBool,
 }
@@ -66,6 +67,8 @@ fn simulate(first: u64, count: u64) -> Sum {
                 sum.steps.fetch_add(outcome.steps, Ordering::Relaxed);
                 let mut statuses = sum.statuses.lock().unwrap();
                 statuses.iter_mut().zip(outcome.statuses).for_each(|(sum, seen)| *sum += seen);
+                let mut special = sum.special.lock().unwrap();
+                special.iter_mut().zip(outcome.special).for_each(|(sum, seen)| *sum += seen);
                 if let Some(finding) = outcome.finding {
                     sum.found.store(true, Ordering::Relaxed);
                     // The lowest, so that a range of seeds always names the same.
@@ -130,6 +133,10 @@ fn every_rule_holds() -> Result<(), Failed> {
         && let Some(never) = MET.iter().find(|status| statuses[usize::from(status.0)] < 20)
     {
         return Err(format!("{count} seeds met {never} fewer than 20 times").into());
+    }
+    let special = sum.special.into_inner().unwrap();
+    if count >= FEW && special.iter().any(|&ended| ended < 1000) {
+        return Err(format!("{count} seeds met few requests with lists, or few writes of bytes").into());
     }
     println!("counted: {} simulation seeds", sum.seeds.into_inner());
     println!("counted: {} simulation steps", sum.steps.into_inner());

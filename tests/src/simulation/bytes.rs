@@ -12,6 +12,7 @@ use driver::block::{Command, Operation};
 use driver::dma::DmaBuffer;
 use driver::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 use tpt::Key;
+use wire::layout::ScatterSegment;
 use wire::shm::SharedMemory;
 
 use super::memory::{Content, PART, PARTS};
@@ -90,6 +91,18 @@ pub(super) fn write_payload(memory: &SharedMemory, from: u64, bytes: u64, number
     let word = word << 32 | word;
     for at in (from / 8 * 8..(from + bytes).next_multiple_of(8)).step_by(8) {
         if let Some(place) = memory.atomic_u64(at as usize) {
+            place.store(word, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes a scatter list into a region, from a multiple of 8 on.
+pub(super) fn write_list(memory: &SharedMemory, from: u64, segments: &[ScatterSegment]) {
+    let words = |its: &ScatterSegment| {
+        [its.region, its.offset, u64::from(its.reserved) << 32 | u64::from(its.length)]
+    };
+    for (at, word) in segments.iter().flat_map(words).enumerate() {
+        if let Some(place) = memory.atomic_u64(from as usize + at * 8) {
             place.store(word, Ordering::Relaxed);
         }
     }

@@ -3,13 +3,13 @@
 use adapter::engine::{Port, QueueId};
 use adapter::mailbox::{Command, Ticket};
 use tpt::Domain;
-use wire::layout::{SubmissionEntry, flag, opcode};
+use wire::layout::{ScatterSegment, SubmissionEntry, flag, opcode};
 use wire::sync::{Ordering, fence};
 use wire::view::QueueMemory;
 
-use super::bytes::write_payload;
+use super::bytes::{write_list, write_payload};
 use super::memory::{PART, PARTS, REGION_BLOCKS};
-use super::model::{BLOCK, Op, Verdict, What, meaning};
+use super::model::{BLOCK, List, Op, Verdict, What, meaning};
 use super::outside::Outside;
 use super::queue::{AppQueue, Life};
 use super::trace::event;
@@ -218,6 +218,9 @@ impl Outside {
         let old = self.rng.pick(open);
         let asked = self.asked[old as usize];
         let its = &self.queues[queue];
+        if asked.is_scattered() && asked.tried.is_some() {
+            return self.scribble(&asked);
+        }
         let taken = asked.tried.is_some() || (its.head.wrapping_sub(asked.count) as i32) > 0;
         // The slot may be another entry's by now.
         let is_last = its.pushed.wrapping_sub(asked.count) <= its.entries;
@@ -292,10 +295,19 @@ impl Outside {
             entry = SubmissionEntry { opcode: opcode::FLUSH, key: entry.key, ..SubmissionEntry::default() };
         }
         entry.user_data = u64::from(number);
+        let mut memory = memory;
+        if memory.is_some()
+            && self.config.lists
+            && self.rng.once_in(2)
+            && self.scatter(&mut entry, number, domain)
+        {
+            memory = None;
+        }
         let what = meaning(&entry);
         let mut asked = Asked::new(queue as u32, count, entry, what);
         if let (What::Io(op), Some(region)) = (what, self.model.region_of(tpt::RegionKey(entry.region)))
             && op.memory_rights().is_some()
+            && !asked.is_scattered()
         {
             asked.iova = self.model.regions[region].iova.wrapping_add(entry.region_offset);
         }
@@ -316,6 +328,89 @@ impl Outside {
         event!(self, "write", request = number, queue = queue, op = op, key = entry.key);
         self.asked.push(asked);
         number
+    }
+
+    /// Turns the memory of a read, write or compare into a list, with segments here and there. False if there is no room.
+    fn scatter(&mut self, entry: &mut SubmissionEntry, number: u32, domain: u32) -> bool {
+        let scatters = matches!(meaning(entry), What::Io(Op::Read | Op::Write { .. } | Op::Compare));
+        let blocks = u64::from(entry.length) / BLOCK;
+        if !scatters || !u64::from(entry.length).is_multiple_of(BLOCK) || !(1..=12).contains(&blocks) {
+            return false;
+        }
+        let mut list = List { number: u64::from(number), segments: Vec::new(), memory: Vec::new() };
+        let mut left = blocks;
+        let content = if entry.opcode == opcode::READ { UNREAD } else { number };
+        let place = self.reserve(domain, 1);
+        list.memory.extend(place);
+        while left > 0 && !list.memory.is_empty() {
+            let many = self.rng.between(1, left.min(4));
+            let Some((region, first, _)) = self.reserve(domain, many) else { break };
+            list.memory.push((region, first, many));
+            let its = &self.model.regions[region];
+            let (key, place) = (its.key.0, its.place);
+            let length = (many * BLOCK) as u32;
+            list.segments.push(ScatterSegment { region: key, offset: first * BLOCK, length, reserved: 0 });
+            for block in first..first + many {
+                *self.memories.block(place, block) = [content; PARTS];
+            }
+            left -= many;
+        }
+        let (Some((region, first, _)), 0) = (place, left) else {
+            for (region, first, blocks) in list.memory {
+                self.model.regions[region].used &= !bits(first, blocks);
+            }
+            return false;
+        };
+        if self.rng.once_in(self.config.invalid) {
+            self.spoil_list(&mut list.segments);
+        }
+        entry.flags |= flag::SCATTER;
+        entry.scatter_count = list.segments.len() as u8;
+        entry.region = self.model.regions[region].key.0;
+        entry.region_offset = first * BLOCK + 8 * self.rng.below(4);
+        if self.rng.once_in(self.config.invalid) {
+            entry.region_offset += 4;
+        }
+        let memory = self.pool.region(self.model.regions[region].place);
+        write_list(&memory, entry.region_offset / 8 * 8, &list.segments);
+        self.model.lists.push(list);
+        true
+    }
+
+    /// Blocks of some region of a domain that nobody uses.
+    fn reserve(&mut self, domain: u32, blocks: u64) -> Option<(usize, u64, u64)> {
+        let region = self.some_region(domain)?;
+        let start = self.rng.below(REGION_BLOCKS);
+        let its = &mut self.model.regions[region];
+        let size = its.bytes / BLOCK;
+        let fits = |first: &u64| first + blocks <= size && its.used & bits(*first, blocks) == 0;
+        let first = (start..REGION_BLOCKS).chain(0..start).find(fits)?;
+        its.used |= bits(first, blocks);
+        Some((region, first, blocks))
+    }
+
+    fn spoil_list(&mut self, segments: &mut Vec<ScatterSegment>) {
+        let at = self.rng.index(segments.len());
+        match self.rng.below(6) {
+            0 => segments[at].reserved = 1,
+            1 => segments[at].length += self.rng.pick(&[1, 512, 256]),
+            2 => segments[at].offset = self.rng.pick(&[1, 2, 1 << 40, u64::MAX - 3]),
+            3 => segments[at].region ^= 1 << (40 + self.rng.below(8)),
+            4 => segments[at].length = 0,
+            _ => segments.truncate(segments.len().max(2) - 1),
+        }
+    }
+
+    /// Writes over a list that the adapter has read: that changes nothing any more.
+    fn scribble(&mut self, asked: &Asked) {
+        let Some(region) = self.model.region_of(tpt::RegionKey(asked.entry.region)) else { return };
+        let memory = self.pool.region(self.model.regions[region].place);
+        let wrong = ScatterSegment { region: asked.entry.region, offset: 0, length: 512, reserved: 0 };
+        write_list(
+            &memory,
+            asked.entry.region_offset / 8 * 8,
+            &vec![wrong; asked.entry.scatter_count.into()],
+        );
     }
 
     /// Whether another request that moves no data may make the same commands, so that the watcher could not tell which of

@@ -51,6 +51,15 @@ fn access(bits: u8) -> Access {
 }
 
 impl Outside {
+    /// Something for everybody to begin with, mostly.
+    pub(super) fn prepare(&mut self) {
+        for _ in 0..self.rng.index(2 * self.config.clients + 2) {
+            self.create_region();
+            self.create_grant();
+            self.create_grant();
+        }
+    }
+
     /// One step of the control plane.
     pub(super) fn control_step(&mut self) {
         if self.resets_what_is_stuck() {
@@ -157,7 +166,7 @@ impl Outside {
         }
         let client = self.rng.index(self.clients.len());
         let domain = self.clients[client].domain;
-        let rights = self.rng.pick(&[READ | WRITE, READ | WRITE, READ, WRITE]);
+        let rights = self.rng.pick(&[READ | WRITE, READ | WRITE, READ | WRITE, READ | WRITE, READ, WRITE]);
         let bytes = self.rng.pick(&[8, 16, REGION_BLOCKS, REGION_BLOCKS]) * BLOCK;
         let iova = Memories::iova(place) + 4 * self.rng.below(1024);
         let spec = RegionSpec { domain: Domain(domain), access: access(rights), iova: Iova(iova), bytes };
@@ -177,7 +186,7 @@ impl Outside {
                 event!(self, "region", key = key.0, domain = domain, access = rights, iova = iova);
                 self.model.region_created(life).unwrap_or_else(|error| finding!("{error}"));
                 self.memories.give(place);
-                if self.config.bytes {
+                if self.config.bytes || self.config.lists {
                     for engine in 0..self.config.engines {
                         let memory = self.pool.region(place);
                         self.send(engine, Command::Region(key.index(), memory));
@@ -310,7 +319,8 @@ impl Outside {
                     let asked = &self.asked[number as usize];
                     let uses = !self.is_unseen(asked)
                         && asked.bound.is_some_and(|bound| {
-                            grant == Some(bound.grant) || region.is_some() && region == bound.region
+                            let of_region = |life| self.model.uses_region(&asked.entry, &bound, life);
+                            grant == Some(bound.grant) || region.is_some_and(of_region)
                         });
                     if uses {
                         finding!("engine {engine} says that it is drained, and runs {asked:?}");

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use driver::block::{
     BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, Segment, SubmitError,
+    segments_fit,
 };
 
 use super::bytes::is_own;
@@ -24,6 +25,8 @@ pub(super) struct Running {
     pub(super) request: Option<u32>,
     pub(super) bound: Option<Bound>,
     pub(super) submitted: u64,
+    /// Blocks of the request before it.
+    from: u64,
     /// The doorbell was rung after it.
     committed: bool,
     /// Its data has moved, and how that went.
@@ -125,6 +128,7 @@ impl Outside {
             request,
             bound,
             submitted: self.moment(),
+            from: request.map_or(0, |number| self.asked[number as usize].accepted),
             committed: false,
             executed: None,
             kept: !self.calm && self.rng.once_in(self.config.keeps),
@@ -225,36 +229,30 @@ impl Outside {
 
     /// The data of a command moves.
     fn execute(&mut self, queue: usize, at: usize) {
-        let Running { command, bound, request, .. } = self.device.queues[queue].running[at];
+        let Running { command, bound, request, from, .. } = self.device.queues[queue].running[at];
         let mut status = DeviceStatus::OK;
         if let Some(bound) = bound {
             let grant = &self.model.grants[bound.grant];
             if grant.finished {
                 finding!("the device uses block {} under {}, which is drained", command.lba, grant.key);
             }
-            let mut data = None;
-            if is_own(&command) {
-                self.execute_own(queue, &command, request);
-            } else if let Some(region) = bound.region {
-                let region = &self.model.regions[region];
-                if region.finished {
-                    finding!("DMA at {:#x}, in region {}, which is drained", command.data.0, region.key);
-                }
-                data = Some((region.place, (command.data.0 - region.iova) / super::model::BLOCK));
-            }
             for i in 0..if is_own(&command) { 0 } else { u64::from(command.blocks) } {
+                let data = match request {
+                    Some(number) if command.operation.moves_data() => self.place_of_data(number, from + i),
+                    _ => None,
+                };
                 let content = &mut self.device.content[(command.lba + i) as usize];
                 match (command.operation, data) {
                     (Operation::Read, Some((place, block))) => {
-                        *self.memories.block(place, block + i) = *content;
+                        *self.memories.block(place, block) = *content;
                     }
                     (Operation::Write { .. }, Some((place, block))) => {
                         // The watcher's mark for memory that nobody read into stays in memory.
-                        let data = *self.memories.block(place, block + i);
+                        let data = *self.memories.block(place, block);
                         *content = if data[0] == UNREAD { [0; PARTS] } else { data };
                     }
                     (Operation::Compare, Some((place, block))) => {
-                        if *content != *self.memories.block(place, block + i) {
+                        if *content != *self.memories.block(place, block) {
                             status = DeviceStatus::COMPARE_FAILURE;
                         }
                     }
@@ -263,11 +261,22 @@ impl Outside {
                 }
             }
         }
-        if bound.is_none() && is_own(&command) {
+        if is_own(&command) {
             self.execute_own(queue, &command, request);
         }
         event!(self, "execute", engine = queue, lba = command.lba, blocks = command.blocks);
         self.device.queues[queue].running[at].executed = Some(status);
+    }
+
+    /// Where in memory a block of a request is: its place, and which block of that.
+    fn place_of_data(&self, number: u32, block: u64) -> Option<(usize, u64)> {
+        let asked = &self.asked[number as usize];
+        let (region, iova) = self.model.data(&asked.entry, &asked.bound?, block)?;
+        let region = &self.model.regions[region];
+        if region.finished {
+            finding!("DMA at {iova:#x}, in region {}, which is drained, for {asked:?}", region.key);
+        }
+        Some((region.place, (iova - region.iova) / super::model::BLOCK))
     }
 
     /// The device works off all that it has.
@@ -311,6 +320,17 @@ impl SimQueue {
         Self { outside, number, geometry, driver, calls: 0 }
     }
 
+    fn take(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError> {
+        let mut outside = lock(&self.outside);
+        let request = outside.explain(self.number, command, segments);
+        let taken = outside.device_takes(self.number, command, request);
+        if taken.is_ok() {
+            outside.accepted(self.number, command, request);
+        }
+        outside.interleave(self.number);
+        taken
+    }
+
     /// The driver does it right this time.
     fn is_right(&mut self) -> bool {
         self.calls += 1;
@@ -325,18 +345,17 @@ impl BlockQueue for SimQueue {
 
     fn submit(&mut self, command: &Command) -> Result<(), SubmitError> {
         let command = if self.is_right() { *command } else { self.driver.bend(command) };
-        let mut outside = lock(&self.outside);
-        let request = outside.explain(self.number, &command);
-        let taken = outside.device_takes(self.number, &command, request);
-        if taken.is_ok() {
-            outside.accepted(self.number, &command, request);
-        }
-        outside.interleave(self.number);
-        taken
+        let bytes = command.blocks << self.geometry.block_shift;
+        let whole = [Segment { data: command.data, bytes }];
+        self.take(&command, if command.operation.moves_data() { &whole } else { &[] })
     }
 
-    fn submit_scattered(&mut self, _: &Command, _: &[Segment]) -> Result<(), SubmitError> {
-        finding!("a scattered command on a device of one segment")
+    fn submit_scattered(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError> {
+        if !segments_fit(&self.geometry, command, segments) {
+            finding!("{command:?} with {segments:?} does not fit the device");
+        }
+        let bent = if self.is_right() { *command } else { self.driver.bend(command) };
+        self.take(&Command { data: segments[0].data, ..bent }, segments)
     }
 
     fn commit(&mut self) {

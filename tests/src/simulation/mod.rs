@@ -106,6 +106,8 @@ pub struct Outcome {
     pub hash: u64,
     /// Completions, by status.
     pub statuses: [u64; STATUSES],
+    /// Requests with a scatter list, and writes of bytes, that ended well.
+    pub special: [u64; 2],
     /// What was wrong.
     pub finding: Option<Finding>,
 }
@@ -178,7 +180,8 @@ impl Simulator {
         let place = PLACE.take().unwrap_or_default();
         let outside = world.outside.clone();
         let mut outside = lock(&outside);
-        let (steps, hash, statuses) = (outside.steps, outside.trace.hash(), outside.statuses);
+        let (steps, hash) = (outside.steps, outside.trace.hash());
+        let (statuses, special) = (outside.statuses, outside.special);
         let finding = result.err().map(|payload| {
             let text = match payload.downcast::<Found>() {
                 Ok(found) => found.0,
@@ -195,6 +198,6 @@ impl Simulator {
         } else {
             self.pool = Some(std::mem::take(&mut outside.pool));
         }
-        Outcome { steps, hash, statuses, finding }
+        Outcome { steps, hash, statuses, special, finding }
     }
 }

@@ -4,7 +4,7 @@
 
 use tpt::{Key, RegionKey};
 use wire::Status;
-use wire::layout::{MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
+use wire::layout::{MAX_SEGMENTS, MAX_WRITE_BYTES, ScatterSegment, SubmissionEntry, flag, opcode};
 
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 512;
@@ -70,12 +70,19 @@ pub(super) enum What {
 
 /// What these 64 bytes mean.
 pub(super) fn meaning(entry: &SubmissionEntry) -> What {
-    if entry.reserved != 0 || entry.reserved2 != 0 || entry.extension != 0 || entry.scatter_count != 0 {
+    let scattered = entry.flags & flag::SCATTER != 0;
+    let segments = usize::from(entry.scatter_count);
+    if entry.reserved != 0
+        || entry.reserved2 != 0
+        || entry.extension != 0
+        || scattered == (segments == 0)
+        || segments > MAX_SEGMENTS
+    {
         return What::Malformed;
     }
     let op = match entry.opcode {
         opcode::READ => Op::Read,
-        opcode::WRITE => Op::Write { fua: entry.flags == flag::FUA },
+        opcode::WRITE => Op::Write { fua: entry.flags & flag::FUA != 0 },
         opcode::FLUSH => Op::Flush,
         opcode::WRITE_ZEROES => Op::Zeroes { deallocate: entry.flags == flag::DEALLOCATE },
         opcode::DEALLOCATE => Op::Deallocate,
@@ -89,7 +96,8 @@ pub(super) fn meaning(entry: &SubmissionEntry) -> What {
         Op::Zeroes { deallocate: true } => flag::DEALLOCATE,
         _ => 0,
     };
-    if entry.flags != flags {
+    let scatters = matches!(op, Op::Read | Op::Write { .. } | Op::Compare);
+    if entry.flags & !flag::SCATTER != flags || scattered && !scatters {
         What::Malformed
     } else if op.is_of_bytes() && entry.length > MAX_WRITE_BYTES {
         What::TooLong
@@ -163,6 +171,14 @@ pub(super) struct Bound {
     pub(super) iova: u64,
 }
 
+/// The scatter list of a request, as it was written, and the blocks of regions that it keeps from others.
+#[derive(Debug)]
+pub(super) struct List {
+    pub(super) number: u64,
+    pub(super) segments: Vec<ScatterSegment>,
+    pub(super) memory: Vec<(usize, u64, u64)>,
+}
+
 /// What must become of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
@@ -183,6 +199,8 @@ pub(super) struct Model {
     pub(super) grants: Vec<GrantLife>,
     regions_present: Vec<Option<usize>>,
     pub(super) regions: Vec<RegionLife>,
+    /// In the order of their requests.
+    pub(super) lists: Vec<List>,
 }
 
 impl Model {
@@ -195,6 +213,7 @@ impl Model {
             grants: Vec::with_capacity(64),
             regions_present: vec![None; regions as usize],
             regions: Vec::with_capacity(32),
+            lists: Vec::new(),
         }
     }
 
@@ -330,6 +349,12 @@ impl Model {
         }
         let (region, iova) = match op.memory_rights() {
             None => (None, 0),
+            Some(rights) if entry.flags & flag::SCATTER != 0 => {
+                match self.scattered(domain, rights, entry, as_if_open) {
+                    Some(iova) => (None, iova),
+                    None => return Refused(Status::E_LOCAL_MEM),
+                }
+            }
             Some(rights) => match self.memory(domain, rights, op, entry, as_if_open) {
                 Some((region, iova)) => (Some(region), iova),
                 None => return Refused(Status::E_LOCAL_MEM),
@@ -348,15 +373,82 @@ impl Model {
         entry: &SubmissionEntry,
         as_if_open: bool,
     ) -> Option<(usize, u64)> {
-        let life = self.region_of(RegionKey(entry.region))?;
+        let (offset, length) = (entry.region_offset, u64::from(entry.length));
+        let life = self.region_with(domain, rights, RegionKey(entry.region), as_if_open)?;
         let region = &self.regions[life];
-        let end = u128::from(entry.region_offset) + u128::from(entry.length);
-        let good = (!region.closed || as_if_open)
-            && region.domain == domain
-            && rights & !region.access == 0
-            && end <= u128::from(region.bytes)
-            && (entry.region_offset.is_multiple_of(4) || op.is_of_bytes());
-        good.then(|| (life, region.iova + entry.region_offset))
+        let fits = u128::from(offset) + u128::from(length) <= u128::from(region.bytes);
+        let aligned = offset.is_multiple_of(4) || op.is_of_bytes();
+        (fits && aligned).then(|| (life, region.iova + offset))
+    }
+
+    /// The region of a key, if a domain may use it so.
+    fn region_with(&self, domain: u32, rights: u8, key: RegionKey, as_if_open: bool) -> Option<usize> {
+        let life = self.region_of(key)?;
+        let region = &self.regions[life];
+        let good = (!region.closed || as_if_open) && region.domain == domain && rights & !region.access == 0;
+        good.then_some(life)
+    }
+
+    /// Whether the list of a request and all its segments may be used; where the first begins.
+    fn scattered(&self, domain: u32, rights: u8, entry: &SubmissionEntry, as_if_open: bool) -> Option<u64> {
+        let count = usize::from(entry.scatter_count);
+        let inside = |life: usize, offset: u64, length: u64| {
+            u128::from(offset) + u128::from(length) <= u128::from(self.regions[life].bytes)
+        };
+        let key = RegionKey(entry.region);
+        // The list is read once; what was admitted does not need its region any more.
+        let former = self.regions.iter().rposition(|region| region.key == key).filter(|_| as_if_open);
+        let its = former.or_else(|| self.region_with(domain, READ, key, false))?;
+        let length = (count * size_of::<ScatterSegment>()) as u64;
+        if !entry.region_offset.is_multiple_of(8) || !inside(its, entry.region_offset, length) {
+            return None;
+        }
+        let mut sum = 0;
+        let mut first = None;
+        for segment in self.list_of(entry)?.segments.get(..count)? {
+            let (offset, length) = (segment.offset, u64::from(segment.length));
+            let life = self.region_with(domain, rights, RegionKey(segment.region), as_if_open)?;
+            let whole = length > 0 && length.is_multiple_of(BLOCK) && segment.reserved == 0;
+            if !whole || !offset.is_multiple_of(4) || !inside(life, offset, length) {
+                return None;
+            }
+            sum += length;
+            first = first.or(Some(self.regions[life].iova + offset));
+        }
+        if sum == u64::from(entry.length) { first } else { None }
+    }
+
+    /// The list of a request that has one.
+    pub(super) fn list_of(&self, entry: &SubmissionEntry) -> Option<&List> {
+        if entry.flags & flag::SCATTER == 0 {
+            return None;
+        }
+        let at = self.lists.binary_search_by_key(&entry.user_data, |list| list.number).ok()?;
+        Some(&self.lists[at])
+    }
+
+    /// Where the data of block `number` of a bound request is: in which region, and where the device sees it.
+    pub(super) fn data(&self, entry: &SubmissionEntry, bound: &Bound, number: u64) -> Option<(usize, u64)> {
+        let Some(list) = self.list_of(entry) else {
+            return bound.region.map(|region| (region, bound.iova + number * BLOCK));
+        };
+        let mut at = number * BLOCK;
+        for segment in &list.segments {
+            if at < u64::from(segment.length) {
+                let key = RegionKey(segment.region);
+                let life = self.regions.iter().rposition(|region| region.key == key)?;
+                return Some((life, self.regions[life].iova + segment.offset + at));
+            }
+            at -= u64::from(segment.length);
+        }
+        None
+    }
+
+    /// Whether a bound request uses a region.
+    pub(super) fn uses_region(&self, entry: &SubmissionEntry, bound: &Bound, life: usize) -> bool {
+        let key = self.regions[life].key;
+        bound.region == Some(life)
+            || self.list_of(entry).is_some_and(|list| list.segments.iter().any(|its| its.region == key.0))
     }
 
     /// Where block `number` of a bound request is on the device, and how many follow it there.

@@ -49,6 +49,7 @@ pub(super) struct Config {
     pub(super) mute: u64,
     pub(super) deadlines: u64,
     pub(super) bytes: bool,
+    pub(super) lists: bool,
     pub(super) modify: u64,
     pub(super) revoke: u64,
     /// How often each kind of actor is chosen: engines, applications, device, control plane.
@@ -84,7 +85,7 @@ impl Config {
                 block_shift: 9,
                 blocks: rng.pick(&[256, 512, 2048]),
                 max_transfer_blocks: transfer,
-                max_segments: 1,
+                max_segments: rng.pick(&[1, 2, 3, 8, 32]),
                 max_zeroes_blocks: rng.pick(&[1, 4, 1 << 16]),
                 write_cache: true,
                 write_zeroes: !rng.once_in(6),
@@ -107,6 +108,7 @@ impl Config {
             mute: sometimes(rng, 2, 6),
             deadlines: often(rng, 2, 12),
             bytes: rng.once_in(3),
+            lists: rng.once_in(3),
             modify: often(rng, 2, 12),
             revoke: often(rng, 2, 16),
             weights: [rng.between(4, 12), rng.between(3, 10), rng.between(2, 10), rng.between(1, 4)],
@@ -159,6 +161,7 @@ pub(super) struct Outside {
     pub(super) steps: u64,
     /// Completions seen, by status.
     pub(super) statuses: [u64; super::STATUSES],
+    pub(super) special: [u64; 2],
     /// Nanoseconds, for every clock there is.
     pub(super) now: Arc<AtomicU64>,
     pub(super) tables: Tables,
@@ -220,6 +223,7 @@ impl Outside {
             trace: Trace::new(kept),
             steps: 0,
             statuses: [0; super::STATUSES],
+            special: [0; 2],
             now: Arc::new(AtomicU64::new(1_000_000)),
             calm: false,
             blind: false,

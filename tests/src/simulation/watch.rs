@@ -1,9 +1,9 @@
 //! The watcher: what is seen on rings and at the device, against the model.
 
-use driver::block::{Command, DeviceStatus, Geometry, Operation};
+use driver::block::{Command, DeviceStatus, Geometry, Operation, Segment};
 use tpt::Key;
 use wire::Status;
-use wire::layout::{CompletionEntry, SubmissionEntry};
+use wire::layout::{CompletionEntry, SubmissionEntry, flag};
 
 use super::bytes::is_own;
 use super::device::Over;
@@ -87,6 +87,10 @@ impl Asked {
         Self { stand: Stand::Void, ..Self::new(0, 0, SubmissionEntry::default(), What::Malformed) }
     }
 
+    pub(super) fn is_scattered(&self) -> bool {
+        self.entry.flags & flag::SCATTER != 0
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.stand == Stand::Announced
     }
@@ -136,7 +140,7 @@ const TAG_OF_REQUEST: u64 = 0xffff_ffff;
 
 impl Outside {
     /// The request that a command is for. A command that no open request explains is a finding.
-    pub(super) fn explain(&mut self, engine: usize, command: &Command) -> Option<u32> {
+    pub(super) fn explain(&mut self, engine: usize, command: &Command, segments: &[Segment]) -> Option<u32> {
         if command.operation == Operation::Flush {
             self.explain_flush(engine);
             return None;
@@ -170,7 +174,7 @@ impl Outside {
             event!(self, "blind");
             return None;
         }
-        self.check_command(engine, number, command);
+        self.check_command(engine, number, command, segments);
         Some(number)
     }
 
@@ -191,7 +195,13 @@ impl Outside {
         }
         let bound = match asked.bound {
             _ if asked.tag != u64::MAX && asked.tag != command.tag & TAG_OF_REQUEST => return false,
-            Some(bound) if asked.accepted < bound.count => bound,
+            Some(bound) if asked.accepted < bound.count => {
+                let data = self.model.data(&asked.entry, &bound, asked.accepted);
+                if op.memory_rights().is_some() && data.is_none_or(|(_, iova)| iova != command.data.0) {
+                    return false;
+                }
+                bound
+            }
             Some(_) => return false,
             None => {
                 let domain = self.queues[asked.queue as usize].domain;
@@ -209,6 +219,12 @@ impl Outside {
     fn may_have_waited(&self, asked: &Asked) -> bool {
         let writes = matches!(asked.what, What::Io(op) if op.writes());
         writes && self.bytes_seen
+    }
+
+    /// Whether a request may have been taken in an earlier turn than the one in which anything is seen of it: one with a
+    /// list waits for room for the list, too.
+    fn may_wait(&self, asked: &Asked) -> bool {
+        self.may_have_waited(asked) || asked.is_scattered()
     }
 
     /// The decision about a request that starts now: made now, unless it may have waited since.
@@ -237,7 +253,7 @@ impl Outside {
     }
 
     /// A command of a request whose beginning is right.
-    fn check_command(&mut self, engine: usize, number: u32, command: &Command) {
+    fn check_command(&mut self, engine: usize, number: u32, command: &Command, segments: &[Segment]) {
         let asked = self.asked[number as usize];
         let queue = &self.queues[asked.queue as usize];
         let What::Io(op) = asked.what else { return };
@@ -255,7 +271,7 @@ impl Outside {
             }
         };
         let grant = &self.model.grants[bound.grant];
-        if grant.finished || bound.region.is_some_and(|region| self.model.regions[region].finished) {
+        if grant.finished {
             finding!("{command:?} under {}, after it or its memory was drained: {asked:?}", grant.key);
         }
         if let Some(failure) = asked.failure {
@@ -272,6 +288,9 @@ impl Outside {
         if blocks == 0 || blocks > room || command.blocks > most {
             finding!("{command:?} is longer than the {room} blocks of the grant there: {asked:?}");
         }
+        if op.memory_rights().is_some() {
+            self.check_memory(&asked, &bound, segments);
+        }
         let clock = self.pollers[engine].clock();
         if let (Some(tried), 1.., 0) = (asked.tried, asked.entry.deadline_us, asked.accepted)
             && clock > tried + u64::from(asked.entry.deadline_us) * 1000
@@ -281,15 +300,33 @@ impl Outside {
         self.asked[number as usize].tag = command.tag & TAG_OF_REQUEST;
     }
 
+    /// The memory of a command is the next of the request's, block by block, and all of it is there.
+    fn check_memory(&self, asked: &Asked, bound: &Bound, segments: &[Segment]) {
+        let mut block = asked.accepted;
+        for segment in segments {
+            for at in (0..u64::from(segment.bytes)).step_by(BLOCK as usize) {
+                let data = self.model.data(&asked.entry, bound, block);
+                let right = |(region, iova): (usize, u64)| {
+                    iova == segment.data.0 + at && !self.model.regions[region].finished
+                };
+                if !data.is_some_and(right) {
+                    finding!("{segments:?} is not the memory, or drained, at block {block}: {asked:?}");
+                }
+                block += 1;
+            }
+        }
+    }
+
     /// The engine tries to start a request: it is admitted, in this very moment, for what the model says.
     pub(super) fn starts(&mut self, engine: usize, number: u32, bound: Bound) {
         let clock = self.pollers[engine].clock();
         let asked = &mut self.asked[number as usize];
-        (asked.bound, asked.tried, asked.iova) = (Some(bound), Some(clock), bound.iova);
+        (asked.bound, asked.tried) = (Some(bound), Some(clock));
+        asked.iova = if asked.is_scattered() { 0 } else { bound.iova };
         let (queue, announced, key) = (asked.queue as usize, asked.announced, Key(asked.entry.key));
         event!(self, "start", engine = engine, queue = queue, request = number, grant = bound.grant);
         self.forget_twin(number);
-        let waited = self.may_have_waited(&self.asked[number as usize]);
+        let waited = self.may_wait(&self.asked[number as usize]);
         if !waited && !self.model.was_held_since(key, announced) {
             self.count_taken(queue);
         }
@@ -398,6 +435,8 @@ impl Outside {
             finding!("queue {queue}: a completion, {status}, for {asked:?}");
         }
         let number = number as u32;
+        self.special[0] += u64::from(status.is_ok() && asked.is_scattered());
+        self.special[1] += u64::from(status.is_ok() && asked.is_of_bytes());
         if let Err(why) = self.check_end(engine, number, status, completion) {
             finding!("{why}: {status}, {completion:?}, for {:?}", self.asked[number as usize]);
         }
@@ -574,7 +613,7 @@ impl Outside {
         if status != right {
             return Err(format!("refused where the model says {right}"));
         }
-        if !self.may_have_waited(asked) && !self.model.was_held_since(Key(asked.entry.key), asked.announced) {
+        if !self.may_wait(asked) && !self.model.was_held_since(Key(asked.entry.key), asked.announced) {
             self.count_taken(queue);
         }
         Ok(())
@@ -582,16 +621,14 @@ impl Outside {
 
     /// A read is what the device held, in the memory that was named: the last that was executed put it there.
     fn look_at_data(&mut self, asked: &Asked, bound: &Bound) -> Result<(), String> {
-        if asked.what == What::Io(Op::Read)
-            && let (Some(region), Some((own, ..))) = (bound.region, asked.memory)
-            && region == own
-        {
+        // Memory that it has not for itself may be somebody else's buffer as well.
+        let own =
+            asked.is_scattered() || asked.memory.is_some_and(|(region, ..)| bound.region == Some(region));
+        for block in 0..if asked.what == What::Io(Op::Read) && own { bound.count } else { 0 } {
+            let Some((region, iova)) = self.model.data(&asked.entry, bound, block) else { continue };
             let region = &self.model.regions[region];
-            let first = (bound.iova - region.iova) / BLOCK;
-            for block in first..first + bound.count {
-                let content = *self.memories.block(region.place, block);
-                ensure(content[0] != super::client::UNREAD, "a block of the memory was not read into")?;
-            }
+            let content = *self.memories.block(region.place, (iova - region.iova) / BLOCK);
+            ensure(content[0] != super::client::UNREAD, "a block of the memory was not read into")?;
         }
         Ok(())
     }
@@ -608,9 +645,13 @@ impl Outside {
     pub(super) fn close(&mut self, number: u32, stand: Stand) {
         let asked = &mut self.asked[number as usize];
         asked.stand = stand;
-        if let Some((region, first, blocks)) = asked.memory.take() {
+        let (own, user_data) = (asked.memory.take(), asked.entry.user_data);
+        let list = self.model.lists.binary_search_by_key(&user_data, |list| list.number);
+        let of_list = list.map(|at| std::mem::take(&mut self.model.lists[at].memory)).unwrap_or_default();
+        for (region, first, blocks) in own.into_iter().chain(of_list) {
             self.model.regions[region].used &= !super::client::bits(first, blocks);
         }
+        let asked = &self.asked[number as usize];
         let open = &mut self.queues[asked.queue as usize].open;
         if let Some(at) = open.iter().position(|&other| other == number) {
             open.remove(at);

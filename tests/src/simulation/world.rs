@@ -73,6 +73,7 @@ impl World {
     /// The whole life of a world.
     pub(super) fn run(&mut self) {
         let steps = lock(&self.outside).config.steps;
+        lock(&self.outside).prepare();
         while self.step() < steps {}
         self.calm_down();
         self.end();
