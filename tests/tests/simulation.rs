@@ -1,6 +1,8 @@
 //! The engine in simulation, over many seeds: a few thousand, or with `PORTCULLIS_SOAK=1` a million. `PORTCULLIS_SEED` is
 //! the first of them, `PORTCULLIS_SEEDS` how many; with a seed alone that one is replayed.
 
+#![allow(clippy::unwrap_used)] // a thread that panicked has failed
+
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

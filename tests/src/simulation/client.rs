@@ -535,7 +535,7 @@ impl Outside {
         match self.rng.below(14) {
             // What is wrong for others would be right for a write of bytes, and not what the watcher can read.
             10..=12 if entry.opcode == opcode::WRITE_BYTES => {
-                entry.length = self.rng.pick(&[65537, u32::MAX])
+                entry.length = self.rng.pick(&[65537, u32::MAX]);
             }
             0 => entry.opcode = self.rng.pick(&[0, 9, 10, 77, 255]),
             1 => entry.flags ^= self.rng.pick(&[1, 2, 8, 128]),
@@ -546,7 +546,8 @@ impl Outside {
                 _ => entry.scatter_count = 1,
             },
             3 => {
-                entry.key = u64::from(self.config.entries) + self.rng.below(1 << 32) + (entry.key >> 32 << 32)
+                entry.key =
+                    u64::from(self.config.entries) + self.rng.below(1 << 32) + (entry.key >> 32 << 32);
             }
             4 => entry.key ^= 1 << (32 + self.rng.below(4)),
             5 => entry.key = self.rng.below(u64::from(self.config.entries)) | 1 << 32,

@@ -334,7 +334,7 @@ impl SimQueue {
     /// The driver does it right this time.
     fn is_right(&mut self) -> bool {
         self.calls += 1;
-        self.driver == Driver::Right || self.calls % WRONG_ONCE_IN != 0
+        self.driver == Driver::Right || !self.calls.is_multiple_of(WRONG_ONCE_IN)
     }
 }
 

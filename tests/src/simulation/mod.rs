@@ -28,6 +28,7 @@ mod bytes;
 mod client;
 mod control;
 mod device;
+mod ends;
 mod memory;
 mod model;
 mod outside;
