@@ -156,11 +156,15 @@ impl Disk for Fragile {
     }
 }
 
-/// What `ask` returns, on a thread of its own, so that a call without an end fails the test.
+/// What `ask` returns, on a thread of its own, so that a call without an end ends the test.
 fn answered<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> T {
     let (told, answer) = std::sync::mpsc::channel();
     std::thread::spawn(move || drop(told.send(ask())));
-    answer.recv_timeout(super::PATIENCE).expect("the adapter answers")
+    answer.recv_timeout(super::PATIENCE).unwrap_or_else(|_| {
+        // Not by a panic: what would be dropped on its way waits for the same answer.
+        eprintln!("the adapter does not answer");
+        std::process::exit(101)
+    })
 }
 
 /// A panic in the store, inside the database (a rename) or in its own code (the zeroing of a new volume), costs changes of
