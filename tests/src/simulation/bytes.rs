@@ -62,13 +62,22 @@ fn offset_of(command: &Command) -> usize {
     (command.data.0 & ((1 << OWN_SHIFT) - 1)) as usize
 }
 
+/// Numbers are small: as bytes each of their four differs from that of other numbers.
+fn mark(number: u32) -> u32 {
+    number.wrapping_mul(0x9e37_79b1)
+}
+
+fn unmark(mark: u32) -> u32 {
+    mark.wrapping_mul(0x0e8b_2f51)
+}
+
 /// What a block in an engine's own memory holds.
 fn load(memory: &DmaBuffer, at: usize) -> Content {
     let mut content = [0; PARTS];
     for (part, its) in content.iter_mut().enumerate() {
         let start = at + part * PART;
-        *its = memory.load32(start, Ordering::Relaxed);
-        let end = memory.load32(start + PART - 4, Ordering::Relaxed);
+        *its = unmark(memory.load32(start, Ordering::Relaxed));
+        let end = unmark(memory.load32(start + PART - 4, Ordering::Relaxed));
         if *its != end {
             finding!("part {part} of a merged block is of {its} at its start and of {end} at its end");
         }
@@ -79,7 +88,7 @@ fn load(memory: &DmaBuffer, at: usize) -> Content {
 fn store(memory: &DmaBuffer, at: usize, content: &Content) {
     for (part, its) in content.iter().enumerate() {
         for byte in (0..PART).step_by(4) {
-            memory.store32(at + part * PART + byte, *its);
+            memory.store32(at + part * PART + byte, mark(*its));
         }
     }
 }
@@ -87,7 +96,7 @@ fn store(memory: &DmaBuffer, at: usize, content: &Content) {
 /// Fills `bytes` bytes of a region from `from` with a request's number.
 pub(super) fn write_payload(memory: &SharedMemory, from: u64, bytes: u64, number: u32) {
     // It has a period of four bytes: where it begins only turns the word.
-    let word = u64::from(number.rotate_left(8 * (from % 4) as u32));
+    let word = u64::from(mark(number).rotate_left(8 * (from % 4) as u32));
     let word = word << 32 | word;
     for at in (from / 8 * 8..(from + bytes).next_multiple_of(8)).step_by(8) {
         if let Some(place) = memory.atomic_u64(at as usize) {

@@ -22,6 +22,35 @@
 //!   has not got; a deadline only what is late.
 //! - In one turn no queue gets more than its share. When faults have stopped everything ends within a bounded number of
 //!   turns, pollers and applications sleep only when nothing waits for them, and in the end nothing is left over.
+//!
+//! What it does not see: two accesses to shared memory inside one call of the engine, as no one else acts between them (an
+//! entry read twice in `AdapterEnd::take`); the order of memory accesses of real threads; a device whose completions lie. For
+//! these there are the racing rewriter of [`crate::system`], the loom models of `wire`, and `driver::emu`'s lies.
+//!
+//! Bugs planted in the engine and the tables, and the seed that found each, counted from 1:
+//!
+//! | planted bug | seed | found as |
+//! |---|---|---|
+//! | a request ends with its first piece (released before the device is done) | 1 | ended while the device has commands of it |
+//! | active I/O of an entry or region not counted | 1 | the tables panic; an early acknowledgement |
+//! | drain acknowledged at once | 1 | drained, and runs a request |
+//! | instance, rights, or memory's domain not checked | 1, 1, 23 | a command that no open request explains |
+//! | held requests admitted during a modify | 6 | a command that no open request explains |
+//! | tail jump not bounded, stale slots executed | 6 | a completion for a request that ended |
+//! | a failed queue still executes | 4 | nothing ends within the bound |
+//! | a completion posted twice; never | 1; 1 | the ring panics; still running when drained |
+//! | a queue gets more than its share of a turn | 1 | more entries were taken than its share |
+//! | a wake of the application is lost | 3 | let go of while its application sleeps |
+//! | an engine sleeps on held requests; on a flush not taken | 54; 12581 | nothing ends within the bound |
+//! | a refused request leaves a count behind | 3 | nothing ends within the bound |
+//! | a cancel of what runs | 6 | the device had it |
+//! | a deadline after the start | 23 | the device had it |
+//! | a tag of a request that has ended resolves | 273 | a command of a request that failed |
+//! | a flush ends requests that came after it | 3 | no flush began after it was asked for |
+//! | a request goes on after a piece of it failed | 3 | a command though an earlier one failed |
+//! | the bytes done are those of the whole request | 1 | the bytes done are wrong |
+//! | a gate is not looked at; acknowledged early; out of order; not waited for | 9; 105; 105; 73 | a part is put back to what it was |
+//! | a merge that is a byte too short | 1 | a merged part of two writers |
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::similar_names)] // numbers of its own
 
 mod bytes;
