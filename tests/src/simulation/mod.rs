@@ -1,12 +1,12 @@
 //! The engine in simulation: clock, device, applications, control plane and faults, all from one seed.
 //!
 //! A world has one to three engines over one device, applications with queues, and a control plane that gives and takes
-//! grants and regions. Everything but the engines and the tables is simulated ([`outside`]); each step some actor does
+//! grants and regions. Everything but the engines and the tables is simulated (`outside`); each step some actor does
 //! something, also in the middle of an engine's turn, when it calls the device. No thread runs beside it, no clock but the
 //! simulated one is read: a seed replays exactly.
 //!
-//! A watcher ([`watch`]) looks at what can be seen from outside (completions, commands at the device, acknowledgements)
-//! and compares it with a model ([`model`]) that knows what the control plane did. It asks the engine nothing. What must
+//! A watcher (`watch`) looks at what can be seen from outside (completions, commands at the device, acknowledgements)
+//! and compares it with a model (`model`) that knows what the control plane did. It asks the engine nothing. What must
 //! hold:
 //!
 //! - Each request that was announced ends exactly once, with a status that is right in the very moment in which it is
