@@ -169,22 +169,22 @@ impl Server {
     }
 
     fn admit(&mut self, socket: OwnedFd) {
-        let session = match peer_credentials(&socket).map_err(|e| Refusal::os("who connects", &e)) {
-            Ok(credentials) => self.control.connect(credentials),
-            Err(refusal) => Err(refusal),
-        };
-        let session = match session {
+        let who = peer_credentials(&socket).map_err(|e| Refusal::os("who connects", &e));
+        // A connection that is not kept may have packets already, with descriptors whose close takes long.
+        let owner = who.as_ref().map_or(Owner::Nobody, |who| Owner::Connections(who.uid));
+        let session = match who.and_then(|who| self.control.connect(who)) {
             Ok(session) => session,
             Err(refusal) => {
                 if let Ok(packet) = encode(0, &refusal.into_reply()) {
                     let _ = send(&socket, &packet, &[], Blocking::Never);
                 }
-                return;
+                return discard(owner, socket);
             }
         };
         let token = self.next_token;
         self.next_token += 1;
         if epoll::add(&self.epoll, &socket, EventData::new_u64(token), EventFlags::IN).is_err() {
+            discard(owner, socket);
             return self.control.disconnect(session);
         }
         self.tokens.insert(session, token);
@@ -247,6 +247,8 @@ impl Server {
         let Some(Connection { socket, session, .. }) = self.connections.remove(&token) else { return };
         self.tokens.remove(&session);
         self.paused.remove(&token);
+        // A wait on the epoll set holds what is in it for a moment, and would be the last to let go of it.
+        let _ = epoll::delete(&self.epoll, &socket);
         // With the connection go the descriptors in packets that nobody received, and closing those may take long.
         discard(self.control.user_of(session).map_or(Owner::Nobody, Owner::Connections), socket);
         self.control.disconnect(session);
