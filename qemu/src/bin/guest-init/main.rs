@@ -43,6 +43,7 @@ fn prepare() -> Result<(Script, Arc<Report>)> {
     let script = fs::read(SCRIPT_PATH).context("reading the script")?;
     let script: Script = serde_json::from_slice(&script)?;
     setup::load_modules(&script.modules)?;
+    setup::loopback_up()?;
     Ok((script, Arc::new(Report::open()?)))
 }
 

@@ -104,3 +104,24 @@ pub(crate) fn kernel_log(mut line: impl FnMut(String)) -> Result<()> {
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {text} to {}", path.display()))
 }
+
+/// Brings up the loopback interface, which is the first one.
+pub(crate) fn loopback_up() -> Result<()> {
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+
+    let socket =
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    // netlink(7), rtnetlink(7): struct nlmsghdr with RTM_NEWLINK, NLM_F_REQUEST and NLM_F_ACK; struct ifinfomsg with
+    // the index 1, and of its flags IFF_UP set and changed.
+    let (header, link): ([u32; 4], [u32; 4]) = ([32, 5 << 16 | 16, 1, 0], [0, 1, 1, 1]);
+    let message: Vec<u8> = header.iter().chain(&link).flat_map(|word| word.to_ne_bytes()).collect();
+    let kernel = netlink::SocketAddrNetlink::new(0, 0);
+    rustix::net::sendto(&socket, &message, SendFlags::empty(), &kernel)?;
+    // The answer is NLMSG_ERROR, whose first word is the error, 0 for none.
+    let mut answer = [0; 64];
+    let (_, length) = rustix::net::recv(&socket, &mut answer, RecvFlags::empty())?;
+    match answer.get(16..20) {
+        Some(&[0, 0, 0, 0]) if length >= 20 => Ok(()),
+        word => bail!("the kernel's answer to bringing up the loopback interface is {word:?}"),
+    }
+}
