@@ -218,7 +218,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         }
         queue.commit();
         work += queue.poll(limits.reap, &mut |done| state.ended(done));
-        state.after_poll(queue);
+        work += state.after_poll(queue);
         state.acknowledge_drains();
         work + state.finish_turn()
     }

@@ -100,14 +100,14 @@ impl State {
         false
     }
 
-    /// One flush at a time serves all who asked before it started.
-    pub(super) fn start_flush<Q: BlockQueue>(&mut self, queue: &mut Q) {
+    /// One flush at a time serves all who asked before it started. Whether one started: it is still to be announced.
+    pub(super) fn start_flush<Q: BlockQueue>(&mut self, queue: &mut Q) -> bool {
         if self.flush_running || self.flush_next.is_empty() {
-            return;
+            return false;
         }
         self.end_late();
         if self.flush_next.is_empty() {
-            return;
+            return false;
         }
         let flush = block::Command {
             operation: block::Operation::Flush,
@@ -117,7 +117,7 @@ impl State {
             tag: FLUSH_TAG,
         };
         if queue.submit(&flush).is_err() {
-            return; // Tried again after each poll.
+            return false; // Tried again after each poll.
         }
         self.flush_running = true;
         std::mem::swap(&mut self.flushing, &mut self.flush_next);
@@ -127,6 +127,7 @@ impl State {
             s.state = SlotState::Running;
             s.progress_ns = self.now_ns;
         }
+        true
     }
 
     /// The device ended a command.
@@ -162,9 +163,10 @@ impl State {
         }
     }
 
-    /// A starved request that failed meanwhile ends; a device that is gone takes everything with it.
-    pub(super) fn after_poll<Q: BlockQueue>(&mut self, queue: &mut Q) {
-        self.start_flush(queue);
+    /// The next flush starts; a device that is gone takes everything with it. Returns how much was submitted, which the
+    /// next turn announces.
+    pub(super) fn after_poll<Q: BlockQueue>(&mut self, queue: &mut Q) -> usize {
+        let submitted = usize::from(self.start_flush(queue));
         if queue.state() == QueueState::Gone {
             self.starved.extend(self.gated.drain(..));
             while let Some(slot) = self.starved.pop_front() {
@@ -180,6 +182,7 @@ impl State {
                 self.finish(slot);
             }
         }
+        submitted
     }
 
     /// Ends a request that the device can no longer touch: its grant and its slot are free, its completion is posted.

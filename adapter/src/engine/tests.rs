@@ -723,6 +723,23 @@ fn an_engine_does_not_sleep_on_a_flush_that_the_device_did_not_take() {
 }
 
 #[test]
+fn a_turn_that_starts_a_flush_at_its_end_is_followed_by_one_that_announces_it() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 16, 0, Access::READ_WRITE);
+    (rig.engine.queue.automatic, rig.engine.queue.room) = (false, 0);
+    let entry = SubmissionEntry { region: 0, ..app.request(1, opcode::FLUSH, 0, 0) };
+    app.submit(&entry);
+    rig.turns(2);
+    rig.engine.queue.room = 64;
+    assert!(
+        rig.engine.turn() > 0,
+        "whoever sleeps after an idle turn would sleep on a flush that nobody told the device of"
+    );
+    assert_eq!(rig.engine.queue.seen.len(), 1);
+    assert_eq!(rig.engine.turn(), 0);
+}
+
+#[test]
 fn an_engine_does_not_sleep_on_what_a_failed_queue_rang() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 8, 0, Access::READ);
