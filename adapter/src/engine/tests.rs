@@ -348,7 +348,7 @@ fn completions_that_are_not_consumed_stop_only_their_own_queue() {
 }
 
 #[test]
-fn s4_r2_r3_r6_r7_refusals_reach_no_device() {
+fn s4_r3_r6_r7_refusals_reach_no_device() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 16, 0, Access::READ);
     let other = rig.app(2, 16, 64, Access::READ_WRITE);
