@@ -11,6 +11,7 @@ mod gates;
 mod lists;
 mod parse;
 mod port;
+mod schedule;
 mod slots;
 mod submission;
 #[cfg(test)]
