@@ -334,6 +334,19 @@ impl<S: SegmentSource> Directory<S> {
         }
     }
 
+    /// All of a grant as one piece, if its blocks are in the first range of its entry, so that no LBA entry need be
+    /// read. `None` otherwise, and for a flush, which has no blocks: [`Directory::pieces`] tells then.
+    #[inline]
+    pub fn only_piece(&self, grant: &Grant) -> Option<Piece> {
+        let blocks = grant.blocks();
+        let iova = if grant.operation == Operation::WriteBytes { 0 } else { grant.iova };
+        (grant.root == NONE && blocks != 0).then(|| Piece {
+            lba: Lba(grant.first + grant.start()),
+            blocks,
+            iova: Iova(iova),
+        })
+    }
+
     /// Gives a grant back: the device is done with it. The only way to end one.
     ///
     /// # Panics

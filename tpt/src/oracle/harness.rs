@@ -561,5 +561,9 @@ impl Harness {
             }
         }
         assert_eq!(at, flying.blocks.len(), "{:?} has too few pieces", flying.grant);
+        if let Some(only) = self.pollers[flying.poller].only_piece(&flying.grant) {
+            let all = self.pollers[flying.poller].pieces(&flying.grant, 0);
+            assert!(all.eq([only]), "{only:?} is not all of {:?}", flying.grant);
+        }
     }
 }

@@ -244,8 +244,33 @@ fn s4_r12_pieces_follow_the_ranges() {
     world.directory.release(grant);
     let flush = world.directory.check(A, &world.request(Operation::Flush, key, 0, 0)).unwrap();
     assert_eq!((flush.blocks(), flush.bytes(), world.directory.pieces(&flush, 0).count()), (0, 0, 0));
+    assert_eq!(world.directory.only_piece(&flush), None);
     assert!(!world.directory.entry_is_idle(key.index()), "a flush is active I/O");
     world.directory.release(flush);
+}
+
+/// Within the first range one piece is all; what reaches beyond it is left to the LBA table.
+#[test]
+fn s4_r12_the_first_range_is_one_piece() {
+    let mut world = World::new();
+    let key = world.grant(&[range(1000, 3), range(20, 2)]);
+    for (first, blocks, expected) in [
+        (0, 3, Some((1000, 3, IOVA))),
+        (2, 1, Some((1002, 1, IOVA))),
+        (2, 2, None),
+        (3, 1, None),
+        (0, 5, None),
+    ] {
+        let grant = world.directory.check(A, &world.request(Operation::Read, key, first, blocks)).unwrap();
+        let only = world.directory.only_piece(&grant).map(|piece| (piece.lba.0, piece.blocks, piece.iova.0));
+        assert_eq!(only, expected, "{first}+{blocks}");
+        world.directory.release(grant);
+    }
+    let bytes =
+        Request { offset: BLOCK + 1, length: BLOCK, ..world.request(Operation::WriteBytes, key, 0, 1) };
+    let grant = world.directory.check(A, &bytes).unwrap();
+    assert_eq!(world.directory.only_piece(&grant), Some(Piece { lba: Lba(1001), blocks: 2, iova: Iova(0) }));
+    world.directory.release(grant);
 }
 
 /// S8-R8: a thousand ranges in order, as one request and block by block.
