@@ -19,6 +19,8 @@
 //! | adapter     | [`AdapterEnd::set_need_wake`], then [`AdapterEnd::has_rung`]   | [`ApplicationEnd::ring`]: tail, then need_wake    |
 //! | application | [`ApplicationEnd::begin_wait`]: cq_wait, then the completion   | [`AdapterEnd::end_turn`]: completions, then cq_wait |
 //!
+//! One fence serves all queues that a poller posted to in a turn: [`fence_posts`], then [`AdapterEnd::find_sleeper`] of each.
+//!
 //! Room: an application has at most as many requests between push and pop as the queue has entries, so a completion
 //! slot is always free for a request of an application that keeps to this, and the adapter never sleeps with such a
 //! request in the ring. One that does not keep to it is held at the adapter's reservation and may wait until its next
@@ -29,5 +31,5 @@ mod application;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use adapter::{AdapterEnd, Completion, Overrun, Violation};
+pub use adapter::{AdapterEnd, Completion, Overrun, Violation, fence_posts};
 pub use application::{ApplicationEnd, Full, raw_overwrite};

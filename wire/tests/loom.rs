@@ -10,7 +10,7 @@
 use loom::sync::{Arc, Condvar, Mutex, Notify};
 use loom::thread;
 use wire::layout::{Entries, SubmissionEntry};
-use wire::ring::{AdapterEnd, ApplicationEnd, Completion};
+use wire::ring::{AdapterEnd, ApplicationEnd, Completion, fence_posts};
 use wire::sync::Ordering;
 use wire::view::{LocalQueue, QueueMemory};
 
@@ -250,6 +250,51 @@ fn application_sleep() {
                     application.end_wait();
                 }
             }
+        }
+        poller.join().unwrap();
+    });
+}
+
+/// One fence for what was posted to two queues, whose applications go to sleep: neither wake is lost.
+#[test]
+fn two_applications_sleep() {
+    check(2, || {
+        let futexes = [Arc::new(Futex::default()), Arc::new(Futex::default())];
+        let wakers = futexes.clone();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..2)
+            .map(|_| {
+                let (mut application, mut adapter) = pair();
+                push(&mut application, 1);
+                application.ring();
+                assert_eq!(adapter.poll_doorbell(), Ok(1));
+                (adapter, application)
+            })
+            .unzip();
+        let poller = thread::spawn(move || {
+            let mut ports = ours;
+            for adapter in &mut ports {
+                let n = take(adapter).unwrap();
+                complete(adapter, n);
+            }
+            fence_posts();
+            for (adapter, waker) in ports.iter_mut().zip(&wakers) {
+                if adapter.find_sleeper() {
+                    waker.wake();
+                }
+            }
+        });
+        let waiters = theirs.into_iter().zip(futexes).map(|(mut application, futex)| {
+            thread::spawn(move || {
+                while pop(&mut application).is_none() {
+                    if application.begin_wait() {
+                        futex.wait(application.memory());
+                        application.end_wait();
+                    }
+                }
+            })
+        });
+        for waiter in waiters.collect::<Vec<_>>() {
+            waiter.join().unwrap();
         }
         poller.join().unwrap();
     });

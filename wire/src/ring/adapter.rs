@@ -265,14 +265,24 @@ impl<M: QueueMemory> AdapterEnd<M> {
     /// on [`QueueMemory::cq_wait`] is due ([`crate::doorbell::wake`]); its word is cleared already.
     #[inline]
     pub fn end_turn(&mut self) -> bool {
-        if !self.unannounced {
+        if !self.has_posted() {
             return false;
         }
-        self.unannounced = false;
-        // Store (completions, state), fence, load (cq_wait) against begin_wait's store (cq_wait), fence, load
-        // (completion, state).
-        fence(Ordering::SeqCst);
-        if self.memory.cq_wait().load(Ordering::Relaxed) == 0 {
+        fence_posts();
+        self.find_sleeper()
+    }
+
+    /// Whether something was posted since the last [`Self::find_sleeper`], which is due then.
+    #[inline]
+    pub fn has_posted(&self) -> bool {
+        self.unannounced
+    }
+
+    /// For one who ends turns of many queues at once, with one fence for all: as [`Self::end_turn`], and
+    /// [`fence_posts`] must have been called since the last post to any of them. Without a post it says false.
+    #[inline]
+    pub fn find_sleeper(&mut self) -> bool {
+        if !core::mem::take(&mut self.unannounced) || self.memory.cq_wait().load(Ordering::Relaxed) == 0 {
             return false;
         }
         // An application that begins to wait again between these two loses nothing: the wake comes after the store.
@@ -308,6 +318,13 @@ impl<M: QueueMemory> AdapterEnd<M> {
             Err(_) => !self.failed,
         }
     }
+}
+
+/// Stands between what was posted to queues and [`AdapterEnd::find_sleeper`] of each of them: store (completions, state),
+/// fence, load (cq_wait) against begin_wait's store (cq_wait), fence, load (completion, state).
+#[inline]
+pub fn fence_posts() {
+    fence(Ordering::SeqCst);
 }
 
 /// The word of a submission entry that holds the user data.
