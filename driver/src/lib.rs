@@ -1,6 +1,7 @@
 //! User-space block drivers over VFIO, and the software devices that stand in for hardware.
 //!
 //! - [`block`]: what every device looks like from above: a queue that takes commands and returns completions.
+//! - [`dice`]: chance from a seed, for software devices and tests.
 //! - [`disk`]: a device for callers that wait.
 //! - [`emu`]: a software NVMe controller behind the same registers.
 //! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
@@ -14,6 +15,7 @@
 #![allow(clippy::len_without_is_empty)] // BARs, mappings and DMA memory are never empty
 
 pub mod block;
+pub mod dice;
 pub mod disk;
 pub mod dma;
 pub mod emu;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskError, DiskFault, check_range, name_of, whole_blocks};
 use crate::block::{DeviceStatus, Geometry, Operation};
+use crate::dice::Dice;
 
 /// A power cut tears writes at this many bytes.
 const SECTOR: usize = 512;
@@ -100,12 +101,12 @@ impl MemoryDisk {
         state.off_at = None;
         let empty = vec![0; self.geometry.block_size() as usize].into_boxed_slice();
         // A third of the cuts lose everything, a third nothing, a third toss for each sector.
-        let mode = dice.next() % 3;
+        let mode = dice.number() % 3;
         for (lba, old) in std::mem::take(&mut state.unflushed) {
             let old = old.unwrap_or_else(|| empty.clone());
             let now = state.live.entry(lba).or_insert_with(|| empty.clone());
             for (now, old) in now.chunks_mut(SECTOR).zip(old.chunks(SECTOR)) {
-                if mode == 0 || mode == 1 && dice.next() & 1 == 0 {
+                if mode == 0 || mode == 1 && dice.number() & 1 == 0 {
                     now.copy_from_slice(old);
                 }
             }
@@ -211,18 +212,5 @@ impl Disk for MemoryDisk {
         let mut state = self.lock();
         // A hint: this disk ignores it, as a device may.
         state.step().map_err(|cause| DiskError { what: name_of(Operation::Deallocate), lba, cause })
-    }
-}
-
-/// The splitmix64 generator (Steele, Lea and Flood, 2014): small, and good enough to toss coins.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
     }
 }

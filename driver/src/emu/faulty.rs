@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::Emulator;
 use super::interpose::{Interposer, Posting, Verdict};
-use super::media::{Media, MediaError, Random};
+use super::media::{Media, MediaError};
 use super::memory::Segments;
+use crate::dice::Dice;
 use crate::hal::{Device, Mapper, Registers};
 use crate::spec::nvme::{Csts, Sqe, Status, offset};
 
@@ -119,7 +120,7 @@ impl Lie {
 type Edit = Box<dyn Fn(&Sqe, &mut [u8]) + Send>;
 
 struct Plan {
-    random: Random,
+    dice: Dice,
     /// Lies for the next completions.
     next: VecDeque<Lie>,
     /// Chances of a lie, in thousandths.
@@ -142,7 +143,7 @@ impl Faults {
     /// Nothing goes wrong yet.
     pub fn new(seed: u64) -> Arc<Self> {
         let plan = Plan {
-            random: Random(seed),
+            dice: Dice(seed),
             next: VecDeque::new(),
             odds: Vec::new(),
             fail: VecDeque::new(),
@@ -220,10 +221,8 @@ impl Plan {
     fn lie(&mut self) -> Option<Lie> {
         self.next.pop_front().or_else(|| {
             let odds = std::mem::take(&mut self.odds);
-            let lie = odds
-                .iter()
-                .find(|&&(_, odds)| self.random.below(1000) < u64::from(odds))
-                .map(|&(lie, _)| lie);
+            let lie =
+                odds.iter().find(|&&(_, odds)| self.dice.below(1000) < u64::from(odds)).map(|&(lie, _)| lie);
             self.odds = odds;
             lie
         })
@@ -258,7 +257,7 @@ impl Interposer for Faults {
         }
         let mut plan = self.plan();
         let lie = plan.lie();
-        let noise = plan.random.next() as u16;
+        let noise = plan.dice.number() as u16;
         match lie {
             None => {}
             Some(Lie::Lost) => posting.copies = 0,

@@ -280,8 +280,8 @@ fn settle(driver: &mut Driver<LyingDevice>, queue: &mut Queue<LyingRegisters>, l
 
 #[cfg(test)]
 mod tests {
-    use super::super::media::Random;
     use super::*;
+    use crate::dice::Dice;
 
     #[test]
     fn an_honest_tape_works() {
@@ -292,14 +292,13 @@ mod tests {
     #[test]
     fn the_driver_survives_random_tapes() {
         for seed in 0..150 {
-            let mut random = Random(seed);
-            let len = random.below(1500);
+            let mut dice = Dice(seed);
+            let len = dice.below(1500);
             // Mostly honest, so that some get far.
-            let honesty = random.below(100);
+            let honesty = dice.below(100);
             let tape: Vec<u8> = (0..len)
                 .map(|_| {
-                    if random.below(100) < honesty { random.below(128) } else { random.below(256) }
-                        .to_le_bytes()[0]
+                    if dice.below(100) < honesty { dice.below(128) } else { dice.below(256) }.to_le_bytes()[0]
                 })
                 .collect();
             hostile_device(&tape);

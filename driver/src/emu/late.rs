@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::interpose::{Interposer, Verdict};
-use super::media::Random;
 use super::{Controller, EmuConfig, Emulator};
+use crate::dice::Dice;
 use crate::hal::{Device, Mapper, Registers};
 use crate::spec::nvme::{Cc, Sqe, offset};
 
@@ -30,14 +30,14 @@ impl Lateness {
     /// One of all kinds, by the dice of `seed`.
     #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
     pub fn of(seed: u64) -> Self {
-        let mut random = Random(seed ^ 0x1a7e);
+        let mut dice = Dice(seed ^ 0x1a7e);
         let never_disabled = seed % 8 == 7;
         Self {
             seed,
-            late: if never_disabled { 700 } else { 100 + random.below(600) as u16 },
-            again: if !never_disabled && random.below(3) == 0 { 1 + random.below(300) as u16 } else { 0 },
+            late: if never_disabled { 700 } else { 100 + dice.below(600) as u16 },
+            again: if !never_disabled && dice.below(3) == 0 { 1 + dice.below(300) as u16 } else { 0 },
             // Waiting for one that is never disabled takes half a second.
-            lingers: if never_disabled { u32::MAX } else { random.below(60) as u32 },
+            lingers: if never_disabled { u32::MAX } else { dice.below(60) as u32 },
         }
     }
 
@@ -50,7 +50,7 @@ impl Lateness {
 /// What the parts share.
 struct Mind {
     lateness: Lateness,
-    random: Mutex<Random>,
+    dice: Mutex<Dice>,
     on: AtomicBool,
     /// CC as written while the controller lingers, and how many looks it still does.
     asked: Mutex<Option<(u32, u32)>>,
@@ -60,8 +60,8 @@ struct Mind {
 }
 
 impl Mind {
-    fn random(&self) -> MutexGuard<'_, Random> {
-        self.random.lock().unwrap_or_else(PoisonError::into_inner)
+    fn dice(&self) -> MutexGuard<'_, Dice> {
+        self.dice.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn asked(&self) -> MutexGuard<'_, Option<(u32, u32)>> {
@@ -74,7 +74,7 @@ impl Interposer for Mind {
         if queue == 0 || !self.on.load(Ordering::Relaxed) {
             return Verdict::Run;
         }
-        let dice = self.random().below(1000);
+        let dice = self.dice().below(1000);
         let late = u64::from(self.lateness.late);
         match dice {
             dice if dice < late => Verdict::Hold,
@@ -101,7 +101,7 @@ impl Late {
     pub fn new(config: EmuConfig, lateness: Lateness) -> io::Result<Self> {
         let mind = Arc::new(Mind {
             lateness,
-            random: Mutex::new(Random(lateness.seed)),
+            dice: Mutex::new(Dice(lateness.seed)),
             on: AtomicBool::new(false),
             asked: Mutex::new(None),
             runs: AtomicU64::new(0),
@@ -158,7 +158,7 @@ pub struct LateRegisters {
 
 impl LateRegisters {
     fn stir(&self) -> bool {
-        let pick = self.mind.random().next();
+        let pick = self.mind.dice().number();
         let ran = self.emulator.release_one(pick);
         self.mind.runs.fetch_add(u64::from(ran), Ordering::Relaxed);
         ran
@@ -176,7 +176,7 @@ impl LateRegisters {
             return;
         }
         // With all the time in the world it would be done with everything, and not late any more.
-        let works = looks != u32::MAX && self.mind.random().below(3) == 0;
+        let works = looks != u32::MAX && self.mind.dice().below(3) == 0;
         if works {
             self.stir();
         }
@@ -208,7 +208,7 @@ impl Registers for LateRegisters {
             if enabled(self.under.read32(at)) && lingers > 0 {
                 let looks = match lingers {
                     u32::MAX => lingers,
-                    most => u32::try_from(self.mind.random().below(most.into())).unwrap_or_default(),
+                    most => u32::try_from(self.mind.dice().below(most.into())).unwrap_or_default(),
                 };
                 *self.mind.asked() = Some((value, looks));
                 return;
@@ -244,7 +244,7 @@ impl Device for Late {
     /// It works on until the very moment.
     fn reset(&self) -> io::Result<()> {
         loop {
-            let more = self.registers.mind.random().below(4) != 0;
+            let more = self.registers.mind.dice().below(4) != 0;
             if !more || !self.stir() {
                 break;
             }

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{FallocateFlags, FlockOperation};
 
 use super::memory::{Pages, Segments, Words};
+use crate::dice::Dice;
 
 /// The medium failed. The controller answers with the media error of NVM Command Set that fits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -402,16 +403,16 @@ impl<M: Media> Media for Cached<M> {
     }
 
     fn power_cut(&self, seed: u64) {
-        let mut random = Random(seed);
+        let mut dice = Dice(seed);
         let mut cache = self.lock();
         let last = cache.last.take();
         for (block, mut contents) in std::mem::take(&mut cache.blocks) {
-            let torn = last == Some(block) && random.below(2) == 0;
+            let torn = last == Some(block) && dice.below(2) == 0;
             if torn && contents.len() > 1 {
                 // What tears is the newest content, over the one before.
                 contents.drain(..contents.len() - 1);
             }
-            let choice = random.below(contents.len() as u64 + 1);
+            let choice = dice.below(contents.len() as u64 + 1);
             let mut survivor = vec![0; self.block];
             let mut segments = Segments::default();
             segments.push(super::memory::Span::of(&mut survivor));
@@ -420,7 +421,7 @@ impl<M: Media> Media for Cached<M> {
             if torn {
                 let newest = contents.last().map(|newest| newest.chunks(512)).into_iter().flatten();
                 for (to, from) in survivor.chunks_mut(512).zip(newest) {
-                    if random.below(2) == 0 {
+                    if dice.below(2) == 0 {
                         to.copy_from_slice(from);
                     }
                 }
@@ -434,25 +435,6 @@ impl<M: Media> Media for Cached<M> {
             }
         }
         self.under.power_cut(seed);
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014): small, seeded, good enough.
-#[derive(Clone, Debug)]
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    /// Less than `limit`, which is not 0.
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
     }
 }
 

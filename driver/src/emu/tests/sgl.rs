@@ -1,8 +1,8 @@
 //! Scatter gather lists, right ones and wrong ones (NVM Express Base 2.0c, section 4.1.2).
 
-use super::super::media::Random;
 use super::super::sgl::MOST;
 use super::*;
+use crate::dice::Dice;
 use crate::spec::nvme::{SglDescriptor, sgl_id};
 
 const PAGE: u64 = 4096;
@@ -128,15 +128,15 @@ fn hostile_lists_are_bounded() {
     let (data, list) = (host.area(8192), host.area(16 << 10));
     let source = area(&host.device, 4096, DmaAccess::Read);
     source.fill(0x77);
-    let mut random = Random(1);
+    let mut dice = Dice(1);
     let mut moved = 0;
     for _ in 0..5_000 {
         let mut any = || {
-            let place = [list.at(0), data.at(0), source.at(0), 0, u64::MAX - 8192][random.below(5) as usize];
-            let id = [0, 0, 0x20, 0x30, random.below(256) as u8][random.below(5) as usize];
-            let length = [0, 16, 512, random.below(64) as u32 * 16, random.next() as u32];
-            let length = length[random.below(5) as usize];
-            SglDescriptor::new(id, place.wrapping_add(random.below(2049) * 8), length)
+            let place = [list.at(0), data.at(0), source.at(0), 0, u64::MAX - 8192][dice.below(5) as usize];
+            let id = [0, 0, 0x20, 0x30, dice.below(256) as u8][dice.below(5) as usize];
+            let length = [0, 16, 512, dice.below(64) as u32 * 16, dice.number() as u32];
+            let length = length[dice.below(5) as usize];
+            SglDescriptor::new(id, place.wrapping_add(dice.below(2049) * 8), length)
         };
         let descriptors: Vec<SglDescriptor> = (0..1024).map(|_| any()).collect();
         list.write(0, &bytes(&descriptors));

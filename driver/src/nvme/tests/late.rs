@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::rig::options;
 use crate::block::{BlockQueue, Command, Completed, DeviceStatus, Operation, Segment, SubmitError};
+use crate::dice::Dice;
 use crate::emu::{EmuConfig, Late, LateRegisters, Lateness, Media, Pages, RamMedia, Segments, Span};
 use crate::hal::{Device, DmaAccess, Iova, Mapper, Mapping};
 use crate::nvme::{Controller, Queue, ResetProgress};
@@ -21,23 +22,6 @@ const AREAS: usize = 6;
 const STEPS: usize = 400;
 /// What lies in memory of an owner with no command under way, and nowhere else.
 const CANARY: u8 = 0xc5;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 /// Memory that goes from owner to owner.
 struct Area {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::rig::{Rigged, RiggedRegisters, Rigging, command, ended, options, rigged};
 use crate::block::{BlockQueue, Command, DeviceStatus, Operation, Segment, SubmitError};
+use crate::dice::Dice;
 use crate::dma::DmaBuffer;
 use crate::emu::{EmuConfig, Emulator, Faults, RamMedia};
 use crate::hal::{Device, DmaAccess, Registers};
@@ -22,33 +23,16 @@ const FILLER: u8 = 0x77;
 /// No open, no reset and no command takes this long.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// Zero, ones, one bit, the largest and its neighbours, noise.
-    fn extreme(&mut self) -> u64 {
-        match self.below(8) {
-            0 | 1 => 0,
-            2 => u64::MAX,
-            3 => u64::MAX - 1,
-            4 => 1 << self.below(64),
-            5 => 1 + self.below(4),
-            6 => (1 << self.below(64)) - 1,
-            _ => self.next(),
-        }
+/// Zero, ones, one bit, the largest and its neighbours, noise.
+fn extreme(dice: &mut Dice) -> u64 {
+    match dice.below(8) {
+        0 | 1 => 0,
+        2 => u64::MAX,
+        3 => u64::MAX - 1,
+        4 => 1 << dice.below(64),
+        5 => 1 + dice.below(4),
+        6 => (1 << dice.below(64)) - 1,
+        _ => dice.number(),
     }
 }
 
@@ -122,11 +106,11 @@ enum Lie {
 fn lies(dice: &mut Dice) -> Vec<Lie> {
     let pages = [cns::CONTROLLER, cns::NAMESPACE, cns::CONTROLLER_COMMAND_SET, cns::ACTIVE_NAMESPACES];
     if dice.below(12) == 0 {
-        return vec![Lie::Noise(pages[dice.below(4) as usize], dice.next())];
+        return vec![Lie::Noise(pages[dice.below(4) as usize], dice.number())];
     }
     let field = |dice: &mut Dice| {
         let (page, at, len) = FIELDS[dice.below(FIELDS.len() as u64) as usize];
-        Lie::Field(page, at, dice.extreme().to_le_bytes()[..len].to_vec())
+        Lie::Field(page, at, extreme(dice).to_le_bytes()[..len].to_vec())
     };
     (0..1 + dice.below(4)).map(|_| field(dice)).collect()
 }
@@ -139,7 +123,7 @@ impl Lie {
             }
             Self::Noise(of, seed) if u32::from(*of) == page => {
                 let mut dice = Dice(*seed);
-                data.fill_with(|| dice.next() as u8);
+                data.fill_with(|| dice.number() as u8);
             }
             _ => {}
         }
@@ -151,7 +135,7 @@ fn capabilities(dice: &mut Dice, honest: u64) -> u64 {
     let mut cap = Cap(honest);
     cap.set_to(dice.below(4) as u8);
     for _ in 0..dice.below(3) {
-        let value = dice.extreme();
+        let value = extreme(dice);
         match dice.below(8) {
             0 => cap.set_mqes_z(value as u16),
             1 => cap.set_cqr(value & 1 == 1),
@@ -225,7 +209,7 @@ impl Bench {
                 _ => dice.below(geometry.blocks.min(there).saturating_sub(u64::from(blocks)).max(1)),
             };
             let bytes = (blocks * size) as usize;
-            let content: Vec<u8> = (0..bytes).map(|_| dice.next() as u8).collect();
+            let content: Vec<u8> = (0..bytes).map(|_| dice.number() as u8).collect();
             self.data.copy_in(0, &content);
             let half = self.data.iova(DATA / 2);
             let zeroes = Operation::WriteZeroes { deallocate: dice.below(2) == 0 };
@@ -270,7 +254,7 @@ fn lying(seed: u64, outcomes: &Outcomes) {
     let cap = capabilities(&mut dice, emulator.registers().read64(offset::CAP));
     rigging.read_as(offset::CAP, cap);
     if dice.below(8) == 0 {
-        rigging.read_as(offset::VS, dice.extreme() & 0xffff_ffff);
+        rigging.read_as(offset::VS, extreme(&mut dice) & 0xffff_ffff);
     }
     let told = lies(&mut dice);
     let what = format!("seed {seed}, CAP {cap:#x}, {told:?}");
