@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use driver::dice::Dice;
 use driver::emu::{EmuConfig, Late, Lateness, RamMedia};
 use driver::hal::{Device, Mapper};
 use portcullis::{Access, Buffer, Completion, MemoryAccess, Queue, Request, Session, Volume};
@@ -25,19 +26,6 @@ const ROUNDS: u64 = 3;
 const CANARY: u8 = 0xc5;
 /// What an application fills a buffer with that it was given back, for the rest of its life.
 const GIVEN_BACK: u8 = 0xa6;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % limit
-    }
-}
 
 fn check(buffers: &[Buffer], filler: u8, seed: u64) {
     let whose = if filler == CANARY { "another session's" } else { "given back" };

@@ -7,6 +7,8 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use driver::dice::Dice;
+
 use super::*;
 use crate::fuzz::assert_sound;
 
@@ -14,31 +16,6 @@ use crate::fuzz::assert_sound;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The process may use so much more memory, in KiB, than before the first image.
 const MEMORY: u64 = 512 << 10;
-
-/// The splitmix64 generator.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).unwrap()
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[0]
-    }
-}
 
 /// An image as it was before the damage.
 struct Original {
@@ -102,7 +79,7 @@ impl Original {
             // The header of the database.
             3 => self.pages[0],
             4..=6 => dice.pick(&self.pages),
-            _ => dice.next() % (layout.data / layout.page_blocks()) * layout.page_blocks(),
+            _ => dice.number() % (layout.data / layout.page_blocks()) * layout.page_blocks(),
         }
     }
 }
@@ -199,14 +176,14 @@ fn originals(seed: u64) -> Vec<Original> {
             let disk = history.disk.copy();
             let mut store = open(&disk).unwrap();
             let before = Some((store.volumes().unwrap(), store.next_instance));
-            disk.power_off_at(disk.steps() + dice.next() % 9);
+            disk.power_off_at(disk.steps() + dice.number() % 9);
             let _ = match what {
                 "cut while creating" => store.create("late", 50_000, 4).map(drop),
                 "cut while deleting" => store.delete("pieces"),
                 _ => store.reserve_instances(77).map(drop),
             };
             drop(store);
-            disk.power_cut(dice.next());
+            disk.power_cut(dice.number());
             all.push(Original::new(what, disk, history.moments.clone(), before));
         }
     }
@@ -224,17 +201,17 @@ fn scramble(disk: &MemoryDisk, original: &Original, dice: &mut Dice) -> Damage {
     let used = page.iter().rposition(|byte| *byte != 0).map_or(PAGE, |last| last + 1);
     let damage = match dice.below(6) {
         0 => {
-            page[dice.below(used)] ^= 1 << dice.below(8);
+            page[dice.index(used)] ^= 1 << dice.below(8);
             "a flipped bit"
         }
         1 => {
             for _ in 0..2 + dice.below(30) {
-                page[dice.below(used)] ^= 1 << dice.below(8);
+                page[dice.index(used)] ^= 1 << dice.below(8);
             }
             "flipped bits"
         }
         2 => {
-            let (from, length) = (dice.below(used), 1 + dice.below(600));
+            let (from, length) = (dice.index(used), 1 + dice.index(600));
             page.iter_mut().skip(from).take(length).for_each(|byte| *byte = dice.byte());
             "random bytes"
         }
@@ -330,7 +307,7 @@ fn forge_superblock(disk: &MemoryDisk, original: &Original, dice: &mut Dice) -> 
         ("a superblock at its extremes", page)
     };
     let copies = layout.superblocks();
-    let which = dice.below(3);
+    let which = dice.index(3);
     for (copy, lba) in copies.into_iter().enumerate() {
         if which == 2 || which == copy {
             put(disk, lba, &page);
@@ -359,13 +336,13 @@ fn shuffle(disk: &MemoryDisk, original: &Original, dice: &mut Dice) -> Damage {
             let mut page = all[one * PAGE..][..PAGE].to_vec();
             for _ in 0..1 + dice.below(40) {
                 // Behind the header's first bytes, which say which of its two states counts: see below.
-                page[16 + dice.below(PAGE - 16)] = dice.byte();
+                page[16 + dice.index(PAGE - 16)] = dice.byte();
             }
             write(one, &page);
             "random bytes in the database"
         }
         _ => {
-            shadow.set_len((dice.below(pages) * PAGE + dice.below(2) * 100) as u64).unwrap();
+            shadow.set_len((dice.index(pages) * PAGE + dice.index(2) * 100) as u64).unwrap();
             "a database cut short"
         }
     };
@@ -450,7 +427,7 @@ fn a_damaged_image_is_an_error_or_has_the_right_volumes() {
     let mut panics = 0;
     for number in 0..count {
         let mut dice = Dice(seed << 32 | number);
-        let original = &all[dice.below(all.len())];
+        let original = &all[dice.index(all.len())];
         let (what, disk) = loop {
             let mut disk = original.disk.copy();
             let what = damage(&mut disk, original, &all, &mut dice);
