@@ -33,6 +33,7 @@ pub use gates::Gates;
 pub use parse::{Parsed, parse};
 use port::PortState;
 pub use port::{Port, PortCounters, QueueId};
+use schedule::Schedule;
 use slots::Slots;
 
 /// Nanoseconds from some fixed moment. A simulation has its own.
@@ -131,7 +132,7 @@ struct State {
     next_deadline_ns: u64,
     next_sweep_ns: u64,
     late: Vec<u32>,
-    next_port: usize,
+    schedule: Schedule,
     /// As in [`TurnLimits`].
     pieces: u32,
     device_timeout_ns: u64,
@@ -166,7 +167,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             flush_next: touched(room),
             flush_running: false,
             drains: touched(64),
-            next_port: 0,
+            schedule: Schedule::new(64),
             pieces: TurnLimits::default().pieces,
             device_timeout_ns: nanoseconds(DEVICE_TIMEOUT),
             now_ns: clock.now_ns(),
@@ -187,6 +188,23 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         self.state.device_timeout_ns = nanoseconds(timeout);
     }
 
+    /// Somebody hears the eventfds of its queues and calls [`Engine::unpark`] for each that was written: queues that are
+    /// not in use ask their applications to write them. Before its first turn.
+    pub fn hear_bells(&mut self) {
+        self.state.schedule.hear_bells();
+    }
+
+    /// Queues that are not in use, of which turns look at none, or at one of them in each if nobody hears bells.
+    pub fn parked(&self) -> usize {
+        self.state.schedule.parked()
+    }
+
+    /// The eventfd of `queue` was written. Whether it was parked and had rung: now the next turn takes from it. Anybody may
+    /// write, at any time, and a write for nothing changes nothing.
+    pub fn unpark(&mut self, queue: QueueId) -> bool {
+        self.state.unpark(queue)
+    }
+
     /// Gives it memory for writes of bytes, which it takes if it has [`Engine::set_gates`] too, and else refuses with
     /// E_OPCODE. Before its first turn.
     pub fn set_bounce(&mut self, bounce: Bounce) {
@@ -205,6 +223,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             state.now_ns = clock.now_ns();
             state.look_for_stuck(queue);
             state.end_late();
+            state.park_idle();
             state.shared.record_turns(state.turns, state.directory.counters());
         }
         state.turns += 1;
@@ -236,33 +255,21 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
 
     /// Wakes the applications that sleep on queues with new completions: the one system call, made after the turn.
     pub fn wake_sleepers(&mut self) {
-        for port in self.state.ports.iter_mut().flatten() {
-            if std::mem::take(&mut port.wake_due) {
-                port.wake();
-            }
-        }
+        self.state.wake_sleepers();
     }
 
     /// Announces that the engine is about to sleep. Returns whether it may: false if there is work after all, or if the
     /// device has some and its interrupts do not wake the sleeper.
     pub fn prepare_sleep(&mut self, device_wakes: bool) -> bool {
         let state = &mut self.state;
-        for port in state.ports.iter_mut().flatten() {
-            port.ring.set_need_wake(true);
-        }
-        // Pairs with the fence between an application's doorbell and its look at need_wake.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        state.announce_sleep(true);
         let mut work = (self.queue.outstanding() > 0 && !device_wakes)
             || !state.starved.is_empty()
             || !state.held.is_empty()
             || !state.gated.is_empty()
             || (!state.flush_next.is_empty() && !state.flush_running)
             || !state.shared.commands_is_empty()
-            || state
-                .ports
-                .iter()
-                .flatten()
-                .any(|port| !matches!(port.state, PortState::Detaching(_)) && port.ring.has_rung());
+            || state.has_rung();
         if !work {
             // With something at the device it is still waited for by others' gates, and wakes for that soon enough.
             work =
@@ -276,9 +283,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
 
     /// The engine is awake again.
     pub fn end_sleep(&mut self) {
-        for port in self.state.ports.iter_mut().flatten() {
-            port.ring.set_need_wake(false);
-        }
+        self.state.announce_sleep(false);
         self.state.now_ns = self.clock.now_ns();
     }
 }
@@ -306,10 +311,7 @@ impl State {
             let Some(command) = self.shared.take_command() else { break };
             work += 1;
             match command {
-                Command::Attach(port) => match self.ports.iter_mut().find(|p| p.is_none()) {
-                    Some(free) => *free = Some(*port),
-                    None => self.ports.push(Some(*port)),
-                },
+                Command::Attach(port) => self.attach(*port),
                 Command::Detach(queue, ticket) => self.detach(queue, ticket),
                 Command::Region(region, memory) => {
                     let known = self.regions[region.0 as usize].replace(memory);
@@ -323,10 +325,11 @@ impl State {
 
     /// Stops taking from a queue. What has not started ends unanswered, what runs at the device is waited for.
     fn detach(&mut self, queue: QueueId, ticket: Arc<Ticket>) {
-        let Some(index) = self.ports.iter().position(|p| p.as_ref().is_some_and(|p| p.id == queue)) else {
+        let Some(index) = self.find(queue) else {
             ticket.acknowledge();
             return;
         };
+        self.activate(index);
         let port = self.ports[index].as_mut().expect("found above");
         port.state = PortState::Detaching(ticket);
         self.end_unstarted(index, Status::E_FLUSHED);
@@ -350,25 +353,5 @@ impl State {
                 at += 1;
             }
         }
-    }
-
-    /// Notes who sleeps, and lets go of queues whose last request has ended. Returns how many are to be woken, which is
-    /// work that the caller of the turn must not sleep on.
-    fn finish_turn(&mut self) -> usize {
-        let mut wakes = 0;
-        for index in 0..self.ports.len() {
-            let Some(port) = self.ports[index].as_mut() else { continue };
-            port.end_turn();
-            if port.wake_due {
-                wakes += 1; // It goes only when it has been woken.
-            } else if port.in_flight.is_empty()
-                && let PortState::Detaching(ticket) = &port.state
-            {
-                let ticket = ticket.clone();
-                self.ports[index] = None;
-                ticket.acknowledge();
-            }
-        }
-        wakes
     }
 }

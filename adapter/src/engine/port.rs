@@ -59,6 +59,8 @@ pub struct Port {
     pub(super) wake_due: bool,
     /// Of its user.
     pub(super) gate: Arc<DenialGate>,
+    /// When a turn looks at it.
+    pub(super) attention: super::schedule::Attention,
     posted: bool,
     counters: Arc<PortCounters>,
     completed: u64,
@@ -77,6 +79,7 @@ impl Port {
             in_flight: super::touched(entries.get() as usize),
             wake_due: false,
             gate: Arc::default(),
+            attention: super::schedule::Attention::default(),
             posted: false,
             counters: Arc::default(),
             completed: 0,
@@ -129,11 +132,21 @@ impl Port {
         flushed
     }
 
-    /// Looks whether the application went to sleep before it saw what this turn posted.
-    pub(super) fn end_turn(&mut self) {
-        if std::mem::take(&mut self.posted) && self.ring.end_turn() {
-            self.wake_due = true;
-        }
+    /// Looks whether the application went to sleep before it saw what this turn posted. True if it is to be woken and
+    /// was not before.
+    pub(super) fn end_turn(&mut self) -> bool {
+        let asleep = std::mem::take(&mut self.posted) && self.ring.end_turn();
+        asleep && !std::mem::replace(&mut self.wake_due, true)
+    }
+
+    /// Whether something was posted of which the application does not know yet, or it is to be woken.
+    pub(super) fn has_news(&self) -> bool {
+        self.posted || self.wake_due
+    }
+
+    /// Requests completed so far.
+    pub(super) fn completed(&self) -> u64 {
+        self.completed
     }
 
     /// Wakes the application: a system call, made outside of turns.

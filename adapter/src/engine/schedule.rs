@@ -1,23 +1,277 @@
 //! Whose turn it is: which queues are looked at, and how much is taken from each.
+//!
+//! A turn looks at the queues that are *active*, and at no others. One that gave nothing for a while, has nothing in flight
+//! and nothing to tell is *parked*. Where somebody hears the eventfds of queues ([`super::Engine::hear_bells`]) a parked
+//! queue asks to be woken, by the same protocol as that of an engine that sleeps, and costs nothing until its application
+//! rings and [`super::Engine::unpark`] is called. Where nobody does, each turn looks at one parked queue.
+
+use std::sync::atomic::{Ordering, fence};
 
 use driver::block::BlockQueue;
 
-use super::State;
-use super::port::PortState;
+use super::port::{Port, PortState};
+use super::{QueueId, State, touched};
+
+/// A queue that gave nothing for so long is parked. Long enough that an application with one request at a time, which does
+/// something between two, is not.
+const PARK_AFTER_NS: u64 = 500_000;
+
+/// Which ports are looked at. Each port is in one of the two lists.
+pub(super) struct Schedule {
+    active: Vec<usize>,
+    parked: Vec<usize>,
+    /// All ports, by the ids of their queues.
+    by_id: Vec<(QueueId, usize)>,
+    /// Of those whose application is to be woken.
+    due: Vec<usize>,
+    /// Where in `active` the next turn begins.
+    next: usize,
+    /// Where in `parked` the next look is, if nobody hears the bells.
+    look: usize,
+    hears_bells: bool,
+}
+
+impl Schedule {
+    pub(super) fn new(ports: usize) -> Self {
+        Self {
+            active: touched(ports),
+            parked: touched(ports),
+            by_id: touched(ports),
+            due: touched(ports),
+            next: 0,
+            look: 0,
+            hears_bells: false,
+        }
+    }
+
+    pub(super) fn hear_bells(&mut self) {
+        self.hears_bells = true;
+    }
+
+    pub(super) fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// The ports whose applications were not asked to write their eventfds: active ones, and parked ones if nobody hears
+    /// bells.
+    fn unasked(&self) -> impl Iterator<Item = &usize> {
+        let parked = if self.hears_bells { &[] } else { self.parked.as_slice() };
+        self.active.iter().chain(parked)
+    }
+}
+
+/// What the schedule notes of a port.
+#[derive(Debug, Default)]
+pub(super) struct Attention {
+    parked: bool,
+    /// Where in its list it stands.
+    at: usize,
+    /// When it was last seen to be in use, and how many requests it had completed then.
+    used_ns: u64,
+    completed: u64,
+}
 
 impl State {
-    /// Takes a bounded share from each queue, beginning with another one each turn.
+    /// Serves a new queue, which is active at first: what was rung before is seen in the next turn.
+    pub(super) fn attach(&mut self, mut port: Port) {
+        let index = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
+        let Schedule { active, parked, by_id, due, .. } = &mut self.schedule;
+        port.attention = Attention { parked: false, at: active.len(), used_ns: self.now_ns, completed: 0 };
+        port.ring.set_need_wake(false);
+        active.push(index);
+        // So that no turn has to make room.
+        parked.reserve(active.len());
+        active.reserve(parked.len());
+        due.reserve(active.len() + parked.len());
+        let at = by_id.partition_point(|(id, _)| *id < port.id);
+        by_id.insert(at, (port.id, index));
+        if index == self.ports.len() {
+            self.ports.push(Some(port));
+        } else {
+            self.ports[index] = Some(port);
+        }
+    }
+
+    /// The port of a queue.
+    pub(super) fn find(&self, queue: QueueId) -> Option<usize> {
+        let by_id = &self.schedule.by_id;
+        by_id.binary_search_by_key(&queue, |(id, _)| *id).ok().map(|at| by_id[at].1)
+    }
+
+    fn port(&mut self, index: usize) -> &mut Port {
+        self.ports[index].as_mut().expect("the lists have ports that are there")
+    }
+
+    /// Takes a port out of its list.
+    fn unlist(&mut self, index: usize) {
+        let Attention { parked, at, .. } = self.port(index).attention;
+        let list = if parked { &mut self.schedule.parked } else { &mut self.schedule.active };
+        list.swap_remove(at);
+        if let Some(&moved) = list.get(at) {
+            self.port(moved).attention.at = at;
+        }
+    }
+
+    /// Lets go of a port.
+    pub(super) fn remove(&mut self, index: usize) -> Option<Port> {
+        self.unlist(index);
+        let port = self.ports[index].take();
+        self.schedule.by_id.retain(|(_, other)| *other != index);
+        port
+    }
+
+    /// From now on each turn looks at a queue that was parked.
+    pub(super) fn activate(&mut self, index: usize) {
+        if !self.port(index).attention.parked {
+            return;
+        }
+        self.unlist(index);
+        let (at, used_ns) = (self.schedule.active.len(), self.now_ns);
+        self.schedule.active.push(index);
+        let port = self.port(index);
+        (port.attention.parked, port.attention.at, port.attention.used_ns) = (false, at, used_ns);
+        port.ring.set_need_wake(false);
+    }
+
+    /// The eventfd of a queue was written. A parked one becomes active if it has rung; if it has not it costs no more than
+    /// the look. Returns whether it had.
+    pub(super) fn unpark(&mut self, queue: QueueId) -> bool {
+        let Some(index) = self.find(queue) else { return false };
+        // What wrote the eventfd did so after it had rung, so that the look sees it.
+        let had_rung = self.port(index).attention.parked && self.port(index).ring.has_rung();
+        if had_rung {
+            self.activate(index);
+        }
+        had_rung
+    }
+
+    /// Parks what is not in use. Called now and then.
+    pub(super) fn park_idle(&mut self) {
+        let mut at = 0;
+        while let Some(&index) = self.schedule.active.get(at) {
+            if self.is_idle(index) && self.park(index) {
+                continue; // Another one stands in its place.
+            }
+            at += 1;
+        }
+    }
+
+    /// Whether a queue gave nothing for long, and has nothing that a turn must look at.
+    fn is_idle(&mut self, index: usize) -> bool {
+        let now_ns = self.now_ns;
+        let port = self.port(index);
+        let waits = matches!(port.state, PortState::Ready | PortState::Error)
+            && port.in_flight.is_empty()
+            && !port.has_news();
+        let completed = port.completed();
+        let attention = &mut port.attention;
+        if !waits || completed != attention.completed {
+            (attention.used_ns, attention.completed) = (now_ns, completed);
+            return false;
+        }
+        now_ns.saturating_sub(attention.used_ns) >= PARK_AFTER_NS
+    }
+
+    /// Parks a queue, unless it has rung meanwhile.
+    fn park(&mut self, index: usize) -> bool {
+        let (hears_bells, now_ns, at) = (self.schedule.hears_bells, self.now_ns, self.schedule.parked.len());
+        let port = self.port(index);
+        if hears_bells {
+            port.ring.set_need_wake(true);
+        }
+        // Either this sees the doorbell, or the application sees that it is to write its eventfd.
+        if port.ring.has_rung() {
+            port.ring.set_need_wake(false);
+            port.attention.used_ns = now_ns;
+            return false;
+        }
+        self.unlist(index);
+        self.schedule.parked.push(index);
+        let attention = &mut self.port(index).attention;
+        (attention.parked, attention.at) = (true, at);
+        true
+    }
+
+    /// Looks at one of the parked queues, if nobody else does.
+    #[inline]
+    fn look_around(&mut self) {
+        if !self.schedule.hears_bells && !self.schedule.parked.is_empty() {
+            self.look_at_parked();
+        }
+    }
+
+    fn look_at_parked(&mut self) {
+        let Schedule { parked, look, .. } = &mut self.schedule;
+        *look = if *look + 1 >= parked.len() { 0 } else { *look + 1 };
+        let index = parked[*look];
+        if self.port(index).ring.has_rung() {
+            self.activate(index);
+        }
+    }
+
+    /// Says to all applications that could not know yet whether the engine sleeps.
+    pub(super) fn announce_sleep(&mut self, sleeps: bool) {
+        for &index in self.schedule.unasked() {
+            let port = self.ports[index].as_ref().expect("the lists have ports that are there");
+            port.ring.set_need_wake(sleeps);
+        }
+        if sleeps {
+            // Pairs with the fence between an application's doorbell and its look at need_wake.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a turn would find something in a queue. Parked ones have asked to be woken.
+    pub(super) fn has_rung(&self) -> bool {
+        let ports = self.schedule.unasked().filter_map(|&index| self.ports[index].as_ref());
+        ports.into_iter().any(|port| !matches!(port.state, PortState::Detaching(_)) && port.ring.has_rung())
+    }
+
+    /// Notes who sleeps, and lets go of queues whose last request has ended. Returns how many are to be woken, which is
+    /// work that the caller of the turn must not sleep on.
+    pub(super) fn finish_turn(&mut self) -> usize {
+        let mut at = 0;
+        while let Some(&index) = self.schedule.active.get(at) {
+            at += 1;
+            let port = self.ports[index].as_mut().expect("the lists have ports that are there");
+            if port.end_turn() {
+                self.schedule.due.push(index);
+            }
+            if !port.wake_due // It goes only when it has been woken.
+                && port.in_flight.is_empty()
+                && let PortState::Detaching(ticket) = &port.state
+            {
+                let ticket = ticket.clone();
+                drop(self.remove(index));
+                ticket.acknowledge();
+                at -= 1; // Another one stands in its place.
+            }
+        }
+        self.schedule.due.len()
+    }
+
+    /// Wakes whom the turns since the last call found asleep.
+    pub(super) fn wake_sleepers(&mut self) {
+        while let Some(index) = self.schedule.due.pop() {
+            let port = self.port(index);
+            port.wake_due = false;
+            port.wake();
+        }
+    }
+
+    /// Takes a bounded share from each active queue, beginning with another one each turn.
     pub(super) fn take_entries<Q: BlockQueue>(&mut self, queue: &mut Q, burst: u32) -> usize {
-        let count = self.ports.len();
+        self.look_around();
+        let count = self.schedule.active.len();
         if count == 0 {
             return 0;
         }
-        self.next_port = if self.next_port + 1 >= count { 0 } else { self.next_port + 1 };
+        let mut at = if self.schedule.next + 1 >= count { 0 } else { self.schedule.next + 1 };
+        self.schedule.next = at;
         let mut work = 0;
-        let mut index = self.next_port;
         for _ in 0..count {
-            work += self.take_from(queue, index, burst);
-            index = if index + 1 >= count { 0 } else { index + 1 };
+            work += self.take_from(queue, self.schedule.active[at], burst);
+            at = if at + 1 >= count { 0 } else { at + 1 };
         }
         work
     }
