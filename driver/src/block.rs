@@ -228,6 +228,11 @@ pub trait BlockQueue: Send {
     /// Asks that `interrupt` be raised for completions from now on (before sleeping), or not (while polling). After
     /// arming, poll once more before going to sleep.
     fn arm_interrupt(&mut self, armed: bool);
+
+    /// Doorbell registers of the device written so far; 0 for a device that has none.
+    fn doorbells(&self) -> u64 {
+        0
+    }
 }
 
 /// Cuts `blocks` blocks from `lba` with data at `data` into commands that fit `geometry`.

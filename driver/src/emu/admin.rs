@@ -126,6 +126,7 @@ impl Controller {
             admin::DELETE_IO_SQ => self.delete_submission(QueueCdw10(command.cdw10).qid())?,
             admin::DELETE_IO_CQ => self.delete_completion(QueueCdw10(command.cdw10).qid())?,
             admin::GET_LOG_PAGE => self.log_page(window, command)?,
+            admin::DOORBELL_BUFFER_CONFIG => self.configure_doorbells(command)?,
             admin::ABORT => return Ok(Some(u32::from(!self.abort(window, own, command)))),
             admin::SET_FEATURES => return self.set_feature(command).map(Some),
             admin::GET_FEATURES => return self.get_feature(command).map(Some),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::Thread;
 
 use super::admin::{Admin, EVENT_BAD_DOORBELL, EVENT_BAD_DOORBELL_VALUE};
+use super::doorbell::Shadows;
 use super::interpose::Interposer;
 use super::iommu::Iommu;
 use super::media::Media;
@@ -38,6 +39,7 @@ pub(super) struct Shape {
     /// MDTS, and the same in bytes.
     pub(super) transfer_shift: u8,
     pub(super) max_transfer: usize,
+    pub(super) shadow_doorbells: bool,
     /// I/O queue pairs.
     pub(super) queues: u16,
     /// Entries of a queue at most.
@@ -71,6 +73,7 @@ pub struct Controller {
     pub(super) iommu: Arc<Iommu>,
     pub(super) submissions: Box<[SubmissionSlot]>,
     pub(super) completions: Box<[CompletionSlot]>,
+    pub(super) shadows: Shadows,
     pub(super) admin: Mutex<Admin>,
     configuration: AtomicU32,
     status: AtomicU32,
@@ -117,6 +120,7 @@ impl Controller {
             iommu: Arc::new(Iommu::new(queues + 1)?),
             submissions: (0..queues).map(|_| SubmissionSlot::default()).collect(),
             completions: (0..queues).map(|_| CompletionSlot::default()).collect(),
+            shadows: Shadows::default(),
             admin: Mutex::new(Admin::new(shape.queues)),
             configuration: AtomicU32::new(0),
             status: AtomicU32::new(0),
@@ -171,7 +175,7 @@ impl Controller {
                 self.worker.wake();
             }
         } else {
-            self.serve(queue, usize::MAX);
+            self.serve(queue, usize::MAX, false);
         }
     }
 
@@ -193,7 +197,10 @@ impl Controller {
                 None | Some((_, 0)) => self.raise_event(EVENT_BAD_DOORBELL),
                 Some((_, entries)) if value >= entries => self.raise_event(EVENT_BAD_DOORBELL_VALUE),
                 Some((slot, _)) => {
-                    slot.tail.store(value, Ordering::SeqCst);
+                    // Otherwise the shadow is what counts, and nobody but who runs the queue writes down the tail.
+                    if self.shadows.tail(queue).is_none() {
+                        slot.tail.store(value, Ordering::SeqCst);
+                    }
                     self.ring(queue);
                 }
             }
@@ -320,6 +327,7 @@ impl Controller {
     /// Ends all queues. When this returns no command runs and none will; held ones are gone.
     fn stop(&self) {
         self.running.store(false, Ordering::SeqCst);
+        self.shadows.forget();
         self.submissions.iter().for_each(SubmissionSlot::delete);
         self.completions.iter().for_each(CompletionSlot::delete);
     }
@@ -347,15 +355,15 @@ impl Controller {
         const SPINS: u32 = 2_000;
         let mut idle = 0;
         while !self.worker.stop.load(Ordering::SeqCst) {
-            if self.turn() {
+            if self.turn(true) {
                 idle = 0;
             } else if idle < SPINS {
                 idle += 1;
                 std::hint::spin_loop();
             } else {
                 self.worker.asleep.store(true, Ordering::SeqCst);
-                // Whoever rang before seeing that is seen now.
-                if !self.turn() && !self.worker.stop.load(Ordering::SeqCst) {
+                // Whoever rang before seeing that is seen now, and others ring from now on.
+                if !self.turn(false) && !self.worker.stop.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
                 self.worker.asleep.store(false, Ordering::SeqCst);
@@ -363,15 +371,15 @@ impl Controller {
         }
     }
 
-    /// One round of all there is to do. Says whether there was anything.
-    fn turn(&self) -> bool {
+    /// One round of all there is to do; `awake` if another follows at once. Says whether there was anything.
+    fn turn(&self, awake: bool) -> bool {
         let mut busy = self.worker.settle.swap(false, Ordering::SeqCst);
         if busy {
             self.settle();
         }
         for (queue, slot) in (0u16..).zip(&self.submissions) {
             if slot.exists() {
-                busy |= self.serve(queue, TURN);
+                busy |= self.serve(queue, TURN, awake);
             }
         }
         busy

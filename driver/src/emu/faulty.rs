@@ -118,6 +118,7 @@ impl Lie {
 }
 
 type Edit = Box<dyn Fn(&Sqe, &mut [u8]) + Send>;
+type EventLie = Box<dyn Fn(u32) -> u32 + Send>;
 
 struct Plan {
     dice: Dice,
@@ -127,6 +128,7 @@ struct Plan {
     odds: Vec<(Lie, u16)>,
     fail: VecDeque<Status>,
     edit: Option<Edit>,
+    event: Option<EventLie>,
 }
 
 /// An [`Interposer`] that does what it is told, or what its seed says.
@@ -148,6 +150,7 @@ impl Faults {
             odds: Vec::new(),
             fail: VecDeque::new(),
             edit: None,
+            event: None,
         };
         Arc::new(Self {
             plan: Mutex::new(plan),
@@ -210,10 +213,15 @@ impl Faults {
         self.plan().edit = Some(Box::new(edit));
     }
 
+    /// Event indexes are written as `lie` makes them of the true ones from now on.
+    pub fn lie_about_events(&self, lie: impl Fn(u32) -> u32 + Send + 'static) {
+        self.plan().event = Some(Box::new(lie));
+    }
+
     /// Back to the truth, but for what is held.
     pub fn behave(&self) {
         let mut plan = self.plan();
-        (plan.next, plan.odds, plan.fail, plan.edit) = Default::default();
+        (plan.next, plan.odds, plan.fail, plan.edit, plan.event) = Default::default();
     }
 }
 
@@ -273,6 +281,14 @@ impl Interposer for Faults {
     fn data(&self, command: &Sqe, data: &mut [u8]) {
         if let Some(edit) = &self.plan().edit {
             edit(command, data);
+        }
+    }
+
+    fn event(&self, _: u16, event: &mut u32) {
+        if self.armed.load(Ordering::Relaxed)
+            && let Some(lie) = &self.plan().event
+        {
+            *event = lie(*event);
         }
     }
 

@@ -76,6 +76,12 @@ impl Interposer for Liar {
         }
     }
 
+    fn event(&self, _: u16, event: &mut u32) {
+        if self.0.byte() & 1 == 1 {
+            *event = u32::from_le_bytes(self.0.bytes());
+        }
+    }
+
     fn abort_lies(&self) -> bool {
         self.0.byte() & 1 == 1
     }
@@ -202,6 +208,8 @@ pub fn hostile_device(data: &[u8]) {
     let config = EmuConfig {
         queues: 2,
         entries: 16,
+        // Whatever the bytes, both ways to ring are met.
+        shadow_doorbells: data.len() % 2 == 1,
         interposer: Some(Arc::new(Liar(tape.clone()))),
         ..EmuConfig::new(media)
     };

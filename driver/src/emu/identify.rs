@@ -11,7 +11,7 @@ use super::nvm::NAMESPACE;
 use super::queue::SubmissionSlot;
 use crate::spec::nvme::{
     Dlfeat, EventNotices, Flbas, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
-    LbaFormat, Oncs, Sgls, SmartLog, Vwc,
+    LbaFormat, Oacs, Oncs, Sgls, SmartLog, Vwc,
 };
 
 /// CNS: the namespace's descriptors.
@@ -44,6 +44,9 @@ pub(super) fn controller(shape: &Shape) -> Vec<u8> {
     id.fr = FIRMWARE;
     id.mdts = shape.transfer_shift;
     id.ver = VERSION.into();
+    let mut oacs = Oacs(0);
+    oacs.set_doorbell_buffer(shape.shadow_doorbells);
+    id.oacs = oacs.0.into();
     id.acl_z = 3;
     id.aerl_z = EVENT_LIMIT as u8 - 1;
     id.frmw = 0b11; // one slot, read-only

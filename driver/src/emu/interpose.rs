@@ -44,6 +44,12 @@ pub trait Interposer: Send + Sync + 'static {
         let _ = (command, data);
     }
 
+    /// Before the event index of the tail of submission queue `queue` is written to the host's memory: it decides when the
+    /// host writes the doorbell register.
+    fn event(&self, queue: u16, event: &mut u32) {
+        let _ = (queue, event);
+    }
+
     /// Whether an Abort of a held command claims success and then lets the command run all the same.
     fn abort_lies(&self) -> bool {
         false

@@ -285,6 +285,45 @@ fn doorbells_that_are_lost_are_only_lost_time() {
 }
 
 #[test]
+fn lies_about_when_to_ring_cost_the_device_time_and_nobody_else() {
+    let lies: [fn(u32) -> u32; 6] = [
+        |event| event.wrapping_sub(1) & 31,
+        |event| event.wrapping_add(1),
+        |_| u32::MAX,
+        |_| 0,
+        |_| 0x8000,
+        |event| event.wrapping_mul(0x9e37_79b9) >> 16,
+    ];
+    for lie in lies {
+        let faults = Faults::new(0);
+        faults.lie_about_events(lie);
+        let config = EmuConfig {
+            shadow_doorbells: true,
+            interposer: Some(faults.clone()),
+            ..EmuConfig::new(Arc::new(RamMedia::new(1 << 20).unwrap()))
+        };
+        let (mut driver, mut queue) = open(Emulator::new(config).unwrap());
+        let memory = Memory::new(&*driver.mapper());
+        for round in 0..100u64 {
+            let count = 1 + round % 31;
+            let rung = queue.doorbells();
+            submit(&mut queue, (0..count).map(|tag| read(tag, memory.at(tag * 512), tag)));
+            let mut ended = 0;
+            for _ in 0..2000 {
+                ended += poll(&mut queue).len();
+            }
+            assert_eq!(ended as u64, count, "all end within a bounded number of polls");
+            assert!(queue.doorbells() - rung <= 4, "no storm of doorbells");
+        }
+        assert!(reset(&mut driver, &mut queue).is_empty());
+        submit(&mut queue, [read(0, memory.at(0), 9)]);
+        let ended: Vec<_> = (0..2000).flat_map(|_| poll(&mut queue)).collect();
+        assert_eq!(ended, [(9, DeviceStatus::OK)], "after a reset it is as before");
+        assert_eq!((driver.anomalies(), driver.device().faults()), (0, 0));
+    }
+}
+
+#[test]
 fn absurd_identify_data_is_refused() {
     // Where, and what: NSZE 0 and 2^64-1, no such format, blocks of 2^255 and 2 bytes, metadata, entry sizes.
     let absurd: [(u8, usize, &[u8]); 8] = [

@@ -120,6 +120,26 @@ impl<'a> Span<'a> {
         true
     }
 
+    /// Its first 32-bit word, read once; `None` if it is shorter or not aligned for it.
+    #[inline]
+    pub fn load32(self) -> Option<u32> {
+        // SAFETY: `word32` checked length and alignment; the memory is mapped and only touched atomically.
+        self.word32().map(|word| unsafe { (*word).load(Ordering::Relaxed) })
+    }
+
+    /// Stores a 32-bit word; `false` if it is shorter or not aligned for it.
+    #[inline]
+    pub fn store32(self, value: u32) -> bool {
+        // SAFETY: as in `load32`.
+        self.word32().map(|word| unsafe { (*word).store(value, Ordering::Relaxed) }).is_some()
+    }
+
+    #[inline]
+    fn word32(self) -> Option<*const AtomicU32> {
+        let at = self.start.cast::<AtomicU32>();
+        (self.len >= 4 && at.is_aligned()).then_some(at.cast_const())
+    }
+
     #[inline]
     fn words<const N: usize>(self) -> Option<*const AtomicU64> {
         let at = self.start.cast::<AtomicU64>();

@@ -11,11 +11,12 @@
 //! then sleeps until a doorbell is written.
 //!
 //! Not implemented, and reported so: bit buckets, metadata and protection information, more than one namespace, namespace
-//! management, firmware update, power states, reservations, shadow doorbells, controller memory buffer. A read and a
-//! write of the same block at the same time, from two queues, are each done, but a read may see part of the write.
+//! management, firmware update, power states, reservations, controller memory buffer. A read and a write of the same
+//! block at the same time, from two queues, are each done, but a read may see part of the write.
 
 mod admin;
 mod controller;
+mod doorbell;
 mod faulty;
 pub mod fuzz;
 mod identify;
@@ -65,6 +66,9 @@ pub struct EmuConfig {
     pub entries: u32,
     /// The largest transfer is 4096 bytes times two to this, 1 to 8 (MDTS).
     pub transfer_shift: u8,
+    /// Whether there are shadow doorbells (Doorbell Buffer Config). They spare a device with a thread of its own being
+    /// woken; one that runs inside the doorbell write asks for each doorbell all the same.
+    pub shadow_doorbells: bool,
     /// The serial number: at most 20 printable ASCII characters count.
     pub serial: String,
     /// Faults, for tests.
@@ -72,9 +76,10 @@ pub struct EmuConfig {
 }
 
 impl EmuConfig {
-    /// Blocks of 512 bytes, 16 queues of 1024 entries, transfers of up to 512 KiB.
+    /// Blocks of 512 bytes, 16 queues of 1024 entries, transfers of up to 512 KiB; shadow doorbells if it has a thread.
     pub fn new(media: Arc<dyn Media>) -> Self {
         Self {
+            shadow_doorbells: media.may_block(),
             media,
             block_size: 512,
             queues: 16,
@@ -96,7 +101,16 @@ impl Emulator {
     /// Makes the device, quiet and reset. Errors: `InvalidInput` for a configuration out of range or media that are
     /// not whole blocks; the kernel's.
     pub fn new(config: EmuConfig) -> io::Result<Self> {
-        let EmuConfig { media, block_size, queues, entries, transfer_shift, serial, interposer } = config;
+        let EmuConfig {
+            media,
+            block_size,
+            queues,
+            entries,
+            transfer_shift,
+            shadow_doorbells,
+            serial,
+            interposer,
+        } = config;
         let invalid = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         let block_shift = match block_size {
             512 => 9,
@@ -122,6 +136,7 @@ impl Emulator {
             interposer,
             serial,
             transfer_shift,
+            shadow_doorbells,
             queues,
             entries,
         };

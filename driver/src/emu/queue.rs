@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
+use super::admin::EVENT_BAD_DOORBELL_VALUE;
 use super::controller::Controller;
+use super::doorbell::Shadow;
 use super::interpose::{Posting, Verdict};
 use super::iommu::{Direction, Fault, Window};
 use super::nvm::blocks;
@@ -41,6 +43,8 @@ pub(super) struct Submission {
     head: u32,
     /// Its completion queue.
     pub(super) completion: u16,
+    /// Where the host was asked to write the doorbell, if its doorbells are in memory.
+    event: Option<u32>,
     /// Commands fetched and kept from running.
     pub(super) held: Vec<Sqe>,
 }
@@ -125,7 +129,7 @@ impl SubmissionSlot {
         self.tail.store(0, Ordering::Relaxed);
         self.completion.store(completion, Ordering::Relaxed);
         self.entries.store(entries, Ordering::Release);
-        *state = Some(Submission { id, base, entries, head: 0, completion, held: Vec::new() });
+        *state = Some(Submission { id, base, entries, head: 0, completion, event: None, held: Vec::new() });
     }
 
     /// Ends the queue; when this returns none of its commands runs.
@@ -173,14 +177,22 @@ impl CompletionSlot {
         spin(&self.state).as_ref().is_some_and(|queue| queue.tail != self.head.load(Ordering::SeqCst))
     }
 
-    /// Posts as many waiting completions as there is room for.
-    fn drain(&self, queue: &mut Completion, window: &Window<'_>) -> Result<(), Fault> {
+    /// Posts as many waiting completions as there is room for. `shadow` is the head in the host's memory, if it is there.
+    fn drain(
+        &self,
+        queue: &mut Completion,
+        window: &Window<'_>,
+        shadow: Option<Shadow>,
+    ) -> Result<(), Fault> {
         while let Some(&entry) = queue.backlog.front() {
             let next = (queue.tail + 1) % queue.entries;
-            if next == self.head.load(Ordering::SeqCst) {
+            if next == self.newest_head(window, shadow)? {
                 self.stalled.store(true, Ordering::SeqCst);
+                if let Some(shadow) = shadow {
+                    shadow.ask(window, next)?;
+                }
                 // The host may have moved the head just before it could see that.
-                if next == self.head.load(Ordering::SeqCst) {
+                if next == self.newest_head(window, shadow)? {
                     return Ok(());
                 }
             }
@@ -191,15 +203,32 @@ impl CompletionSlot {
         Ok(())
     }
 
+    fn newest_head(&self, window: &Window<'_>, shadow: Option<Shadow>) -> Result<u32, Fault> {
+        if let Some(shadow) = shadow {
+            let head = shadow.read(window)?;
+            // One that does not exist makes no room.
+            if head < self.entries.load(Ordering::Relaxed) {
+                self.head.store(head, Ordering::SeqCst);
+            }
+        }
+        Ok(self.head.load(Ordering::SeqCst))
+    }
+
     /// Posts `entry`, or lets it wait for room.
     #[inline]
-    fn post(&self, queue: &mut Completion, window: &Window<'_>, entry: [u64; 2]) -> Result<(), Fault> {
+    fn post(
+        &self,
+        queue: &mut Completion,
+        window: &Window<'_>,
+        entry: [u64; 2],
+        shadow: impl FnOnce() -> Option<Shadow>,
+    ) -> Result<(), Fault> {
         let next = if queue.tail + 1 == queue.entries { 0 } else { queue.tail + 1 };
         if queue.backlog.is_empty() && next != self.head.load(Ordering::Acquire) {
             return queue.write(window, entry);
         }
         queue.backlog.push_back(entry);
-        self.drain(queue, window)
+        self.drain(queue, window, shadow())
     }
 }
 
@@ -246,8 +275,9 @@ impl Submission {
 }
 
 impl Controller {
-    /// Runs at most `budget` commands of a submission queue, on this thread. Says whether any ran.
-    pub(super) fn serve(&self, queue: u16, budget: usize) -> bool {
+    /// Runs at most `budget` commands of a submission queue, on this thread; `awake` if it is looked at again soon, whether
+    /// or not its doorbell is written. Says whether any ran.
+    pub(super) fn serve(&self, queue: u16, budget: usize, awake: bool) -> bool {
         let slot = &self.submissions[usize::from(queue)];
         let mut state = spin(&slot.state);
         let Some(submission) = state.as_mut() else {
@@ -255,19 +285,33 @@ impl Controller {
         };
         let completions = &self.completions[usize::from(submission.completion)];
         let window = self.iommu.window(usize::from(queue));
+        let shadow = self.shadows.tail(queue);
         let mut ran = 0;
-        while ran < budget
-            && submission.head != slot.tail.load(Ordering::Acquire)
-            && !completions.stalled.load(Ordering::Relaxed)
-            && self.is_running()
-        {
-            let Ok(command) = submission.fetch(&window) else {
-                self.fail("a submission queue entry could not be read");
+        loop {
+            let before = ran;
+            if let Some(shadow) = shadow
+                && self.is_running()
+                && self.follow(&window, submission, shadow, awake).is_err()
+            {
+                self.fail("a shadow doorbell could not be read, or its event index not be written");
+            }
+            while ran < budget
+                && submission.head != slot.tail.load(Ordering::Acquire)
+                && !completions.stalled.load(Ordering::Relaxed)
+                && self.is_running()
+            {
+                let Ok(command) = submission.fetch(&window) else {
+                    self.fail("a submission queue entry could not be read");
+                    break;
+                };
+                ran += 1;
+                slot.traffic.note(&command);
+                self.begin(&window, submission, &command);
+            }
+            // The host may have moved a tail in memory before it could see that its doorbell is wanted.
+            if shadow.is_none() || ran == before || ran >= budget {
                 break;
-            };
-            ran += 1;
-            slot.traffic.note(&command);
-            self.begin(&window, submission, &command);
+            }
         }
         if queue == 0 {
             self.deliver_events(&window, submission);
@@ -279,6 +323,35 @@ impl Controller {
             self.interrupt(completion);
         }
         ran > 0
+    }
+
+    /// Takes the tail from the host's memory. Before, it says whether the doorbell is wanted when the tail moves on.
+    fn follow(
+        &self,
+        window: &Window<'_>,
+        submission: &mut Submission,
+        shadow: Shadow,
+        awake: bool,
+    ) -> Result<(), Fault> {
+        let slot = &self.submissions[usize::from(submission.id)];
+        let tail = slot.tail.load(Ordering::Relaxed);
+        // The index before the tail is one that it does not leave for long.
+        let event = if awake { tail.checked_sub(1).unwrap_or(submission.entries - 1) } else { tail };
+        if submission.event != Some(event) {
+            let mut said = event;
+            if let Some(interposer) = &self.shape.interposer {
+                interposer.event(submission.id, &mut said);
+            }
+            shadow.ask(window, said)?;
+            submission.event = Some(event);
+        }
+        let told = shadow.read(window)?;
+        if told < submission.entries {
+            slot.tail.store(told, Ordering::Release);
+        } else {
+            spin(&self.admin).note_event(EVENT_BAD_DOORBELL_VALUE);
+        }
+        Ok(())
     }
 
     /// Runs a command that was just fetched, unless something keeps it from running.
@@ -383,7 +456,7 @@ impl Controller {
         let mut state = spin(&slot.state);
         let Some(queue) = state.as_mut() else { return };
         for _ in 0..posting.copies {
-            if slot.post(queue, window, entry).is_err() {
+            if slot.post(queue, window, entry, || self.shadows.head(from.completion)).is_err() {
                 self.fail("a completion queue entry could not be written");
                 return;
             }
@@ -397,7 +470,7 @@ impl Controller {
             let mut state = spin(&slot.state);
             let Some(queue) = state.as_mut() else { return };
             let window = self.iommu.window(self.resume_gate());
-            if slot.drain(queue, &window).is_err() {
+            if slot.drain(queue, &window, self.shadows.head(completion)).is_err() {
                 self.fail("a completion queue entry could not be written");
             }
         }

@@ -263,6 +263,18 @@ impl Admin {
         Ok(u32::from(granted.nsq_z().min(granted.ncq_z())) + 1)
     }
 
+    /// Tells where the shadow doorbells and the event indexes of the I/O queues made from now on are.
+    pub(super) fn shadow_doorbells(
+        &mut self,
+        registers: &impl Registers,
+        (shadows, events): (Iova, Iova),
+    ) -> Result<(), NvmeError> {
+        let mut sqe = Sqe::new(admin::DOORBELL_BUFFER_CONFIG);
+        (sqe.prp1, sqe.prp2) = (shadows.0, events.0);
+        self.run(registers, "Doorbell Buffer Config", sqe)?;
+        Ok(())
+    }
+
     /// Makes an I/O queue pair: both queues have the id `qid` and `entries` entries.
     pub(super) fn create_queues(
         &mut self,

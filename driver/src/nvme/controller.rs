@@ -27,18 +27,22 @@ pub struct Options {
     pub namespace: Option<u32>,
     /// Whether completions raise interrupts, if the device has a vector for each queue and one more.
     pub interrupts: bool,
+    /// Whether doorbells are in memory, if the device has that (Doorbell Buffer Config), and its registers are only
+    /// written when it asks for it.
+    pub shadow_doorbells: bool,
     /// How long an admin command may take.
     pub admin_timeout: Duration,
 }
 
 impl Options {
-    /// `queues` pairs of 256 entries, the first namespace, with interrupts, ten seconds.
+    /// `queues` pairs of 256 entries, the first namespace, with interrupts and shadow doorbells, ten seconds.
     pub fn new(queues: u16) -> Self {
         Self {
             queues,
             entries: 256,
             namespace: None,
             interrupts: true,
+            shadow_doorbells: true,
             admin_timeout: Duration::from_secs(10),
         }
     }
@@ -97,6 +101,8 @@ struct Profile {
     traits: Traits,
     namespaces: Vec<u32>,
     notices: EventNotices,
+    /// It has Doorbell Buffer Config.
+    shadow_doorbells: bool,
 }
 
 impl Profile {
@@ -158,6 +164,9 @@ impl<D: Device> Controller<D> {
             let memory = QueueMemory::new(link.mapper.as_ref(), entries, &geometry)?;
             link.hold(Arc::new(memory));
         }
+        if options.shadow_doorbells && profile.shadow_doorbells {
+            link.offer_shadows(options.queues)?;
+        }
         let shared = Arc::new(Shared::new(options.queues));
         let mut controller = Self {
             vectors: !interrupts.is_empty(),
@@ -189,6 +198,7 @@ impl<D: Device> Controller<D> {
             qid,
             entries: self.entries,
             dstrd: self.link.cap.dstrd(),
+            shadows: self.link.shadows(),
             interrupt,
         })
     }
@@ -378,6 +388,8 @@ impl<D: Device> Controller<D> {
         let queues = u16::try_from(self.link.held().len()).unwrap_or(u16::MAX);
         let (admin, registers) = self.link.admin()?;
         negotiate(admin.number_of_queues(registers, queues)?, queues)?;
+        // One that refuses now what it took before is not what the queues work with.
+        self.link.renew_shadows()?;
         self.create_queues()?;
         self.listen()?;
         self.shared.set(Phase::Running, self.epoch);
@@ -461,7 +473,14 @@ fn identify<D: Device>(link: &mut Link<D>, asked: Option<u32>) -> Result<Profile
     };
     let traits = Traits::new(&id, limits.as_ref(), nsid, &namespace)?;
     let notices = EventNotices(id.oaes.get());
-    Ok(Profile { identity: Identity::new(&id, nsid, &namespace), traits, namespaces, notices })
+    let shadow_doorbells = id.oacs().doorbell_buffer();
+    Ok(Profile {
+        identity: Identity::new(&id, nsid, &namespace),
+        traits,
+        namespaces,
+        notices,
+        shadow_doorbells,
+    })
 }
 
 fn negotiate(granted: u32, asked: u16) -> Result<(), NvmeError> {

@@ -7,6 +7,7 @@ use crate::hal::{Device, Mapper, Registers};
 use crate::spec::nvme::{Cap, Cc, Csts, Vs, cq_head_doorbell, offset, shn, shst};
 
 use super::admin::{Admin, command_set};
+use super::doorbell::ShadowDoorbells;
 use super::identity::check_capabilities;
 use super::queue::QueueMemory;
 use super::{NvmeError, Options};
@@ -31,6 +32,8 @@ pub(super) struct Link<D: Device> {
     admin: Option<Admin>,
     /// All queue memory that the device was told of.
     held: Vec<Arc<QueueMemory>>,
+    /// Likewise, if it has such.
+    shadows: Option<Arc<ShadowDoorbells>>,
     /// It is proven that the device touches nothing.
     stopped: bool,
 }
@@ -41,8 +44,16 @@ impl<D: Device> Link<D> {
         let registers = device.registers();
         let mapper = device.mapper();
         device.reset().map_err(|source| NvmeError::Os { what: "resetting the device", source })?;
-        let mut link =
-            Self { device, registers, mapper, cap: Cap(0), admin: None, held: Vec::new(), stopped: true };
+        let mut link = Self {
+            device,
+            registers,
+            mapper,
+            cap: Cap(0),
+            admin: None,
+            held: Vec::new(),
+            shadows: None,
+            stopped: true,
+        };
         if link.registers.len() < offset::DOORBELLS + 8 {
             let what = format!("BAR 0 has {} bytes, which is no NVMe controller", link.registers.len());
             return Err(NvmeError::Unsupported(what));
@@ -89,6 +100,31 @@ impl<D: Device> Link<D> {
         &self.held
     }
 
+    /// Offers the device shadow doorbells for `queues` I/O queue pairs that are still to be made. One that refuses has
+    /// none.
+    pub(super) fn offer_shadows(&mut self, queues: u16) -> Result<(), NvmeError> {
+        let Some(shadows) = ShadowDoorbells::new(self.mapper.as_ref(), queues, self.cap.dstrd())? else {
+            return Ok(());
+        };
+        self.shadows = Some(Arc::new(shadows));
+        match self.renew_shadows() {
+            Err(NvmeError::Admin { .. }) => self.shadows = None,
+            other => other?,
+        }
+        Ok(())
+    }
+
+    /// Tells the device, which forgot it by a reset, where its shadow doorbells are.
+    pub(super) fn renew_shadows(&mut self) -> Result<(), NvmeError> {
+        let Some(places) = self.shadows.as_ref().map(|shadows| shadows.places()) else { return Ok(()) };
+        let (admin, registers) = self.admin()?;
+        admin.shadow_doorbells(registers, places)
+    }
+
+    pub(super) fn shadows(&self) -> Option<Arc<ShadowDoorbells>> {
+        self.shadows.clone()
+    }
+
     /// The longest that CSTS.RDY may take to follow CC.EN (Base 2.0, 3.1.3.1: TO).
     pub(super) fn patience(&self) -> Duration {
         Duration::from_millis(500) * u32::from(self.cap.to().max(1))
@@ -124,6 +160,9 @@ impl<D: Device> Link<D> {
         bus_master.map_err(|source| NvmeError::Os { what: "letting the device access memory", source })?;
         self.stopped = false;
         let set = command_set(self.cap.css());
+        if let Some(shadows) = &self.shadows {
+            shadows.start_over();
+        }
         let (admin, registers) = self.admin()?;
         admin.start_over(registers);
         let mut cc = Cc(0);
@@ -231,6 +270,7 @@ impl<D: Device> Drop for Link<D> {
             tracing::error!(%error, "keeping the memory of a controller that does not stop");
             std::mem::forget(self.admin.take());
             std::mem::forget(std::mem::take(&mut self.held));
+            std::mem::forget(self.shadows.take());
         }
     }
 }

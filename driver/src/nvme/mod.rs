@@ -21,11 +21,12 @@
 //! the IOMMU bounds the rest, so let nobody format a namespace that is in use.
 //!
 //! Deliberately not here: metadata and protection information, more than one namespace at a
-//! time, weighted arbitration, controller memory buffers, shadow doorbells, Abort (it proves nothing).
+//! time, weighted arbitration, controller memory buffers, Abort (it proves nothing).
 #![forbid(unsafe_code)]
 
 mod admin;
 mod controller;
+mod doorbell;
 mod error;
 mod identity;
 mod link;

@@ -17,6 +17,7 @@ use crate::spec::nvme::{
     nvm, sq_tail_doorbell,
 };
 
+use super::doorbell::{Bell, ShadowDoorbells};
 use super::identity::Traits;
 use super::shared::{Phase, Shared, State};
 use super::slots::Slots;
@@ -24,6 +25,9 @@ use super::{prp, sgl};
 
 /// Where the high half of a completion lies: SQHD, SQID, CID, phase and status.
 const CQE_HIGH: usize = 8;
+
+/// Polls that find nothing, in a row, after which the device is told again what it was told by way of memory alone.
+const PATIENCE: u32 = 1024;
 
 /// What the device sees of a queue pair.
 pub(super) struct QueueMemory {
@@ -63,6 +67,7 @@ pub(super) struct QueueParts<R> {
     pub(super) qid: u16,
     pub(super) entries: u16,
     pub(super) dstrd: u8,
+    pub(super) shadows: Option<Arc<ShadowDoorbells>>,
     pub(super) interrupt: Option<OwnedFd>,
 }
 
@@ -78,15 +83,22 @@ pub struct Queue<R: Registers> {
     nsid: u32,
     qid: u16,
     entries: u16,
-    tail_doorbell: usize,
-    head_doorbell: usize,
+    shadows: Option<Arc<ShadowDoorbells>>,
+    tail_bell: Bell,
+    head_bell: Bell,
+    /// Doorbell registers written so far.
+    rings: u64,
     /// Where the next submission goes.
     tail: u16,
-    /// The tail that the device was told.
-    announced: u16,
     /// Where the next completion is expected, and with which phase.
     head: u16,
     phase: bool,
+    /// Completions taken since the device was told the head.
+    untold: u16,
+    /// How many are told together. What is left keeps room for a completion at all times, so that the device goes on.
+    together: u16,
+    /// Polls in a row that found nothing.
+    quiet: u32,
     slots: Slots,
     /// The state in which this queue works, or for which it is clean; anything else is looked into.
     running: State,
@@ -96,7 +108,8 @@ pub struct Queue<R: Registers> {
 
 impl<R: Registers> Queue<R> {
     pub(super) fn new(parts: QueueParts<R>) -> Self {
-        let QueueParts { registers, shared, memory, traits, nsid, qid, entries, dstrd, interrupt } = parts;
+        let QueueParts { registers, shared, memory, traits, nsid, qid, entries, dstrd, shadows, interrupt } =
+            parts;
         // Until someone is about to sleep.
         registers.arm_interrupt(u32::from(qid), false);
         Self {
@@ -107,12 +120,16 @@ impl<R: Registers> Queue<R> {
             nsid,
             qid,
             entries,
-            tail_doorbell: sq_tail_doorbell(qid, dstrd),
-            head_doorbell: cq_head_doorbell(qid, dstrd),
+            shadows,
+            tail_bell: Bell::new(sq_tail_doorbell(qid, dstrd)),
+            head_bell: Bell::new(cq_head_doorbell(qid, dstrd)),
+            rings: 0,
             tail: 0,
-            announced: 0,
             head: 0,
             phase: true,
+            untold: 0,
+            together: (entries / 4).max(1),
+            quiet: 0,
             slots: Slots::new(entries - 1),
             running: State::new(Phase::Running, 0),
             state: QueueState::Running,
@@ -123,6 +140,11 @@ impl<R: Registers> Queue<R> {
     /// Becomes readable with completions, once armed, if the device has an interrupt for this queue. The owner reads it.
     pub fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
         self.interrupt.as_ref().map(AsFd::as_fd)
+    }
+
+    #[cfg(test)]
+    pub(super) fn registers(&self) -> Arc<R> {
+        Arc::clone(&self.registers)
     }
 
     fn index(&self) -> usize {
@@ -252,7 +274,7 @@ impl<R: Registers> Queue<R> {
 
     /// Ends what the device says is done, at most `budget`. Looks at no more entries than there are.
     #[inline]
-    fn reap(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> (usize, bool) {
+    fn reap(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> (usize, u16) {
         let mut count = 0;
         let mut looked = 0;
         while count < budget && looked < self.entries {
@@ -267,7 +289,7 @@ impl<R: Registers> Queue<R> {
                 None => self.note_anomaly(cqe),
             }
         }
-        (count, looked > 0)
+        (count, looked)
     }
 
     #[cold]
@@ -328,7 +350,29 @@ impl<R: Registers> Queue<R> {
     fn start_over(&mut self) {
         self.memory.submissions.zero();
         self.memory.completions.zero();
-        (self.tail, self.announced, self.head, self.phase) = (0, 0, 0, true);
+        (self.tail, self.head, self.phase, self.untold, self.quiet) = (0, 0, true, 0, 0);
+        self.tail_bell.start_over();
+        self.head_bell.start_over();
+    }
+
+    /// Tells the device how far its completions were taken.
+    #[inline]
+    fn tell_head(&mut self) {
+        self.untold = 0;
+        let rang = self.head_bell.tell(&*self.registers, self.shadows.as_deref(), self.head);
+        self.rings += u64::from(rang);
+    }
+
+    /// Nothing came for long, or somebody is about to sleep: the device is told everything, by registers.
+    #[cold]
+    fn insist(&mut self) {
+        self.quiet = 0;
+        if self.untold > 0 && self.slots.outstanding() == 0 {
+            self.tell_head();
+        }
+        for bell in [&mut self.tail_bell, &mut self.head_bell] {
+            self.rings += u64::from(bell.insist(&*self.registers));
+        }
     }
 }
 
@@ -374,9 +418,9 @@ impl<R: Registers> BlockQueue for Queue<R> {
 
     #[inline]
     fn commit(&mut self) {
-        if self.tail != self.announced && self.shared.state() == self.running {
-            self.announced = self.tail;
-            self.registers.write32(self.tail_doorbell, u32::from(self.tail));
+        if self.tail != self.tail_bell.told() && self.shared.state() == self.running {
+            let rang = self.tail_bell.tell(&*self.registers, self.shadows.as_deref(), self.tail);
+            self.rings += u64::from(rang);
         }
     }
 
@@ -386,9 +430,18 @@ impl<R: Registers> BlockQueue for Queue<R> {
         if now != self.running || self.state != QueueState::Running {
             return self.look(now, budget, ended);
         }
-        let (count, moved) = self.reap(budget, ended);
-        if moved {
-            self.registers.write32(self.head_doorbell, u32::from(self.head));
+        let (count, looked) = self.reap(budget, ended);
+        if looked > 0 {
+            self.quiet = 0;
+            self.untold += looked;
+            if self.untold >= self.together {
+                self.tell_head();
+            }
+        } else {
+            self.quiet += 1;
+            if self.quiet == PATIENCE {
+                self.insist();
+            }
         }
         count
     }
@@ -404,6 +457,13 @@ impl<R: Registers> BlockQueue for Queue<R> {
     /// For the machine to make use of: the device has no register to mask one queue's MSI-X interrupt.
     fn arm_interrupt(&mut self, armed: bool) {
         self.registers.arm_interrupt(u32::from(self.qid), armed);
+        if armed && self.takes_commands() {
+            self.insist();
+        }
+    }
+
+    fn doorbells(&self) -> u64 {
+        self.rings
     }
 }
 

@@ -257,12 +257,14 @@ fn full_then_empty_many_times_with_one_doorbell_each() {
         assert_eq!(rigging.written(sq_tail_doorbell(1, 0)), [(round + 1) * 15 % 16]);
         let mut seen = Vec::new();
         assert_eq!(queue.poll(0, &mut |_| unreachable!()), 0);
-        while seen.len() < 15 {
+        for _ in 0..4 {
             assert!(queue.poll(4, &mut |done| seen.push(done.tag >> 20)) <= 4);
         }
         seen.sort_unstable();
         assert_eq!(seen, (0..15).collect::<Vec<_>>());
-        assert_eq!(rigging.written(cq_head_doorbell(1, 0)).len(), 4);
+        // Every fourth completion: a quarter of the queue at a time.
+        let heads = rigging.written(cq_head_doorbell(1, 0));
+        assert!((3..=4).contains(&heads.len()), "{heads:?}");
         assert!(ended(&mut queue).is_empty());
         assert!(rigging.writes.lock().unwrap().is_empty(), "no doorbell for nothing");
     }

@@ -12,6 +12,7 @@ use crate::block::{BlockQueue, DeviceStatus, Operation, SubmitError};
 use crate::emu::{Posting, Verdict};
 use crate::hal::{Iova, Registers};
 use crate::null::NullMapper;
+use crate::nvme::doorbell::ShadowDoorbells;
 use crate::nvme::identity::Traits;
 use crate::nvme::queue::{Queue, QueueMemory, QueueParts};
 use crate::nvme::shared::{Phase, Shared};
@@ -151,6 +152,15 @@ impl Registers for Mute {
 }
 
 fn bare_queue(entries: u16) -> (Queue<Mute>, Arc<QueueMemory>, Arc<Shared>) {
+    bare_queue_on(Mute(AtomicU64::new(0)), entries, None)
+}
+
+/// A queue without a controller, of which the test is the device.
+pub(super) fn bare_queue_on<R: Registers>(
+    registers: R,
+    entries: u16,
+    shadows: Option<Arc<ShadowDoorbells>>,
+) -> (Queue<R>, Arc<QueueMemory>, Arc<Shared>) {
     let mut ns = [0u8; 4096];
     (ns[1], ns[130]) = (4, 9);
     let ns = IdentifyNamespace::read_from_bytes(&ns).unwrap();
@@ -160,7 +170,7 @@ fn bare_queue(entries: u16) -> (Queue<Mute>, Arc<QueueMemory>, Arc<Shared>) {
     let shared = Arc::new(Shared::new(1));
     shared.set(Phase::Running, 0);
     let queue = Queue::new(QueueParts {
-        registers: Arc::new(Mute(AtomicU64::new(0))),
+        registers: Arc::new(registers),
         shared: Arc::clone(&shared),
         memory: Arc::clone(&memory),
         traits,
@@ -168,6 +178,7 @@ fn bare_queue(entries: u16) -> (Queue<Mute>, Arc<QueueMemory>, Arc<Shared>) {
         qid: 1,
         entries,
         dstrd: 0,
+        shadows,
         interrupt: None,
     });
     (queue, memory, shared)

@@ -82,7 +82,8 @@ impl Run {
     fn new(seed: u64) -> Self {
         let lateness = Lateness::of(seed);
         let media = Arc::new(RamMedia::new(DISK).unwrap());
-        let config = EmuConfig { queues: 2, ..EmuConfig::new(media.clone()) };
+        let config =
+            EmuConfig { queues: 2, shadow_doorbells: seed % 2 == 1, ..EmuConfig::new(media.clone()) };
         let device = Late::new(config, lateness).unwrap();
         let mut controller = Controller::open_with(device.handle(), &options(1)).unwrap();
         let queue = controller.take_queue().unwrap();

@@ -247,8 +247,17 @@ fn lying(seed: u64, outcomes: &Outcomes) {
     let block_size = if dice.below(2) == 0 { 512 } else { 4096 };
     let faults = Faults::new(seed);
     let media = Arc::new(RamMedia::new(DISK).unwrap());
-    let config =
-        EmuConfig { block_size, queues: 2, interposer: Some(faults.clone()), ..EmuConfig::new(media) };
+    let shadow_doorbells = seed % 2 == 1;
+    if seed % 4 == 3 {
+        faults.lie_about_events(|event| event.wrapping_mul(0x9e37_79b9) >> 27);
+    }
+    let config = EmuConfig {
+        block_size,
+        queues: 2,
+        shadow_doorbells,
+        interposer: Some(faults.clone()),
+        ..EmuConfig::new(media)
+    };
     let emulator = Emulator::new(config).unwrap();
     let rigging = Arc::new(Rigging::default());
     let cap = capabilities(&mut dice, emulator.registers().read64(offset::CAP));

@@ -2,6 +2,7 @@
 
 mod changes;
 mod device;
+mod doorbells;
 mod hostile;
 mod late;
 mod lies;

@@ -152,15 +152,15 @@ pub(super) fn rigged(block: u32) -> (Rigged, Arc<Rigging>) {
 
 /// The same, with queues of at most `entries` entries.
 pub(super) fn rigged_with(block: u32, entries: u32) -> (Rigged, Arc<Rigging>) {
+    let media = Arc::new(RamMedia::new(BYTES).unwrap());
+    rigged_as(EmuConfig { block_size: block, entries, ..EmuConfig::new(media) })
+}
+
+/// The same, as `config` says but for what is rigged.
+pub(super) fn rigged_as(config: EmuConfig) -> (Rigged, Arc<Rigging>) {
     let rigging = Arc::new(Rigging::default());
-    let emulator = Emulator::new(EmuConfig {
-        block_size: block,
-        queues: 4,
-        entries,
-        interposer: Some(Arc::clone(&rigging) as Arc<dyn Interposer>),
-        ..EmuConfig::new(Arc::new(RamMedia::new(BYTES).unwrap()))
-    })
-    .unwrap();
+    let interposer: Arc<dyn Interposer> = rigging.clone();
+    let emulator = Emulator::new(EmuConfig { queues: 4, interposer: Some(interposer), ..config }).unwrap();
     let mut cap = Cap(emulator.registers().read64(offset::CAP));
     cap.set_to(0);
     rigging.read_as(offset::CAP, cap.0);
