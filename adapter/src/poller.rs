@@ -1,4 +1,9 @@
 //! A thread that turns an engine: busy while there is work, asleep when there is none.
+//!
+//! While it is busy it also hears of queues that its engine has parked: it looks at its epoll set now and then, between
+//! turns and without waiting. With none parked a busy poller makes no system call.
+
+mod patience;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,19 +15,20 @@ use std::time::{Duration, Instant};
 use driver::block::BlockQueue;
 use rustix::event::{EventfdFlags, epoll};
 
-use crate::engine::{Clock, Engine};
+use crate::engine::{Clock, Engine, QueueId};
 use crate::mailbox::{Command, PollerShared};
+use patience::Patience;
 
 /// What a poller does when it finds nothing to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Idle {
     /// Spins for a while, then sleeps until a doorbell, an interrupt or a command wakes it. A wake across cores costs
-    /// tens of microseconds, so it spins at least that long.
+    /// tens of microseconds, so it spins at least that long where that is of use: it learns how long is.
     Adaptive {
-        /// How long it spins.
+        /// How long it spins before it has learnt anything.
         spin: Duration,
     },
-    /// Spins for ever and makes no system call at all.
+    /// Spins for ever and makes no system call at all. It hears no eventfd: at queues that are not in use it looks in turn.
     Spin,
 }
 
@@ -34,6 +40,15 @@ impl Default for Idle {
 
 /// With requests at the device, a sleeper looks at the clock this often, to find commands that are stuck.
 const SLEEP_WITH_WORK: Duration = Duration::from_millis(100);
+
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 64;
+/// A busy poller with parked queues looks for events when it has done so much, turns and what they did together, ...
+const LISTEN_AFTER: usize = 256;
+/// ... and no more often than this.
+const LISTEN_INTERVAL: Duration = Duration::from_micros(30);
+/// The datum of events that are no queue's.
+const NO_QUEUE: u64 = u64::MAX;
 
 /// What wakes a poller: an epoll set of edge-triggered eventfds that are never read.
 pub struct Waker {
@@ -48,14 +63,18 @@ impl Waker {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let own = eventfd()?;
         let waker = Self { epoll, own, sleeping: AtomicBool::new(false) };
-        waker.watch(waker.own.as_fd())?;
+        waker.add(waker.own.as_fd(), NO_QUEUE)?;
         Ok(waker)
     }
 
-    /// Lets writes to `eventfd` wake the poller, until it is closed or [`Waker::forget`] is called.
-    pub fn watch(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+    /// Lets writes to the eventfd of `queue` wake the poller, until it is closed or [`Waker::forget`] is called.
+    pub fn watch(&self, eventfd: BorrowedFd<'_>, queue: QueueId) -> io::Result<()> {
+        self.add(eventfd, u64::from(queue.0))
+    }
+
+    fn add(&self, eventfd: BorrowedFd<'_>, datum: u64) -> io::Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        Ok(epoll::add(&self.epoll, eventfd, epoll::EventData::new_u64(0), flags)?)
+        Ok(epoll::add(&self.epoll, eventfd, epoll::EventData::new_u64(datum), flags)?)
     }
 
     /// Undoes [`Waker::watch`]. Needed while the application still holds the descriptor's description.
@@ -73,17 +92,70 @@ impl Waker {
         }
     }
 
-    fn sleep(&self, may_sleep: impl FnOnce() -> bool, timeout: Option<Duration>) {
+    /// Sleeps until something happens, if it may. Returns for how long, if it did.
+    fn sleep(
+        &self,
+        bells: &mut Bells,
+        may_sleep: impl FnOnce() -> bool,
+        timeout: Option<Duration>,
+    ) -> Option<Duration> {
         self.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if may_sleep() {
-            let timeout =
-                timeout.map(|t| rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(t.subsec_nanos()) });
-            let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 16];
-            // An interrupted or failed wait is only a spurious wake.
-            let _ = epoll::wait(&self.epoll, &mut events, timeout.as_ref());
-        }
+        let slept = may_sleep().then(|| {
+            let since = Instant::now();
+            bells.hear(self, timeout);
+            since.elapsed()
+        });
         self.sleeping.store(false, Ordering::Relaxed);
+        slept
+    }
+}
+
+/// The queues whose eventfds were written. Each event is only a hint to look: anybody who has an eventfd may write it.
+struct Bells {
+    events: Vec<epoll::Event>,
+    /// What was done since the last look, and when that was.
+    done: usize,
+    heard: Instant,
+}
+
+impl Bells {
+    fn new() -> Self {
+        Self { events: Vec::with_capacity(EVENTS), done: 0, heard: Instant::now() }
+    }
+
+    /// Whether it is time to look, after a turn that did so much.
+    #[inline]
+    fn are_due(&mut self, work: usize) -> bool {
+        self.done += 1 + work;
+        if self.done < LISTEN_AFTER {
+            return false;
+        }
+        self.done = 0;
+        let now = Instant::now();
+        let due = now.saturating_duration_since(self.heard) >= LISTEN_INTERVAL;
+        if due {
+            self.heard = now;
+        }
+        due
+    }
+
+    /// Waits for events; `None` is for ever.
+    fn hear(&mut self, waker: &Waker, timeout: Option<Duration>) {
+        let timeout =
+            timeout.map(|t| rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(t.subsec_nanos()) });
+        self.events.clear();
+        // An interrupted or failed wait is only a spurious wake.
+        let _ = epoll::wait(&waker.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref());
+    }
+
+    /// Tells the engine of those that were heard.
+    fn tell<Q: BlockQueue, C: Clock>(&mut self, engine: &mut Engine<Q, C>) {
+        for event in self.events.drain(..) {
+            if let Ok(queue) = u32::try_from(event.data.u64()) {
+                engine.unpark(QueueId(queue));
+            }
+        }
     }
 }
 
@@ -113,7 +185,7 @@ impl Poller {
         let waker = Arc::new(Waker::new()?);
         let stop = Arc::new(AtomicBool::new(false));
         if let Some(interrupt) = &interrupt {
-            waker.watch(interrupt.as_fd())?;
+            waker.add(interrupt.as_fd(), NO_QUEUE)?;
         }
         let (its_waker, its_stop) = (waker.clone(), stop.clone());
         crate::memory::map_code();
@@ -165,28 +237,61 @@ fn run<Q: BlockQueue, C: Clock>(
     idle: Idle,
     device_wakes: bool,
 ) {
-    let mut idle_since: Option<Instant> = None;
+    let Idle::Adaptive { spin } = idle else {
+        while !stop.load(Ordering::Relaxed) {
+            if engine.turn() > 0 {
+                engine.wake_sleepers();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        return;
+    };
+    engine.hear_bells();
+    let mut bells = Bells::new();
+    let mut patience = Patience::new(spin);
+    let mut woken = false;
     while !stop.load(Ordering::Relaxed) {
-        if engine.turn() > 0 {
+        let work = engine.turn();
+        if work > 0 {
             engine.wake_sleepers();
-            idle_since = None;
+            patience.found();
+        }
+        if std::mem::take(&mut woken) {
+            // What it was woken for came first.
+            engine.queue_mut().arm_interrupt(false);
+            if work == 0 {
+                patience.lose(); // For nothing: whoever did that does not keep it awake.
+            }
+        }
+        if engine.parked() > 0 && bells.are_due(work) {
+            bells.hear(waker, Some(Duration::ZERO));
+            bells.tell(&mut engine);
+        }
+        if work > 0 {
             continue;
         }
         std::hint::spin_loop();
-        let Idle::Adaptive { spin } = idle else { continue };
-        let since = *idle_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < spin {
+        if !patience.is_lost() {
             continue;
         }
         let timeout = (engine.in_flight() > 0).then_some(SLEEP_WITH_WORK);
         engine.queue_mut().arm_interrupt(true);
-        waker.sleep(
-            || !stop.load(Ordering::Relaxed) && engine.turn() == 0 && engine.prepare_sleep(device_wakes),
-            timeout,
-        );
+        let may_sleep =
+            || !stop.load(Ordering::Relaxed) && engine.turn() == 0 && engine.prepare_sleep(device_wakes);
+        let slept = waker.sleep(&mut bells, may_sleep, timeout);
         engine.end_sleep();
-        engine.wake_sleepers();
-        engine.queue_mut().arm_interrupt(false);
-        idle_since = None;
+        bells.tell(&mut engine);
+        match slept {
+            Some(slept) => {
+                patience.slept(slept);
+                woken = true;
+            }
+            None => {
+                patience.begin_again();
+                engine.wake_sleepers();
+                engine.queue_mut().arm_interrupt(false);
+            }
+        }
     }
 }

@@ -203,7 +203,7 @@ impl Control {
             Refusal::new(Status::E_NO_RESOURCES, "the adapter has used up its queue numbers; restart it")
         })?;
         let poller = self.next_poller % self.pollers.len();
-        self.pollers[poller].waker().watch(eventfd.as_fd()).map_err(os)?;
+        self.pollers[poller].waker().watch(eventfd.as_fd(), QueueId(queue)).map_err(os)?;
         self.next_queue = next;
         self.next_poller = self.next_poller.wrapping_add(1);
         let gate = self.users.gate(uid);

@@ -194,6 +194,11 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         self.state.schedule.hear_bells();
     }
 
+    /// Takes another time after which a queue that gave nothing counts as not in use.
+    pub fn set_park_after(&mut self, idle: Duration) {
+        self.state.schedule.set_park_after(nanoseconds(idle));
+    }
+
     /// Queues that are not in use, of which turns look at none, or at one of them in each if nobody hears bells.
     pub fn parked(&self) -> usize {
         self.state.schedule.parked()

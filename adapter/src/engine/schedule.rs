@@ -12,7 +12,7 @@ use driver::block::BlockQueue;
 use super::port::{Port, PortState};
 use super::{QueueId, State, touched};
 
-/// A queue that gave nothing for so long is parked. Long enough that an application with one request at a time, which does
+/// A queue that gave nothing for so long is parked, unless told otherwise. Long enough that an application with one request at a time, which does
 /// something between two, is not.
 const PARK_AFTER_NS: u64 = 500_000;
 
@@ -29,6 +29,7 @@ pub(super) struct Schedule {
     /// Where in `parked` the next look is, if nobody hears the bells.
     look: usize,
     hears_bells: bool,
+    park_after_ns: u64,
 }
 
 impl Schedule {
@@ -41,11 +42,16 @@ impl Schedule {
             next: 0,
             look: 0,
             hears_bells: false,
+            park_after_ns: PARK_AFTER_NS,
         }
     }
 
     pub(super) fn hear_bells(&mut self) {
         self.hears_bells = true;
+    }
+
+    pub(super) fn set_park_after(&mut self, ns: u64) {
+        self.park_after_ns = ns;
     }
 
     pub(super) fn parked(&self) -> usize {
@@ -158,7 +164,7 @@ impl State {
 
     /// Whether a queue gave nothing for long, and has nothing that a turn must look at.
     fn is_idle(&mut self, index: usize) -> bool {
-        let now_ns = self.now_ns;
+        let (now_ns, after) = (self.now_ns, self.schedule.park_after_ns);
         let port = self.port(index);
         let waits = matches!(port.state, PortState::Ready | PortState::Error)
             && port.in_flight.is_empty()
@@ -169,7 +175,7 @@ impl State {
             (attention.used_ns, attention.completed) = (now_ns, completed);
             return false;
         }
-        now_ns.saturating_sub(attention.used_ns) >= PARK_AFTER_NS
+        now_ns.saturating_sub(attention.used_ns) >= after
     }
 
     /// Parks a queue, unless it has rung meanwhile.
