@@ -155,9 +155,9 @@ impl Outside {
     }
 
     fn store_tail(&mut self, queue: usize, tail: u32) {
-        let its = &self.queues[queue];
-        let wakes = its.store_tail(tail);
-        self.pollers[its.engine].woken |= wakes;
+        if self.queues[queue].store_tail(tail) {
+            self.ring_bell(queue);
+        }
     }
 
     /// Consumes some of the completions.

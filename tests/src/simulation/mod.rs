@@ -53,6 +53,7 @@
 //! | a merge that is a byte too short | 1 | a merged part of two writers |
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::similar_names)] // numbers of its own
 
+mod bells;
 mod bytes;
 mod client;
 mod control;
@@ -136,8 +137,8 @@ pub struct Outcome {
     pub hash: u64,
     /// Completions, by status.
     pub statuses: [u64; STATUSES],
-    /// Requests with a scatter list, and writes of bytes, that ended well.
-    pub special: [u64; 2],
+    /// Requests with a scatter list, and writes of bytes, that ended well, and parked queues that rang and were heard.
+    pub special: [u64; 3],
     /// What was wrong.
     pub finding: Option<Finding>,
 }

@@ -8,6 +8,7 @@ use adapter::mailbox::{Command, PollerShared};
 use driver::block::Geometry;
 use tpt::{KeyInstance, Limits, Published, Tables};
 
+use super::bells::Bells;
 use super::client::Client;
 use super::control::Control;
 use super::device::Device;
@@ -127,8 +128,10 @@ pub(super) struct Poller {
     pub(super) sleeping: bool,
     pub(super) asleep: bool,
     pub(super) until: Option<u64>,
-    /// Its eventfds were written, or the device raised the interrupt while it was armed.
+    /// A command came, or the device raised the interrupt while it was armed.
     pub(super) woken: bool,
+    /// Queues whose eventfds were written since it heard of them.
+    pub(super) bells: Vec<u32>,
     pub(super) armed: bool,
     pub(super) turns: u64,
     /// The event at which the last flush that the device executed was submitted, by how it ended: well or not.
@@ -161,7 +164,7 @@ pub(super) struct Outside {
     pub(super) steps: u64,
     /// Completions seen, by status.
     pub(super) statuses: [u64; super::STATUSES],
-    pub(super) special: [u64; 2],
+    pub(super) special: [u64; 3],
     /// Nanoseconds, for every clock there is.
     pub(super) now: Arc<AtomicU64>,
     pub(super) tables: Tables,
@@ -182,6 +185,7 @@ pub(super) struct Outside {
     /// Memory of the engines for writes of bytes, and whether there was such a write.
     pub(super) bounces: Vec<Bounce>,
     pub(super) bytes_seen: bool,
+    pub(super) bells: Bells,
 }
 
 /// A finding: ends the simulation of this seed.
@@ -203,6 +207,7 @@ impl Outside {
             asleep: false,
             until: None,
             woken: false,
+            bells: Vec::new(),
             armed: false,
             turns: 0,
             flushed_ok: 0,
@@ -223,13 +228,14 @@ impl Outside {
             trace: Trace::new(kept),
             steps: 0,
             statuses: [0; super::STATUSES],
-            special: [0; 2],
+            special: [0; 3],
             now: Arc::new(AtomicU64::new(1_000_000)),
             calm: false,
             blind: false,
             blind_to_all: false,
             bounces: Vec::new(),
             bytes_seen: false,
+            bells: Bells::new(seed),
             pool,
             config,
             rng,
@@ -276,7 +282,10 @@ impl Outside {
     /// One step of anybody but an engine.
     pub(super) fn act(&mut self, actor: Actor) {
         match actor {
-            Actor::Client => self.client_step(),
+            Actor::Client => {
+                self.make_noise();
+                self.client_step();
+            }
             Actor::Device => self.device_step(),
             Actor::Control => self.control_step(),
             Actor::Engine(_) => {}

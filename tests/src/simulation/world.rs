@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use adapter::engine::{Clock, Engine, Gates};
+use adapter::engine::{Clock, Engine, Gates, QueueId};
 use driver::block::BlockQueue;
 use tpt::Directory;
 
@@ -58,6 +58,14 @@ impl World {
             let mut engine = Engine::new(queue, clock, directory, shared, config.slots);
             engine.set_limits(config.limits);
             engine.set_device_timeout(DEVICE_TIMEOUT);
+            let (heard, park_after) = {
+                let bells = &lock(&outside).bells;
+                (bells.heard, bells.park_after)
+            };
+            engine.set_park_after(park_after);
+            if heard {
+                engine.hear_bells();
+            }
             if config.bytes {
                 let outside = &mut *lock(&outside);
                 let bounce = outside.pool.bounce(number);
@@ -99,16 +107,20 @@ impl World {
         let now = outside.now();
         let poller = &mut outside.pollers[number];
         if poller.asleep {
-            if !poller.woken && poller.until.is_none_or(|until| now < until) {
+            if !poller.woken && poller.bells.is_empty() && poller.until.is_none_or(|until| now < until) {
                 return;
             }
             (poller.asleep, poller.sleeping, poller.woken) = (false, false, false);
             event!(outside, "poller wakes", engine = number);
             drop(outside);
-            return self.up(number);
+            self.up(number);
+            return self.hear(number);
         }
         drop(outside);
         let work = self.turn(number);
+        if self.engines[number].parked() > 0 && lock(&self.outside).listens() {
+            self.hear(number);
+        }
         if work > 0 {
             self.engines[number].wake_sleepers();
             return lock(&self.outside).sleepers_woken(number);
@@ -145,6 +157,16 @@ impl World {
         } else {
             lock(&self.outside).pollers[number].sleeping = false;
             self.up(number);
+        }
+    }
+
+    /// Hears of queues that rang.
+    fn hear(&mut self, number: usize) {
+        let heard = lock(&self.outside).take_bells(number);
+        for queue in heard {
+            if self.engines[number].unpark(QueueId(queue)) {
+                lock(&self.outside).special[2] += 1;
+            }
         }
     }
 
