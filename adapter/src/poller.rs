@@ -4,6 +4,8 @@
 //! turns and without waiting. With none parked a busy poller makes no system call.
 
 mod patience;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -58,6 +58,11 @@ impl Schedule {
         self.parked.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn active(&self) -> usize {
+        self.active.len()
+    }
+
     /// The ports whose applications were not asked to write their eventfds: active ones, and parked ones if nobody hears
     /// bells.
     fn unasked(&self) -> impl Iterator<Item = &usize> {

@@ -21,6 +21,7 @@ use super::*;
 mod bytes;
 mod ends;
 mod lists;
+mod parked;
 
 /// Takes `room` commands, and ends them when told.
 struct Scripted {
