@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use adapter::{DeviceUri, Embedded, Format, Options};
 use qemu::{Artifact, Command, Event, Exit, Guest, Machine, Nvme, Step};
+use tests::power::Dice;
 use tests::power::audit::audit;
-use tests::power::dice::Dice;
 use tests::power::machine::{MODEL, PORT, WORK, replay};
 use tests::power::model::Model;
 

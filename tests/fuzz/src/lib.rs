@@ -20,6 +20,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
+use driver::dice::Dice;
+
 /// A fuzz target, or the smoke of one.
 #[macro_export]
 macro_rules! target {
@@ -79,9 +81,9 @@ fn made_up(name: &str, function: fn(&[u8])) -> io::Result<u64> {
     println!("seed {seed}");
     let keep = env::var_os("PORTCULLIS_FUZZ_KEEP").is_some();
     let start = Instant::now();
-    let mut random = Random(seed);
+    let mut dice = Dice(seed);
     let mut done = 0;
-    for input in corpus.iter().cloned().chain((0..inputs).map(|_| random.input(&corpus))) {
+    for input in corpus.iter().cloned().chain((0..inputs).map(|_| input(&mut dice, &corpus))) {
         if start.elapsed() > LIMIT {
             println!("stopped after {} s", LIMIT.as_secs());
             break;
@@ -118,61 +120,39 @@ fn kept(name: &str, seed: u64) -> io::Result<PathBuf> {
     Ok(folder.join(format!("smoke-{seed}-{}", std::process::id())))
 }
 
-/// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+/// A seed with a few changes, or bytes of no origin: even ones, small ones, or long runs.
+fn input(dice: &mut Dice, corpus: &[Vec<u8>]) -> Vec<u8> {
+    if !corpus.is_empty() && dice.below(2) == 0 {
+        let mut input = dice.pick(corpus);
+        change(dice, &mut input);
+        return input;
     }
-
-    /// Less than `limit`, which is not 0.
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap_or(0)
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[0]
-    }
-
-    /// A seed with a few changes, or bytes of no origin: even ones, small ones, or long runs.
-    fn input(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
-        if !corpus.is_empty() && self.below(2) == 0 {
-            let mut input = corpus[self.below(corpus.len())].clone();
-            self.change(&mut input);
-            return input;
+    let length = 1 << dice.below(u64::from(LONGEST.ilog2()) + 1);
+    let length = dice.index(length) + 1;
+    let (kind, same) = (dice.below(3), dice.byte());
+    let byte = |dice: &mut Dice| match kind {
+        0 => dice.byte(),
+        1 => dice.byte() & 7,
+        _ => {
+            if dice.below(8) == 0 {
+                dice.byte()
+            } else {
+                same
+            }
         }
-        let length = 1 << self.below(LONGEST.ilog2() as usize + 1);
-        let length = self.below(length) + 1;
-        let (kind, same) = (self.below(3), self.byte());
-        let byte = |random: &mut Self| match kind {
-            0 => random.byte(),
-            1 => random.byte() & 7,
-            _ => {
-                if random.below(8) == 0 {
-                    random.byte()
-                } else {
-                    same
-                }
-            }
-        };
-        (0..length).map(|_| byte(self)).collect()
-    }
+    };
+    (0..length).map(|_| byte(dice)).collect()
+}
 
-    fn change(&mut self, input: &mut Vec<u8>) {
-        for _ in 0..=self.below(4) {
-            let at = self.below(input.len() + 1);
-            match self.below(4) {
-                0 => input.truncate(at),
-                1 => input.insert(at, self.byte()),
-                2 if at < input.len() => input[at] ^= 1 << self.below(8),
-                _ if at < input.len() => input[at] = [0, 1, 0x7f, 0x80, 0xff][self.below(5)],
-                _ => {}
-            }
+fn change(dice: &mut Dice, input: &mut Vec<u8>) {
+    for _ in 0..=dice.below(4) {
+        let at = dice.index(input.len() + 1);
+        match dice.below(4) {
+            0 => input.truncate(at),
+            1 => input.insert(at, dice.byte()),
+            2 if at < input.len() => input[at] ^= 1 << dice.below(8),
+            _ if at < input.len() => input[at] = dice.pick(&[0, 1, 0x7f, 0x80, 0xff]),
+            _ => {}
         }
     }
 }
@@ -185,8 +165,8 @@ mod tests {
     fn the_same_seed_makes_the_same_inputs() {
         let corpus = vec![b"seed".to_vec()];
         let inputs = |seed| {
-            let mut random = Random(seed);
-            (0..100).map(|_| random.input(&corpus)).collect::<Vec<_>>()
+            let mut dice = Dice(seed);
+            (0..100).map(|_| input(&mut dice, &corpus)).collect::<Vec<_>>()
         };
         assert_eq!(inputs(7), inputs(7));
         assert_ne!(inputs(7), inputs(8));
@@ -195,8 +175,8 @@ mod tests {
 
     #[test]
     fn inputs_come_in_all_sizes() {
-        let mut random = Random(1);
-        let sizes: Vec<_> = (0..1000).map(|_| random.input(&[]).len()).collect();
+        let mut dice = Dice(1);
+        let sizes: Vec<_> = (0..1000).map(|_| input(&mut dice, &[]).len()).collect();
         assert!(sizes.iter().any(|&size| size < 4) && sizes.iter().any(|&size| size > LONGEST / 2));
     }
 }

@@ -1,10 +1,11 @@
 //! What is written is read back, byte for byte, and nothing else changes.
 
 use driver::block::{DeviceStatus, Geometry, Operation};
+use driver::dice::Dice;
 
 use super::io::{FILLER, Image, command, run};
 use super::load::Load;
-use super::{Bench, Case, Needs, Random};
+use super::{Bench, Case, Needs};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "every_size_at_block_page_and_transfer_boundaries", needs: Needs::Data, run: sizes },
@@ -27,7 +28,7 @@ fn there_and_back(bench: &mut Bench, image: &mut Image, lba: u64, blocks: u32, o
     let len = (blocks as usize) << geometry.block_shift;
     let size = offset + len + GUARD;
     let (source, target) = (bench.memory(size), bench.memory(size));
-    let content = Random(seed).bytes(len);
+    let content = Dice(seed).bytes(len);
     source.write(offset, &content);
     let write = command(Operation::Write { fua: false }, lba, blocks, source.at(offset));
     assert_eq!(run(bench.queue(), write), DeviceStatus::OK, "{write:?}");
@@ -69,12 +70,12 @@ fn offsets(bench: &mut Bench) {
     let sizes = [1, page, 2 * page + 1].map(|blocks: u32| blocks.clamp(1, most));
     let len = (sizes[2] as usize) << geometry.block_shift;
     let (source, target) = (bench.memory(2 * 4096 + len), bench.memory(2 * 4096 + len));
-    let mut random = Random(3);
+    let mut dice = Dice(3);
     for offset in (0..4096).step_by(4) {
         let blocks = sizes[offset / 4 % 3];
         let len = (blocks as usize) << geometry.block_shift;
-        let content = random.bytes(len);
-        let lba = random.below(1024);
+        let content = dice.bytes(len);
+        let lba = dice.below(1024);
         source.write(offset, &content);
         target.fill(FILLER);
         for (operation, memory) in [(Operation::Write { fua: false }, &source), (Operation::Read, &target)] {
@@ -117,7 +118,7 @@ fn durable(bench: &mut Bench) {
     let mut image = Image::new(bench.queue(), &memory, 16, 16, 10);
     let flush = command(Operation::Flush, 0, 0, memory.at(0));
     assert_eq!(run(bench.queue(), flush), DeviceStatus::OK);
-    let content = Random(11).bytes(2 << bench.geometry().block_shift);
+    let content = Dice(11).bytes(2 << bench.geometry().block_shift);
     memory.write(0, &content);
     let write = command(Operation::Write { fua: true }, 20, 2, memory.at(0));
     assert_eq!(run(bench.queue(), write), DeviceStatus::OK);
@@ -160,7 +161,7 @@ fn rewrite(bench: &mut Bench, image: &mut Image, lba: u64, count: u32) {
     let mut done = 0;
     while done < count {
         let blocks = chunk.min(count - done);
-        let content = Random(u64::from(done)).bytes((blocks as usize) << geometry.block_shift);
+        let content = Dice(u64::from(done)).bytes((blocks as usize) << geometry.block_shift);
         memory.write(0, &content);
         let write = command(Operation::Write { fua: false }, lba + u64::from(done), blocks, memory.at(0));
         assert_eq!(run(bench.queue(), write), DeviceStatus::OK);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use driver::block::{
     BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, SubmitError,
 };
+use driver::dice::Dice;
 use driver::emu::Pages;
 use driver::hal::{DmaAccess, Iova, Mapper, Mapping};
 
@@ -70,32 +71,6 @@ impl Memory {
     }
 }
 
-/// SplitMix64: seeded, small.
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next 64 bits.
-    pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    /// Less than `limit`, which is not 0.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.word() % limit
-    }
-
-    /// `len` bytes.
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| self.word().to_le_bytes()).collect();
-        bytes.truncate(len);
-        bytes
-    }
-}
-
 /// A command of `blocks` blocks from `lba`.
 pub fn command(operation: Operation, lba: u64, blocks: u32, data: Iova) -> Command {
     Command { operation, lba, blocks, data, tag: 0 }
@@ -150,7 +125,7 @@ impl Image {
     pub fn new(queue: &mut dyn BlockQueue, memory: &Memory, base: u64, blocks: u64, seed: u64) -> Self {
         let geometry = *queue.geometry();
         let len = usize::try_from(blocks << geometry.block_shift).expect("a small image");
-        let image = Self { geometry, base, bytes: Random(seed).bytes(len) };
+        let image = Self { geometry, base, bytes: Dice(seed).bytes(len) };
         for (index, part) in image.bytes.chunks(image.chunk(memory)).enumerate() {
             memory.write(0, part);
             let (lba, blocks) = image.place(index * image.chunk(memory), part.len());

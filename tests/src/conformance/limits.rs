@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 
 use driver::block::{Operation, SubmitError};
+use driver::dice::Dice;
 use driver::hal::{DmaAccess, Iova};
 
 use super::io::{FILLER, Image, await_some, command, fill_queue, run};
 use super::target::ENTRIES;
-use super::{Bench, Case, Memory, Needs, Random};
+use super::{Bench, Case, Memory, Needs};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "blocks_out_of_range_are_refused", needs: Needs::Queues, run: range },
@@ -157,7 +158,7 @@ fn rights(bench: &mut Bench) {
     let block = source.read(0, bench.geometry().block_size() as usize);
     image.set(4, &block);
     // What is no longer mapped is neither read nor written, whatever the device says of it.
-    let secret = Random(62).bytes(4096);
+    let secret = Dice(62).bytes(4096);
     let gone = Memory::new(&*mapper, 4096, DmaAccess::ReadWrite);
     gone.write(0, &secret);
     let at = gone.at(0);

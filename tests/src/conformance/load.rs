@@ -5,8 +5,9 @@ use std::time::Instant;
 use driver::block::{
     BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, SubmitError,
 };
+use driver::dice::Dice;
 
-use super::io::{FILLER, Image, Memory, PATIENCE, Random};
+use super::io::{FILLER, Image, Memory, PATIENCE};
 
 /// Most blocks of one command.
 const MOST: u64 = 24;
@@ -24,7 +25,7 @@ pub struct Load<'a> {
     memory: &'a Memory,
     image: Image,
     geometry: Geometry,
-    random: Random,
+    dice: Dice,
     flights: Vec<Option<Flight>>,
     /// Blocks of which an ended command left it open whether they changed, and what else they may hold.
     open: Vec<(u64, Vec<u8>)>,
@@ -45,7 +46,7 @@ impl<'a> Load<'a> {
             memory,
             image,
             geometry,
-            random: Random(seed ^ 0x5eed),
+            dice: Dice(seed ^ 0x5eed),
             flights: (0..places).map(|_| None).collect(),
             open: Vec::new(),
             ended: 0,
@@ -73,33 +74,33 @@ impl<'a> Load<'a> {
 
     /// A random command for place `at`; `None` if the blocks it hit upon are in use.
     fn draw(&mut self, at: usize) -> Option<Flight> {
-        let blocks = u32::try_from(1 + self.random.below(Self::most(&self.geometry))).expect("small");
-        let lba = self.image.base + self.random.below(self.image.blocks() - u64::from(blocks) + 1);
+        let blocks = u32::try_from(1 + self.dice.below(Self::most(&self.geometry))).expect("small");
+        let lba = self.image.base + self.dice.below(self.image.blocks() - u64::from(blocks) + 1);
         if !self.is_free(lba, blocks) {
             return None;
         }
-        let operation = match self.random.below(16) {
+        let operation = match self.dice.below(16) {
             0..=5 => Operation::Read,
             6..=10 => Operation::Write { fua: false },
             11 => Operation::Write { fua: true },
             12 if self.geometry.write_zeroes => {
-                Operation::WriteZeroes { deallocate: self.random.below(2) == 0 }
+                Operation::WriteZeroes { deallocate: self.dice.below(2) == 0 }
             }
             13 if self.geometry.deallocate && self.geometry.deallocate_zeroes => Operation::Deallocate,
             14 if self.geometry.compare => Operation::Compare,
             15 => Operation::Flush,
             _ => Operation::Read,
         };
-        let offset = usize::try_from(self.random.below(1024)).expect("small") * 4;
+        let offset = usize::try_from(self.dice.below(1024)).expect("small") * 4;
         let start = at * Self::place(&self.geometry) + offset;
         let len = (blocks as usize) << self.geometry.block_shift;
         let content = match operation {
-            Operation::Write { .. } => self.random.bytes(len),
+            Operation::Write { .. } => self.dice.bytes(len),
             Operation::WriteZeroes { .. } | Operation::Deallocate => vec![0; len],
             Operation::Compare => {
                 let mut content = self.image.get(lba, blocks).to_vec();
-                if self.random.below(2) == 0 {
-                    let at = usize::try_from(self.random.below(len as u64)).expect("small");
+                if self.dice.below(2) == 0 {
+                    let at = usize::try_from(self.dice.below(len as u64)).expect("small");
                     content[at] ^= 0x10;
                 }
                 content

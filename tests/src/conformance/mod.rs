@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use driver::block::Geometry;
 use driver::hal::{DmaAccess, Mapper};
 
-pub use io::{Image, Memory, Random};
+pub use io::{Image, Memory};
 pub use load::Load;
 pub use target::{ENTRIES, Nvme, QUEUES, Target, TestQueue, open, size};
 

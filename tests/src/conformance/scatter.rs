@@ -1,10 +1,11 @@
 //! Commands whose memory lies in pieces.
 
 use driver::block::{Command, Completed, DeviceStatus, Geometry, Operation, Segment, SubmitError};
+use driver::dice::Dice;
 use driver::hal::Iova;
 
 use super::io::{FILLER, Image, await_some, command};
-use super::{Bench, Case, Memory, Needs, Random};
+use super::{Bench, Case, Memory, Needs};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "scattered_memory_is_read_written_and_compared", needs: Needs::Data, run: there_and_back },
@@ -21,15 +22,15 @@ struct Scattered {
 impl Scattered {
     /// `count` pieces of 1 to `most` blocks, in an order of their own, each at any place that is a multiple of 4, with
     /// a gap before and after it.
-    fn new(bench: &Bench, count: usize, most: u64, random: &mut Random) -> Self {
+    fn new(bench: &Bench, count: usize, most: u64, dice: &mut Dice) -> Self {
         let size = bench.geometry().block_size() as usize;
         let mut end = 0;
         let mut pieces: Vec<(usize, usize)> = (0..count)
             .map(|_| {
-                let blocks = usize::try_from(1 + random.below(most)).expect("small");
+                let blocks = usize::try_from(1 + dice.below(most)).expect("small");
                 // Just before a page's end, at its start, anywhere.
-                let gap = 64 + 4 * usize::try_from(random.below(1024)).expect("small");
-                let start = match random.below(3) {
+                let gap = 64 + 4 * usize::try_from(dice.below(1024)).expect("small");
+                let start = match dice.below(3) {
                     0 => (end + gap).next_multiple_of(4096),
                     1 => (end + gap).next_multiple_of(4096) + 4096 - 4,
                     _ => end + gap,
@@ -39,7 +40,7 @@ impl Scattered {
             })
             .collect();
         for at in (1..count).rev() {
-            pieces.swap(at, usize::try_from(random.below(at as u64 + 1)).expect("small"));
+            pieces.swap(at, usize::try_from(dice.below(at as u64 + 1)).expect("small"));
         }
         Self { memory: bench.memory(end + 64), pieces }
     }
@@ -110,16 +111,16 @@ fn there_and_back(bench: &mut Bench) {
     let memory = bench.memory(1 << 20);
     let span = u64::from(geometry.max_transfer_blocks) + 16;
     let mut image = Image::new(bench.queue(), &memory, 0, span, 90);
-    let mut random = Random(91);
+    let mut dice = Dice(91);
     for count in counts(&geometry) {
         for round in 0..8 {
             let most = match round {
                 0 => 1,
                 _ => (u64::from(geometry.max_transfer_blocks) / count as u64).min(24),
             };
-            let scattered = Scattered::new(bench, count, most, &mut random);
-            let content = random.bytes((scattered.blocks(&geometry) as usize) << geometry.block_shift);
-            let lba = random.below(16);
+            let scattered = Scattered::new(bench, count, most, &mut dice);
+            let content = dice.bytes((scattered.blocks(&geometry) as usize) << geometry.block_shift);
+            let lba = dice.below(16);
             scattered.fill(&content);
             let write = Operation::Write { fua: round == 1 };
             assert_eq!(run(bench, write, lba, &scattered), DeviceStatus::OK);
@@ -132,7 +133,7 @@ fn there_and_back(bench: &mut Bench) {
             if geometry.compare {
                 assert_eq!(run(bench, Operation::Compare, lba, &other), DeviceStatus::OK);
                 let mut unlike = content.clone();
-                let at = usize::try_from(random.below(content.len() as u64)).expect("small");
+                let at = usize::try_from(dice.below(content.len() as u64)).expect("small");
                 unlike[at] ^= 1;
                 other.fill(&unlike);
                 assert_eq!(run(bench, Operation::Compare, lba, &other), DeviceStatus::COMPARE_FAILURE);
@@ -156,15 +157,15 @@ fn at_depth(bench: &mut Bench) {
     let memory = bench.memory(1 << 20);
     let span = u64::from(geometry.max_transfer_blocks) + 256;
     let image = Image::new(bench.queue(), &memory, 0, span, 92);
-    let mut random = Random(93);
+    let mut dice = Dice(93);
     for _ in 0..30 {
         let commands: Vec<(u64, Scattered, bool)> = (0..24)
             .map(|_| {
-                let whole = random.below(3) == 0;
-                let count = if whole { 1 } else { 1 + random.below(u64::from(geometry.max_segments)) };
+                let whole = dice.below(3) == 0;
+                let count = if whole { 1 } else { 1 + dice.below(u64::from(geometry.max_segments)) };
                 let most = (u64::from(geometry.max_transfer_blocks) / count).min(if whole { 64 } else { 8 });
                 let count = usize::try_from(count).expect("small");
-                (random.below(200), Scattered::new(bench, count, most, &mut random), whole)
+                (dice.below(200), Scattered::new(bench, count, most, &mut dice), whole)
             })
             .collect();
         for (tag, (lba, scattered, whole)) in (0..).zip(&commands) {

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use driver::dice::Dice;
 use portcullis::{Access, Error, Memory, MemoryAccess, Queue, Request, Session, Subject, Volume};
 use rustix::process::Signal;
 
-use super::{Ground, Random, often, seed};
+use super::{Ground, often, seed};
 use crate::process::{Actor, Role, say};
 use crate::system::{Case, Rig};
 
@@ -31,9 +32,9 @@ fn at_random(rig: &Rig) {
         for slot in 0..ALIVE {
             let (left, alive) = (&left, &alive);
             scope.spawn(move || {
-                let mut random = Random(seed + slot as u64);
+                let mut dice = Dice(seed + slot as u64);
                 while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
-                    one(socket, slot, &mut random);
+                    one(socket, slot, &mut dice);
                 }
                 alive.fetch_sub(1, Ordering::Relaxed);
             });
@@ -49,14 +50,14 @@ fn at_random(rig: &Rig) {
     println!("counted: {kills} kills of an application");
 }
 
-fn one(socket: &Path, slot: usize, random: &mut Random) {
-    let mut actor = Actor::start(Role::Busy, socket, &format!("{slot} {}", random.next()));
+fn one(socket: &Path, slot: usize, dice: &mut Dice) {
+    let mut actor = Actor::start(Role::Busy, socket, &format!("{slot} {}", dice.number()));
     assert_eq!(actor.line(), "ready");
     // The time is what is random here; nothing waits for it to be enough.
-    std::thread::sleep(Duration::from_micros(random.below(20_000)));
-    if random.below(4) == 0 {
+    std::thread::sleep(Duration::from_micros(dice.below(20_000)));
+    if dice.below(4) == 0 {
         actor.signal(Signal::STOP);
-        std::thread::sleep(Duration::from_micros(random.below(5_000)));
+        std::thread::sleep(Duration::from_micros(dice.below(5_000)));
     }
     actor.kill();
 }
@@ -64,7 +65,7 @@ fn one(socket: &Path, slot: usize, random: &mut Random) {
 /// In a process of its own: does everything until it is killed. `argument`: which of those alive it is, and a seed.
 pub(crate) fn play(socket: &Path, argument: &str) {
     let (slot, seed) = argument.split_once(' ').expect("a slot and a seed");
-    let mut busy = Busy::new(socket, slot, Random(seed.parse().unwrap()));
+    let mut busy = Busy::new(socket, slot, Dice(seed.parse().unwrap()));
     for round in 0u64.. {
         match busy.act() {
             // Limits, volumes that are there or not: all of it is met.
@@ -81,20 +82,20 @@ struct Busy {
     socket: std::path::PathBuf,
     session: Session,
     slot: String,
-    random: Random,
+    dice: Dice,
     volumes: VecDeque<Volume>,
     memory: VecDeque<Memory>,
     queues: VecDeque<Queue>,
 }
 
 impl Busy {
-    fn new(socket: &Path, slot: &str, random: Random) -> Self {
+    fn new(socket: &Path, slot: &str, dice: Dice) -> Self {
         let session = Session::connect(socket).unwrap();
         Self {
             socket: socket.to_owned(),
             session,
             slot: slot.to_owned(),
-            random,
+            dice,
             volumes: VecDeque::new(),
             memory: VecDeque::new(),
             queues: VecDeque::new(),
@@ -102,18 +103,18 @@ impl Busy {
     }
 
     fn name(&mut self) -> String {
-        format!("busy-{}-{}", self.slot, self.random.below(2))
+        format!("busy-{}-{}", self.slot, self.dice.below(2))
     }
 
     fn act(&mut self) -> Result<(), Error> {
         let name = self.name();
-        let bytes = (1 + self.random.below(16)) << 17;
-        match self.random.below(24) {
+        let bytes = (1 + self.dice.below(16)) << 17;
+        match self.dice.below(24) {
             0 | 1 => drop(self.session.create_volume(&name, bytes)?),
             2 => drop(self.session.delete_volume(&name)?),
             3 => drop(self.session.resize_volume(&name, bytes)?),
             4 => {
-                let access = if self.random.below(2) == 0 { Access::READ } else { Access::ALL };
+                let access = if self.dice.below(2) == 0 { Access::READ } else { Access::ALL };
                 self.session.set_access(&name, Subject::User(4000), access)?;
             }
             5..8 => self.volumes.push_back(self.session.open(&name, Access::ALL)?),
@@ -124,12 +125,12 @@ impl Busy {
             }
             11 => drop(self.memory.pop_front()),
             12 | 13 => {
-                let entries = 2 << self.random.below(7);
+                let entries = 2 << self.dice.below(7);
                 self.queues.push_back(self.session.queue(entries)?);
             }
             14 => drop(self.queues.pop_front()),
-            15 if self.random.below(8) == 0 => {
-                *self = Self::new(&self.socket, &self.slot, Random(self.random.next()));
+            15 if self.dice.below(8) == 0 => {
+                *self = Self::new(&self.socket, &self.slot, Dice(self.dice.number()));
             }
             _ => self.submit()?,
         }
@@ -149,16 +150,16 @@ impl Busy {
 
     fn submit_to(&mut self, queue: &mut Queue) -> Result<(), Error> {
         let Some(volume) = self.volumes.front() else { return Ok(()) };
-        if self.random.below(4) == 0 {
-            let mut data = vec![self.random.next() as u8; 128 << 10];
+        if self.dice.below(4) == 0 {
+            let mut data = vec![self.dice.number() as u8; 128 << 10];
             queue.write_at(volume, 0, &data)?;
             return queue.read_at(volume, 0, &mut data);
         }
         let Some(memory) = self.memory.pop_front() else { return Ok(()) };
-        let length = 4096 << self.random.below(5);
+        let length = 4096 << self.dice.below(5);
         for buffer in memory.buffers(length, 4096)? {
-            let offset = self.random.below(32) << 14;
-            let request = match self.random.below(5) {
+            let offset = self.dice.below(32) << 14;
+            let request = match self.dice.below(5) {
                 0 | 1 => Request::read(volume, offset, buffer),
                 2 | 3 => Request::write(volume, offset, buffer),
                 _ => Request::flush(volume),
@@ -168,7 +169,7 @@ impl Busy {
             }
         }
         queue.ring()?;
-        for _ in 0..self.random.below(8) {
+        for _ in 0..self.dice.below(8) {
             if queue.wait(Duration::from_millis(1))?.is_none() {
                 break;
             }

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use adapter::{Adapter, DeviceUri, Format, Options};
+use driver::dice::Dice;
 use portcullis::raw::RawQueue;
 use portcullis::wire::layout::{SubmissionEntry, opcode};
 use portcullis::{Access, Error, Memory, MemoryAccess, Session, Status, TransportError, Volume};
 
-use super::{Random, often, seed};
+use super::{often, seed};
 use crate::process::{Actor, Role, say, wait_for_go};
 use crate::system::{Case, PATIENCE, Rig, pattern, until};
 
@@ -47,7 +48,7 @@ fn killed(rig: &Rig) {
     let kills = often(5, 100);
     let seed = seed();
     println!("PORTCULLIS_SEED={seed}");
-    let mut random = Random(seed);
+    let mut dice = Dice(seed);
     let image = rig.socket().with_extension("img");
     std::fs::File::create(&image).unwrap().set_len(IMAGE).unwrap();
     let start = || {
@@ -61,7 +62,7 @@ fn killed(rig: &Rig) {
     let mut names = Names::default();
     let mut keys = Vec::new();
     for _ in 0..kills {
-        live(&mut server, &rig.socket(), &mut random, (&mut blocks, &mut names, &mut keys));
+        live(&mut server, &rig.socket(), &mut dice, (&mut blocks, &mut names, &mut keys));
         server = start();
         let session = Session::connect(rig.socket()).unwrap();
         blocks.check(&session);
@@ -76,7 +77,7 @@ fn killed(rig: &Rig) {
 fn live(
     server: &mut Actor,
     socket: &Path,
-    random: &mut Random,
+    dice: &mut Dice,
     (blocks, names, keys): (&mut Blocks, &mut Names, &mut Vec<u64>),
 ) {
     let sessions: [Session; 6] = std::array::from_fn(|_| Session::connect(socket).unwrap());
@@ -96,7 +97,7 @@ fn live(
         ];
         until("everybody works", || progress.iter().all(|p| p.load(Ordering::Relaxed) > 4));
         // The time is what is random here; nothing waits for it to be enough.
-        std::thread::sleep(Duration::from_micros(random.below(30_000)));
+        std::thread::sleep(Duration::from_micros(dice.below(30_000)));
         server.kill();
         let begin = Instant::now();
         for (what, worker) in workers {

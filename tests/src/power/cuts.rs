@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use adapter::device::emu;
 use adapter::{DeviceUri, Embedded, Format, Options, StartError};
 use driver::block::Geometry;
+use driver::dice::Dice;
 use driver::disk::{Disk, DiskError};
 use driver::emu::EmuConfig;
 use portcullis::{Access, Status};
 
 use super::audit::audit;
-use super::dice::Dice;
 use super::model::{Event, Model};
 use super::supply::Supply;
 use super::workload::{Journal, Workload};

@@ -11,11 +11,12 @@
 
 pub mod audit;
 pub mod cuts;
-pub mod dice;
 pub mod machine;
 pub mod model;
 pub mod supply;
 pub mod workload;
+
+pub use driver::dice::Dice;
 
 use crate::system;
 

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use driver::dice::Dice;
 use serde::{Deserialize, Serialize};
-
-use super::dice::Dice;
 
 /// Bytes that a cut keeps or loses by themselves.
 pub const SECTOR: usize = 512;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use driver::dice::Dice;
 use driver::emu::{Media, MediaError, Segments};
 
-use super::dice::Dice;
 use super::model::SECTOR;
 
 /// What a sector reads as that was never written: what a former owner of the device left.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
 
 use adapter::Embedded;
+use driver::dice::Dice;
 use portcullis::{Access, Buffer, MemoryAccess, Queue, Request, Session, Subject, Volume};
 
 use super::PATIENCE;
-use super::dice::Dice;
 use super::model::{Change, Event, Model, SECTOR, UNIT, Write, stamp};
 
 /// Sessions, each with a queue of its own.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use adapter::{Adapter, Options};
+use driver::dice::Dice;
 use portcullis::wire::layout::{SubmissionEntry, flag, opcode};
 use portcullis::{Access, Buffer, MemoryAccess, Queue, Request, Session, Status, Volume, raw::RawQueue};
 
@@ -17,16 +18,6 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "sessions_that_end_in_the_middle_leave_no_gate", run: ended_in_the_middle },
 ];
 
-/// Numbers that depend on a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % most
-    }
-}
-
 fn anywhere(rig: &Rig) {
     let adapter = rig.isolated();
     let session = Session::connect(adapter.socket()).unwrap();
@@ -38,26 +29,26 @@ fn anywhere(rig: &Rig) {
     let mut dice = Dice(7);
     let rounds = if rig.is_software() { 400 } else { 60 };
     for round in 0..rounds {
-        let most = [100, 5000, 65536, 300_000][dice.below(4)];
-        let length = 1 + dice.below(most);
-        let at = dice.below(VOLUME as usize - length);
+        let most = [100, 5000, 65536, 300_000][dice.index(4)];
+        let length = 1 + dice.index(most);
+        let at = dice.index(VOLUME as usize - length);
         let data = pattern(round, length);
         queue.write_at(&volume, at as u64, &data).unwrap();
         model[at..at + length].copy_from_slice(&data);
         // What is read need not begin and end with blocks either.
-        let before = dice.below(3000).min(at);
-        let behind = dice.below(3000).min(VOLUME as usize - at - length);
+        let before = dice.index(3000).min(at);
+        let behind = dice.index(3000).min(VOLUME as usize - at - length);
         let mut read = vec![0; before + length + behind];
         queue.read_at(&volume, (at - before) as u64, &mut read).unwrap();
         assert!(read == model[at - before..at + length + behind], "round {round}: {length} bytes at {at}");
     }
     // With one request each, from buffers that begin anywhere.
     for round in 0..50u32 {
-        let length = 1 + dice.below(1000);
-        let (_, buffer) = session.buffer(4096).unwrap().split_at(dice.below(1000));
+        let length = 1 + dice.index(1000);
+        let (_, buffer) = session.buffer(4096).unwrap().split_at(dice.index(1000));
         let (mut buffer, _) = buffer.split_at(length);
         buffer.copy_from_slice(&pattern(round, length));
-        let at = dice.below(VOLUME as usize - length);
+        let at = dice.index(VOLUME as usize - length);
         model[at..at + length].copy_from_slice(&buffer);
         let done = queue.execute(Request::write_bytes(&volume, at as u64, buffer).fua()).unwrap();
         assert_eq!(done.result.unwrap() as usize, length);
@@ -117,13 +108,13 @@ fn write_only(rig: &Rig) {
     let mut dice = Dice(3);
     let mut written = vec![false; VOLUME as usize];
     for _ in 0..200 {
-        let length = 1 + dice.below(3000);
-        let at = dice.below(VOLUME as usize - length);
+        let length = 1 + dice.index(3000);
+        let at = dice.index(VOLUME as usize - length);
         written[at..at + length].fill(true);
         let entry = SubmissionEntry {
             key: writer.volume.key(),
             region: memory.region(),
-            region_offset: dice.below(4096) as u64,
+            region_offset: dice.index(4096) as u64,
             offset: at as u64,
             length: length as u32,
             ..writer.request(opcode::WRITE_BYTES)
@@ -255,12 +246,12 @@ fn one_writer(
     for count in 0..12 {
         let number = (round << 16 | who << 8 | (count + 1)) as u32;
         if who == SESSIONS {
-            let start = dice.below(ARENA / block) * block;
+            let start = dice.index(ARENA / block) * block;
             written.push(writer.write(number, start..start + block, true));
             continue;
         }
         // Few places, so that all meet in the same blocks.
-        let start = dice.below(4) * SESSIONS * RECORD + who * RECORD;
+        let start = dice.index(4) * SESSIONS * RECORD + who * RECORD;
         let bytes = start..start + RECORD;
         written.push(writer.write(number, bytes.clone(), false));
         if !with_blocks {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use adapter::{DeviceUri, Embedded, Options};
+use driver::dice::Dice;
 use driver::emu::{EmuConfig, Interposer, RamMedia, Verdict};
 use driver::spec::nvme::Sqe;
 use portcullis::wire::control::{Reply, Request};
@@ -12,7 +13,6 @@ use portcullis::wire::layout::{CompletionEntry, SubmissionEntry, opcode};
 use portcullis::{Access, Session, Status, raw::RawQueue};
 
 use super::{Case, Client, Rig, VOLUME, pattern, soak, somebody};
-use crate::power::dice::Dice;
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "s4_r6_s8_r13_a_guesser_at_full_rate_costs_the_others_nothing", run: full_rate },

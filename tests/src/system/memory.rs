@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use driver::dice::Dice;
 use portcullis::raw::RawQueue;
 use portcullis::wire::control::{Reply, Request};
 use portcullis::wire::doorbell::Bell;
@@ -19,7 +20,6 @@ use portcullis::wire::view::QueueView;
 use portcullis::{Access, Session, Status};
 
 use super::{Case, Client, Rig, VOLUME, pattern, soak};
-use crate::power::dice::Dice;
 use crate::process::{Actor, Role, say, wait_for_go};
 
 pub(super) const CASES: &[Case] = &[

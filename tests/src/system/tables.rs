@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use adapter::{DeviceUri, Embedded, Options};
+use driver::dice::Dice;
 use driver::emu::{EmuConfig, Faults, FaultyMedia, Interposer, RamMedia, Verdict};
 use driver::spec::nvme::Sqe;
 use portcullis::wire::layout::{SubmissionEntry, flag, opcode};
@@ -244,16 +245,10 @@ fn counts(rig: &Rig) {
 struct Worker {
     who: u32,
     picture: Vec<u8>,
-    state: u64,
+    dice: Dice,
 }
 
 impl Worker {
-    fn draw(&mut self, end: u64) -> u64 {
-        self.state =
-            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.state >> 33) % end
-    }
-
     /// Some requests at once, on disjoint parts of the volume.
     fn round(
         &mut self,
@@ -266,18 +261,18 @@ impl Worker {
         let lane = volume.size() / LANES;
         let mut expected = Vec::new();
         for number in 0..LANES {
-            let first = self.draw(lane / block);
-            let count = 1 + self.draw((lane / block - first).min(32));
+            let first = self.dice.below(lane / block);
+            let count = 1 + self.dice.below((lane / block - first).min(32));
             let offset = number * lane + first * block;
             let place = offset as usize..(offset + count * block) as usize;
             let mut buffer = session.buffer(place.len()).unwrap();
-            match self.draw(8) {
+            match self.dice.below(8) {
                 0 => {
                     self.picture[place.clone()].fill(0);
                     queue.prepare(Request::write_zeroes(volume, offset, count * block).tag(number)).unwrap();
                 }
                 1..4 => {
-                    let data = pattern(self.who << 24 ^ self.draw(1 << 24) as u32, place.len());
+                    let data = pattern(self.who << 24 ^ self.dice.below(1 << 24) as u32, place.len());
                     self.picture[place.clone()].copy_from_slice(&data);
                     buffer.copy_from_slice(&data);
                     queue.prepare(Request::write(volume, offset, buffer).tag(number)).ok().unwrap();
@@ -326,8 +321,8 @@ fn two_at_random(rig: &Rig) {
                 session.create_volume(&name, VOLUME).unwrap();
                 let volume = session.open(&name, Access::ALL).unwrap();
                 let mut queue = session.queue(16).unwrap();
-                let state = seed.wrapping_mul(2).wrapping_add(u64::from(who));
-                let mut worker = Worker { who, picture: vec![0; VOLUME as usize], state };
+                let dice = Dice(seed.wrapping_mul(2).wrapping_add(u64::from(who)));
+                let mut worker = Worker { who, picture: vec![0; VOLUME as usize], dice };
                 for _ in 0..rounds {
                     let done = worker.round(&session, &mut queue, &volume);
                     requests.fetch_add(done as u64, Ordering::Relaxed);

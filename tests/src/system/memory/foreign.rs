@@ -4,10 +4,9 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
+use driver::dice::Dice;
 use portcullis::wire::control::{Reply, Request};
 use portcullis::{Session, Status};
-
-use crate::power::dice::Dice;
 
 /// Paths that can be opened where they are there.
 const PATHS: [&CStr; 10] = [
