@@ -12,5 +12,6 @@ pub mod conformance;
 pub mod death;
 pub mod power;
 pub mod process;
+pub mod scale;
 pub mod simulation;
 pub mod system;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use tests::scale::{counted, number, soak};
 use tests::simulation::{Driver, Finding, STATUSES, Simulator, hush};
 use wire::Status;
 
@@ -22,16 +23,10 @@ const PORTION: u64 = 50;
 /// A word of progress so often.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-}
-
 /// The first seed and how many.
 fn seeds() -> (u64, u64) {
-    let soak = std::env::var("PORTCULLIS_SOAK").is_ok_and(|value| value == "1");
     let first = number("PORTCULLIS_SEED");
-    let usual = match (soak, first) {
+    let usual = match (soak(), first) {
         (true, _) => MANY,
         (false, Some(_)) => 1,
         (false, None) => FEW,
@@ -138,10 +133,13 @@ fn every_rule_holds() -> Result<(), Failed> {
     }
     let special = sum.special.into_inner().unwrap();
     if count >= FEW && special.iter().any(|&ended| ended < 1000) {
-        return Err(format!("{count} seeds met few requests with lists, few writes of bytes, or woke few parked queues").into());
+        return Err(format!(
+            "{count} seeds met few requests with lists, few writes of bytes, or woke few parked queues"
+        )
+        .into());
     }
-    println!("counted: {} simulation seeds", sum.seeds.into_inner());
-    println!("counted: {} simulation steps", sum.steps.into_inner());
+    counted(sum.seeds.into_inner(), "simulation seeds");
+    counted(sum.steps.into_inner(), "simulation steps");
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use tests::power::Dice;
 use tests::power::audit::audit;
 use tests::power::machine::{MODEL, PORT, WORK, replay};
 use tests::power::model::Model;
+use tests::scale::{counted, often, seed};
 
 const DISK: u64 = 32 << 20;
 /// Bytes of the journal after which a machine dies at last.
@@ -125,8 +126,8 @@ fn start(disk: &Path, format: Format) -> Embedded {
 #[test]
 #[ignore = "starts a guest"]
 fn a_machine_that_is_killed_loses_nothing_that_was_flushed() {
-    let kills = if tests::power::soak() { 20 } else { 1 };
-    let mut dice = Dice(tests::power::seed());
+    let kills = often(1, 20);
+    let mut dice = Dice(seed(1));
     let mut bench = Bench::new();
     let mut lines = 0;
     for _ in 0..kills {
@@ -138,8 +139,8 @@ fn a_machine_that_is_killed_loses_nothing_that_was_flushed() {
     outcome.check().unwrap();
     assert!(outcome.output(1).any(|line| line.contains("are as the host saw them")), "{:?}", outcome.events);
     let durable = bench.model.durable_writes;
-    let mut out = std::io::stdout().lock();
+    let out = &mut std::io::stdout();
     writeln!(out, "{lines} events before the kills, {durable} writes of a sector acknowledged as durable")
         .unwrap();
-    writeln!(out, "counted: {kills} kills of the whole machine").unwrap();
+    counted(kills, "kills of the whole machine");
 }

@@ -15,8 +15,9 @@ use rustix::net::{
     socketpair,
 };
 
+use super::Ground;
 use super::raw::{Application, Memory, Wire};
-use super::{Ground, often};
+use crate::scale::often;
 use crate::system::{Case, Rig, VOLUME, until};
 
 /// SCM_MAX_FD of the kernel: the most that one packet carries.

@@ -19,6 +19,7 @@ use adapter::{Adapter, Options};
 use portcullis::wire::control::Request;
 use portcullis::{Access, Error, Queue, Session, Status, Volume};
 
+use crate::scale;
 use crate::system::{Case, PATIENCE, Rig, VOLUME, pattern};
 use counts::Counts;
 use raw::Wire;
@@ -29,15 +30,9 @@ pub fn all() -> Vec<Case> {
     [states::CASES, points::CASES, random::CASES, restart::CASES, flood::CASES].concat()
 }
 
-/// A small number for every change; a large one when there is time.
-fn often(small: usize, large: usize) -> usize {
-    if std::env::var_os("PORTCULLIS_SOAK").is_some_and(|value| value == "1") { large } else { small }
-}
-
-/// Where random numbers begin; printed, so that a run can be had again.
+/// Where random numbers begin: anywhere, if nobody says where.
 fn seed() -> u64 {
-    let seed = std::env::var("PORTCULLIS_SEED").ok().and_then(|text| text.parse().ok());
-    seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64))
+    scale::seed(std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64))
 }
 
 /// An adapter, an administrator and somebody who just works.

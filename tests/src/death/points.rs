@@ -7,9 +7,10 @@ use std::time::Instant;
 use portcullis::{Access, MemoryAccess, Request, Session, Subject};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::Ground;
 use super::seams::Point;
-use super::{Ground, often};
 use crate::process::{Actor, Role, say, wait_for_go};
+use crate::scale::{counted, often};
 use crate::system::{Case, PATIENCE, Rig, VOLUME};
 
 pub(super) const CASES: &[Case] =
@@ -137,7 +138,7 @@ fn between_steps(rig: &Rig) {
             }
         }
     }
-    println!("counted: {kills} kills of an application");
+    counted(kills, "kills of an application");
 }
 
 fn one(ground: &mut Ground, step: Step, (point, n): (Point, usize), heard: Heard) -> Tried {

@@ -9,8 +9,9 @@ use driver::dice::Dice;
 use portcullis::{Access, Error, Memory, MemoryAccess, Queue, Request, Session, Subject, Volume};
 use rustix::process::Signal;
 
-use super::{Ground, often, seed};
+use super::{Ground, seed};
 use crate::process::{Actor, Role, say};
+use crate::scale::{counted, often};
 use crate::system::{Case, Rig};
 
 pub(super) const CASES: &[Case] =
@@ -22,7 +23,6 @@ const ALIVE: usize = 4;
 fn at_random(rig: &Rig) {
     let kills = if rig.is_software() { often(60, 1000) } else { often(8, 24) };
     let seed = seed();
-    println!("PORTCULLIS_SEED={seed}");
     let mut ground = Ground::new(rig);
     let before = ground.count();
     let (left, alive) = (AtomicUsize::new(kills), AtomicUsize::new(ALIVE));
@@ -47,7 +47,7 @@ fn at_random(rig: &Rig) {
     ground.delete_volumes();
     before.come_back(&ground.admin, "all those deaths");
     ground.bystander.report();
-    println!("counted: {kills} kills of an application");
+    counted(kills, "kills of an application");
 }
 
 fn one(socket: &Path, slot: usize, dice: &mut Dice) {

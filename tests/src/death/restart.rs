@@ -11,8 +11,9 @@ use portcullis::raw::RawQueue;
 use portcullis::wire::layout::{SubmissionEntry, opcode};
 use portcullis::{Access, Error, Memory, MemoryAccess, Session, Status, TransportError, Volume};
 
-use super::{often, seed};
+use super::seed;
 use crate::process::{Actor, Role, say, wait_for_go};
+use crate::scale::{counted, often};
 use crate::system::{Case, PATIENCE, Rig, pattern, until};
 
 pub(super) const CASES: &[Case] =
@@ -47,7 +48,6 @@ fn killed(rig: &Rig) {
     }
     let kills = often(5, 100);
     let seed = seed();
-    println!("PORTCULLIS_SEED={seed}");
     let mut dice = Dice(seed);
     let image = rig.socket().with_extension("img");
     std::fs::File::create(&image).unwrap().set_len(IMAGE).unwrap();
@@ -70,7 +70,7 @@ fn killed(rig: &Rig) {
         try_old_keys(&session, &keys);
     }
     println!("{} keys of former lives resolve to nothing", keys.len());
-    println!("counted: {kills} kills of the adapter");
+    counted(kills, "kills of the adapter");
 }
 
 /// Everybody works; then the adapter is killed, and everybody is told.

@@ -6,6 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::Ground;
 use super::state::{Meanwhile, State};
 use crate::process::{Actor, Role};
+use crate::scale::counted;
 use crate::system::{Case, Rig, VOLUME, until};
 
 pub(super) const CASES: &[Case] = &[
@@ -29,8 +30,8 @@ fn killed_in_each(rig: &Rig) {
         one(&mut ground, *state, End::Killed);
     }
     ground.bystander.report();
-    println!("counted: {} named states", State::ALL.len());
-    println!("counted: {} kills of an application", State::ALL.len());
+    counted(State::ALL.len(), "named states");
+    counted(State::ALL.len(), "kills of an application");
 }
 
 fn stopped_in_each(rig: &Rig) {
@@ -40,7 +41,7 @@ fn stopped_in_each(rig: &Rig) {
         one(&mut ground, *state, end);
     }
     ground.bystander.report();
-    println!("counted: {} kills of an application", State::ALL.len());
+    counted(State::ALL.len(), "kills of an application");
 }
 
 /// An application in a state, with what it left behind elsewhere.

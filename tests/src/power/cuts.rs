@@ -1,6 +1,5 @@
 //! The power of the software device is cut, again and again, and an adapter is started on what is left.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,6 +15,7 @@ use super::audit::audit;
 use super::model::{Event, Model};
 use super::supply::Supply;
 use super::workload::{Journal, Workload};
+use crate::scale::{counted, often, seed};
 
 /// Bytes of the device.
 const DEVICE: u64 = 32 << 20;
@@ -96,8 +96,8 @@ fn device(seed: u64, cuts: u64, tally: &mut Tally) {
 
 /// Many devices.
 pub fn many() {
-    let cuts = if super::soak() { 200 } else { 16 };
-    let seed = super::seed();
+    let cuts = often(16, 200);
+    let seed = seed(1);
     let mut tally = Tally::default();
     for device_number in 0..cuts / CUTS {
         device((seed << 16) + device_number, CUTS, &mut tally);
@@ -106,15 +106,12 @@ pub fn many() {
         tally.lost > cuts && tally.durable > cuts,
         "cuts took something, and something was safe: {tally:?}"
     );
-    let mut out = std::io::stdout().lock();
     let Tally { cuts, starting, done, sectors, lost, durable } = tally;
-    writeln!(
-        out,
+    println!(
         "{sectors} sectors looked at, {durable} writes of a sector acknowledged as durable, {lost} sectors taken back by \
          cuts, {starting} cuts while starting, {done} changes done without being acknowledged"
-    )
-    .unwrap();
-    writeln!(out, "counted: {cuts} power cuts on emu").unwrap();
+    );
+    counted(cuts, "power cuts on emu");
 }
 
 /// A disk that panics when it is told to, as if the store or the driver beneath had a bug.

@@ -35,15 +35,5 @@ pub const CASES: &[Case] = &[
     Case { name: "a_panic_of_the_store_costs_its_changes_only", run: cuts::panics },
 ];
 
-/// Whether the large counts are asked for.
-pub fn soak() -> bool {
-    std::env::var_os("PORTCULLIS_SOAK").is_some_and(|value| value == "1")
-}
-
-/// The first seed.
-pub fn seed() -> u64 {
-    std::env::var("PORTCULLIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
-}
-
 /// How long anything may take.
 const PATIENCE: std::time::Duration = system::PATIENCE;

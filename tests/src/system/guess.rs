@@ -12,7 +12,8 @@ use portcullis::wire::control::{Reply, Request};
 use portcullis::wire::layout::{CompletionEntry, SubmissionEntry, opcode};
 use portcullis::{Access, Session, Status, raw::RawQueue};
 
-use super::{Case, Client, Rig, VOLUME, pattern, soak, somebody};
+use super::{Case, Client, Rig, VOLUME, pattern, somebody};
+use crate::scale::{counted, often};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "s4_r6_s8_r13_a_guesser_at_full_rate_costs_the_others_nothing", run: full_rate },
@@ -83,7 +84,7 @@ fn full_rate(rig: &Rig) {
     };
     let before = counters(&victim.session);
     assert!(before.0 >= 2, "both segments were fetched");
-    let guesses: u64 = if soak() { 10_000_000 } else { 100_000 };
+    let guesses: u64 = often(100_000, 10_000_000);
     let mut dice = Dice(7);
     let target = (victim.volume.key(), victim.memory.key());
     let allowed = [
@@ -115,7 +116,7 @@ fn full_rate(rig: &Rig) {
     let mut read = vec![0; treasure.len()];
     queue.read_at(&victim.volume, 0, &mut read).unwrap();
     assert!(read == treasure, "the victim's blocks changed");
-    println!("counted: {count} guesses");
+    counted(count, "guesses");
 }
 
 /// What a stranger is answered for a set of keys, on the queue and on the socket.

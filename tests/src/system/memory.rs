@@ -19,8 +19,9 @@ use portcullis::wire::shm::SharedMemory;
 use portcullis::wire::view::QueueView;
 use portcullis::{Access, Session, Status};
 
-use super::{Case, Client, Rig, VOLUME, pattern, soak};
+use super::{Case, Client, Rig, VOLUME, pattern};
 use crate::process::{Actor, Role, say, wait_for_go};
+use crate::scale::{counted, often, seed};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "no_attack_on_its_own_memory_reaches_beyond_the_attacker", run: attacked },
@@ -37,9 +38,8 @@ fn attacked(rig: &Rig) {
     let mut bystander = Client::create(Session::connect(adapter.socket()).unwrap(), "bystander");
     let mut queue = bystander.session.queue(8).unwrap();
     Session::connect(adapter.socket()).unwrap().create_volume("v", VOLUME).unwrap();
-    let seed: u64 = std::env::var("PORTCULLIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let rounds: u64 = if soak() { 1000 } else { 40 };
-    println!("seed {seed}");
+    let seed = seed(1);
+    let rounds: u64 = often(40, 1000);
     let mut attacker: Option<Actor> = None;
     let mut faults = Vec::new();
     let mut attacks = 0;
@@ -72,7 +72,7 @@ fn attacked(rig: &Rig) {
     }
     drop(attacker);
     println!("{attacks} attacks in {} rounds", rounds + WARM_UP);
-    println!("counted: {rounds} rounds of memory attacks");
+    counted(rounds, "rounds of memory attacks");
 }
 
 /// Bytes of a huge page.

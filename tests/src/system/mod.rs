@@ -95,11 +95,6 @@ pub fn all() -> Vec<Case> {
     .concat()
 }
 
-/// Whether the large counts are wanted.
-fn soak() -> bool {
-    std::env::var("PORTCULLIS_SOAK").is_ok_and(|value| value == "1")
-}
-
 /// Somebody who is not the adapter's user.
 pub fn somebody(uid: u32) -> Credentials {
     Credentials { uid, gid: uid, pid: 1, groups: Vec::new() }

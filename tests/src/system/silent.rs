@@ -14,8 +14,9 @@ use portcullis::{Access, Session, Status, raw::RawQueue};
 use rustix::process::Signal;
 
 use super::hostile::dial;
-use super::{Case, Client, PATIENCE, Rig, VOLUME, pattern, soak, until};
+use super::{Case, Client, PATIENCE, Rig, VOLUME, pattern, until};
 use crate::process::{Actor, Role};
+use crate::scale::{counted, often};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "a_stopped_application_keeps_neither_its_grants_nor_anybody_waiting", run: stopped },
@@ -34,7 +35,7 @@ fn stopped(rig: &Rig) {
     let mine = pattern(5, VOLUME as usize);
     queue.write_at(&bystander.volume, 0, &mine).unwrap();
     let before = admin.statistics().unwrap();
-    let rounds = if soak() { 50 } else { 5 };
+    let rounds = often(5, 50);
     for _ in 0..rounds {
         admin.create_volume("v", VOLUME).unwrap();
         let mut victim = Actor::start(Role::Victim, adapter.socket(), "");
@@ -58,7 +59,7 @@ fn stopped(rig: &Rig) {
                 == (before.sessions.len(), before.regions, before.pinned_bytes)
         });
     }
-    println!("counted: {rounds} revocations from stopped applications");
+    counted(rounds, "revocations from stopped applications");
 }
 
 /// Turns of the engine that one request takes from the doorbell to its completion.
@@ -106,7 +107,7 @@ fn no_turn(_: &Rig) {
     let revoked = admin.delete_volume("v").unwrap();
     assert_eq!((revoked.grants, revoked.draining), (64, 0));
     assert_eq!(measure(&mut bystander), alone);
-    println!("counted: 64 silent applications");
+    counted(64, "silent applications");
 }
 
 /// A request for one block, without borrowing the client whole.

@@ -13,6 +13,7 @@ use portcullis::wire::layout::{SubmissionEntry, flag, opcode};
 use portcullis::{Access, MemoryAccess, Request, Session, Status, Subject, raw::RawQueue};
 
 use super::{Case, Client, PATIENCE, Rig, VOLUME, pattern, somebody};
+use crate::scale::{counted, often, seed};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "s4_r2_an_invalid_entry_is_told_and_costs_the_device_nothing", run: invalid },
@@ -27,11 +28,6 @@ pub(super) const CASES: &[Case] = &[
 /// Bytes that the store hands out at a time.
 const UNIT: u64 = 64 << 10;
 const DEVICE: u64 = 64 << 20;
-
-/// Whether the large counts are wanted.
-fn soak() -> bool {
-    std::env::var("PORTCULLIS_SOAK").is_ok_and(|value| value == "1")
-}
 
 /// An adapter that the case turns, over a software device with this in its way.
 fn over(interposer: Arc<dyn Interposer>, options: &Options) -> Embedded {
@@ -304,13 +300,8 @@ impl Worker {
 /// Two applications read, write and zero at random, many requests at a time, and compare with what they did.
 fn two_at_random(rig: &Rig) {
     let adapter = rig.isolated();
-    let rounds = match (rig.is_software(), soak()) {
-        (true, true) => 20_000,
-        (true, false) => 300,
-        (false, _) => 30,
-    };
-    let seed: u64 = std::env::var("PORTCULLIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    println!("PORTCULLIS_SEED={seed}");
+    let rounds = if rig.is_software() { often(300, 20_000) } else { 30 };
+    let seed = seed(1);
     let requests = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for who in 0..2u32 {
@@ -333,7 +324,7 @@ fn two_at_random(rig: &Rig) {
             });
         }
     });
-    println!("counted: {} requests of two applications at random", requests.into_inner());
+    counted(requests.into_inner(), "requests of two applications at random");
 }
 
 /// One request over sixteen ranges has one completion, after all of them; if one range fails, so does the request, and
