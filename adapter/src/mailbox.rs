@@ -8,7 +8,7 @@ use tpt::{DirectoryCounters, EntryIndex, Key, RegionIndex};
 use wire::Status;
 use wire::shm::SharedMemory;
 
-use crate::engine::{Port, QueueId};
+use crate::engine::{Port, QueueId, Terms};
 
 /// Commands that may wait for one poller.
 const COMMANDS: usize = 1024;
@@ -22,6 +22,8 @@ pub enum Command {
     Attach(Box<Port>),
     /// Stop serving it; acknowledged when its last request has ended.
     Detach(QueueId, Arc<Ticket>),
+    /// What holds for the queues of this session from now on.
+    Terms(u64, Box<Terms>),
     /// The sealed and filled memory of a new region, for what the engine itself reads there. Forgotten, before the
     /// acknowledgement, when the region drains: so the control plane, which still has it then, is always the last owner.
     Region(RegionIndex, Arc<SharedMemory>),

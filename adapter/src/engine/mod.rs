@@ -8,10 +8,12 @@ mod admission;
 mod bytes;
 mod deadlines;
 mod gates;
+mod limiter;
 mod lists;
 mod parse;
 mod port;
 mod schedule;
+mod share;
 mod slots;
 mod submission;
 #[cfg(test)]
@@ -30,10 +32,13 @@ use crate::mailbox::{Command, Drained, PollerShared, Ticket};
 pub use bytes::Bounce;
 use bytes::Buffers;
 pub use gates::Gates;
+pub use limiter::{Limiter, Rate};
 pub use parse::{Parsed, parse};
 use port::PortState;
 pub use port::{Port, PortCounters, QueueId};
 use schedule::Schedule;
+use share::Shares;
+pub use share::{Cost, DEFAULT_WEIGHT, MAX_WEIGHT, QUANTUM, Terms};
 use slots::Slots;
 
 /// Nanoseconds from some fixed moment. A simulation has its own.
@@ -133,6 +138,7 @@ struct State {
     next_sweep_ns: u64,
     late: Vec<u32>,
     schedule: Schedule,
+    shares: Shares,
     /// As in [`TurnLimits`].
     pieces: u32,
     device_timeout_ns: u64,
@@ -168,6 +174,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             flush_running: false,
             drains: touched(64),
             schedule: Schedule::new(64),
+            shares: Shares::default(),
             pieces: TurnLimits::default().pieces,
             device_timeout_ns: nanoseconds(DEVICE_TIMEOUT),
             now_ns: clock.now_ns(),
@@ -253,6 +260,12 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         self.state.slots.used()
     }
 
+    /// How long until something is due that waits for its limits: the thread that turns the engine sleeps no longer.
+    pub fn next_due(&self) -> Option<Duration> {
+        let due_ns = self.state.shares.next_due_ns()?;
+        Some(Duration::from_nanos(due_ns.saturating_sub(self.clock.now_ns())))
+    }
+
     /// The device queue, for arming its interrupt.
     pub fn queue_mut(&mut self) -> &mut Q {
         &mut self.queue
@@ -318,6 +331,7 @@ impl State {
             match command {
                 Command::Attach(port) => self.attach(*port),
                 Command::Detach(queue, ticket) => self.detach(queue, ticket),
+                Command::Terms(session, terms) => self.shares.set_terms(session, &terms),
                 Command::Region(region, memory) => {
                     let known = self.regions[region.0 as usize].replace(memory);
                     assert!(known.is_none(), "a region is drained before its index is used again");

@@ -9,6 +9,7 @@ use wire::layout::Entries;
 use wire::ring::{AdapterEnd, Completion};
 use wire::view::{QueueMemory, QueueView};
 
+use super::share::Terms;
 use crate::mailbox::{DenialGate, Ticket};
 
 /// Names a queue for the life of the adapter.
@@ -61,6 +62,9 @@ pub struct Port {
     pub(super) gate: Arc<DenialGate>,
     /// When a turn looks at it.
     pub(super) attention: super::schedule::Attention,
+    /// What holds for its session, until it is attached; then where the session's share is kept.
+    pub(super) terms: Terms,
+    pub(super) account: usize,
     posted: bool,
     counters: Arc<PortCounters>,
     completed: u64,
@@ -80,6 +84,8 @@ impl Port {
             wake_due: false,
             gate: Arc::default(),
             attention: super::schedule::Attention::default(),
+            terms: Terms::default(),
+            account: 0,
             posted: false,
             counters: Arc::default(),
             completed: 0,
@@ -91,6 +97,12 @@ impl Port {
     #[must_use]
     pub fn with_gate(self, gate: Arc<DenialGate>) -> Self {
         Self { gate, ..self }
+    }
+
+    /// With the weight and the limits of its session, which are those that its other queues have.
+    #[must_use]
+    pub fn with_terms(self, terms: Terms) -> Self {
+        Self { terms, ..self }
     }
 
     /// The queue's counters.

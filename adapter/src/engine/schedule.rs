@@ -89,6 +89,7 @@ impl State {
         let Schedule { active, parked, by_id, due, .. } = &mut self.schedule;
         port.attention = Attention { parked: false, at: active.len(), used_ns: self.now_ns, completed: 0 };
         port.ring.set_need_wake(false);
+        port.account = self.shares.join(port.session, &port.terms, index);
         active.push(index);
         // So that no turn has to make room.
         parked.reserve(active.len());
@@ -127,6 +128,7 @@ impl State {
     pub(super) fn remove(&mut self, index: usize) -> Option<Port> {
         self.unlist(index);
         let port = self.ports[index].take();
+        port.iter().for_each(|port| self.shares.leave(port.account, index));
         self.schedule.by_id.retain(|(_, other)| *other != index);
         port
     }
@@ -224,7 +226,10 @@ impl State {
     pub(super) fn announce_sleep(&mut self, sleeps: bool) {
         for &index in self.schedule.unasked() {
             let port = self.ports[index].as_ref().expect("the lists have ports that are there");
-            port.ring.set_need_wake(sleeps);
+            // Nobody is to wake the engine for what it may not take yet.
+            if !sleeps || !self.shares.is_throttled(port.account, self.now_ns) {
+                port.ring.set_need_wake(sleeps);
+            }
         }
         if sleeps {
             // Pairs with the fence between an application's doorbell and its look at need_wake.
@@ -234,8 +239,12 @@ impl State {
 
     /// Whether a turn would find something in a queue. Parked ones have asked to be woken.
     pub(super) fn has_rung(&self) -> bool {
-        let ports = self.schedule.unasked().filter_map(|&index| self.ports[index].as_ref());
-        ports.into_iter().any(|port| !matches!(port.state, PortState::Detaching(_)) && port.ring.has_rung())
+        let mut ports = self.schedule.unasked().filter_map(|&index| self.ports[index].as_ref());
+        ports.any(|port| match port.state {
+            PortState::Ready => !self.shares.is_throttled(port.account, self.now_ns) && port.ring.has_rung(),
+            PortState::Error => port.ring.has_rung(),
+            PortState::Detaching(_) => false,
+        })
     }
 
     /// Notes who sleeps, and lets go of queues whose last request has ended. Returns how many are to be woken, which is
@@ -273,6 +282,7 @@ impl State {
     /// Takes a bounded share from each active queue, beginning with another one each turn.
     pub(super) fn take_entries<Q: BlockQueue>(&mut self, queue: &mut Q, burst: u32) -> usize {
         self.look_around();
+        self.shares.begin_turn();
         let count = self.schedule.active.len();
         if count == 0 {
             return 0;
@@ -288,7 +298,6 @@ impl State {
     }
 
     pub(super) fn take_from<Q: BlockQueue>(&mut self, queue: &mut Q, index: usize, burst: u32) -> usize {
-        let ports = self.ports.len();
         let Some(port) = self.ports[index].as_mut() else { return 0 };
         match port.state {
             PortState::Ready => {}
@@ -299,30 +308,66 @@ impl State {
             self.fail_port(index);
             return 1;
         }
+        let waiting = port.ring.waiting();
+        if waiting == 0 {
+            return 0;
+        }
+        let account = port.account;
+        let mut allowance = self.shares.allowance(account, self.now_ns);
         let mut work = 0;
         // All that was rung, also in earlier turns whose share was used up.
-        let mut share = port.ring.waiting().min(burst) as usize;
-        while share > 0 {
-            let Some(port) = self.ports[index].as_mut() else { break };
-            // While the device is full each queue may have a burst of requests waiting for it, so that its cancels are
-            // still seen; the rest waits in the application's own queue and delays nobody.
-            let device_full = !self.starved.is_empty() && port.in_flight.len() >= burst as usize;
-            // Of the second half of the slots nobody gets more than an equal part, whatever the first is held by.
-            let crowded =
-                self.slots.is_crowded() && port.in_flight.len() >= (self.slots.count() / 2 / ports).max(1);
-            if device_full || crowded || !self.slots.has_room() {
+        let mut share = waiting.min(burst) as usize;
+        let mut stopped = false;
+        while share > 0 && allowance.is_left() {
+            stopped = true;
+            if self.has_enough(index, burst) || !self.slots.has_room() {
                 break;
             }
+            let Some(port) = self.ports[index].as_mut() else { break };
             match port.ring.take() {
-                Ok(Some(entry)) => share = share.saturating_sub(self.process(queue, index, &entry)),
+                Ok(Some(entry)) => {
+                    allowance.take(&entry);
+                    share = share.saturating_sub(self.process(queue, index, &entry));
+                }
                 Ok(None) => break, // No room for its completion: the application does not consume.
                 Err(_) => {
                     self.fail_port(index);
                     break;
                 }
             }
+            stopped = false;
             work += 1;
         }
+        let more = !stopped && self.ports[index].as_ref().is_some_and(|port| port.ring.waiting() > 0);
+        self.shares.charge(account, &allowance, more);
         work
+    }
+
+    /// Whether a queue, or its session, has as much in flight as it may have while others wait.
+    #[inline]
+    fn has_enough(&self, index: usize, burst: u32) -> bool {
+        let full = !self.starved.is_empty();
+        (full || self.slots.is_crowded()) && self.has_its_part(index, burst as usize, full)
+    }
+
+    /// Where the device is full, or half of the slots are in use.
+    #[cold]
+    fn has_its_part(&self, index: usize, burst: usize, full: bool) -> bool {
+        let Some(port) = self.ports[index].as_ref() else { return true };
+        let (has, queues) = (port.in_flight.len(), self.shares.ports(port.account));
+        // Each queue may have a burst of requests waiting for the device, so that its cancels are still seen; where others
+        // have something in flight, too, all queues of a session together. The rest waits in the application's own queues and
+        // delays nobody.
+        if full {
+            let of = |&port: &usize| self.ports[port].as_ref().map_or(0, |port| port.in_flight.len());
+            let alone = queues.iter().map(of).sum::<usize>() == self.slots.used();
+            let part = self.shares.weighted(port.account, burst) / queues.len();
+            if has >= if alone { burst } else { part.max(1) } {
+                return true;
+            }
+        }
+        // Of the second half of the slots no session gets more than an equal part, whatever the first is held by.
+        let part = self.slots.count() / 2 / self.shares.sessions() / queues.len();
+        self.slots.is_crowded() && has >= part.max(1)
     }
 }
