@@ -155,6 +155,11 @@ impl<M: QueueMemory> AdapterEnd<M> {
         // Acquire: pairs with the Release store of ring; it covers the Relaxed loads of the entries in take.
         let tail = self.memory.tail().load(Ordering::Acquire);
         match movement(self.rung, tail, self.entries.get() - self.waiting()) {
+            Some(0) => {
+                // So that the next entry, which is written before the tail is, comes along with it and not after it.
+                self.memory.prefetch(self.entries.slot(tail));
+                Ok(0)
+            }
             Some(new) => {
                 self.rung = tail;
                 Ok(new)
