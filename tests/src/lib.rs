@@ -14,4 +14,5 @@ pub mod power;
 pub mod process;
 pub mod scale;
 pub mod simulation;
+pub mod suite;
 pub mod system;

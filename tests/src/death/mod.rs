@@ -25,9 +25,12 @@ use counts::Counts;
 use raw::Wire;
 use seams::Seams;
 
-/// All cases.
+/// The cases for software devices only.
+pub const SOFTWARE: &[Case] = restart::CASES;
+
+/// The cases for any device.
 pub fn all() -> Vec<Case> {
-    [states::CASES, points::CASES, random::CASES, restart::CASES, flood::CASES].concat()
+    [states::CASES, points::CASES, random::CASES, flood::CASES].concat()
 }
 
 /// Where random numbers begin: anywhere, if nobody says where.

@@ -42,10 +42,6 @@ pub(crate) fn play(image: &str, socket: &Path) {
 }
 
 fn killed(rig: &Rig) {
-    if !rig.is_software() {
-        println!("skipped: an image in a file is a software device");
-        return;
-    }
     let kills = often(5, 100);
     let seed = seed();
     let mut dice = Dice(seed);

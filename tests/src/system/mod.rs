@@ -76,7 +76,10 @@ impl Rig {
     }
 }
 
-/// All cases.
+/// The cases for software devices only.
+pub const SOFTWARE: &[Case] = tables::SOFTWARE;
+
+/// The cases for any device.
 pub fn all() -> Vec<Case> {
     [
         grants::CASES,
