@@ -1,7 +1,11 @@
 //! From a queue's entry to an admitted request: parsed, checked, held, cancelled or refused.
+//!
+//! All of it is decided on the stack. A request gets a slot when the device has taken it or when it must wait: one that is
+//! refused never has one.
 
-use driver::block::BlockQueue;
-use tpt::{Denied, Domain, Grant, Operation};
+use driver::block::{self, BlockQueue};
+use driver::hal::Iova;
+use tpt::{Denied, Grant, Operation};
 use wire::Status;
 use wire::layout::SubmissionEntry;
 
@@ -9,7 +13,7 @@ use super::bytes::writes;
 use super::gates::Claim;
 use super::lists::Refused;
 use super::port::PortState;
-use super::slots::{Aside, New, Slot, SlotState};
+use super::slots::{Aside, Asked, SlotState};
 use super::{Parsed, State, parse};
 use crate::mailbox::Denial;
 
@@ -21,28 +25,29 @@ impl State {
     /// the device is done with it.
     pub(super) fn end_unstarted(&mut self, index: usize, status: Status) {
         let slots = &self.slots;
-        let keep = |slot: &u32| slots.get(*slot).port != index || slots.get(*slot).outstanding > 0;
+        let keep = |slot: &u32| slots.get(*slot).port() != index || slots.get(*slot).outstanding > 0;
         self.starved.retain(keep);
         self.held.retain(keep);
         self.gated.retain(keep);
         self.flush_next.retain(keep);
-        let mut at = 0;
-        while let Some(slot) = self.ports[index].as_ref().and_then(|p| p.in_flight.get(at).copied()) {
+        let mut at = self.ports[index].as_ref().and_then(|port| port.in_flight.first());
+        while let Some(slot) = at {
+            at = self.slots.after(slot);
             self.slots.get_mut(slot).fail(status, 0);
             if self.slots.get(slot).outstanding == 0 {
                 self.finish(slot); // takes it out of the list
-            } else {
-                at += 1;
             }
         }
     }
 
     /// Looks again at requests that were held or found the device full.
+    #[cold]
     pub(super) fn retry<Q: BlockQueue>(&mut self, queue: &mut Q, most: usize) -> usize {
         let mut work = 0;
         for _ in 0..most.min(self.held.len()) {
             let Some(slot) = self.held.pop_front() else { break };
-            self.admit(queue, slot);
+            let asked = *self.slots.asked(slot);
+            self.admit(queue, asked, Some(slot));
             // Still held: it is at the end now, and the others have their turn first.
             work += usize::from(self.held.back() != Some(&slot));
         }
@@ -63,6 +68,7 @@ impl State {
     }
 
     /// Returns what it costs of the queue's share: 1, and for a cancel more, as it looks through the queue's requests.
+    #[inline]
     pub(super) fn process<Q: BlockQueue>(
         &mut self,
         queue: &mut Q,
@@ -70,138 +76,213 @@ impl State {
         entry: &SubmissionEntry,
     ) -> usize {
         match parse(entry) {
-            Ok(Parsed::Io { request, .. })
-                if request.operation == Operation::WriteBytes && !self.takes_bytes() =>
-            {
-                self.answer(index, entry.user_data, Status::E_OPCODE);
-            }
             Ok(Parsed::Io { request, deadline_us, segments, durable }) => {
                 let deadline_ns = match deadline_us {
                     0 => u64::MAX,
                     us => self.now_ns.saturating_add(u64::from(us) * 1000),
                 };
-                let Some(port) = self.ports[index].as_mut() else { return 1 };
                 let user_data = entry.user_data;
-                let new = New { port: index, user_data, request, segments, durable, deadline_ns };
-                let slot = self.slots.allocate(new, &mut port.in_flight);
-                self.admit(queue, slot);
+                let asked = Asked { port: index, user_data, request, segments, durable, deadline_ns };
+                let operation = match request.operation {
+                    Operation::Read => block::Operation::Read,
+                    Operation::Write { fua } if !self.gates.any() => block::Operation::Write { fua },
+                    _ => return self.process_rare(queue, asked),
+                };
+                if segments != 0 {
+                    return self.process_rare(queue, asked);
+                }
+                self.admit_plain(queue, &asked, operation);
+                1
             }
-            Ok(Parsed::Cancel { target }) => {
-                let looked_at = self.ports[index].as_ref().map_or(0, |port| port.in_flight.len());
-                self.cancel(index, entry.user_data, target);
-                return 1 + looked_at / CANCEL_COST;
-            }
+            Ok(Parsed::Cancel { target }) => self.cancel(index, entry.user_data, target),
             Err(status) => self.answer(index, entry.user_data, status),
+        }
+    }
+
+    /// What needs more than a grant.
+    #[cold]
+    fn process_rare<Q: BlockQueue>(&mut self, queue: &mut Q, asked: Asked) -> usize {
+        if asked.request.operation == Operation::WriteBytes && !self.takes_bytes() {
+            return self.answer(asked.port, asked.user_data, Status::E_OPCODE);
+        }
+        self.admit(queue, asked, None);
+        1
+    }
+
+    /// Answers a request that never got a slot. Returns what it costs of the queue's share.
+    #[cold]
+    fn answer(&mut self, index: usize, user_data: u64, status: Status) -> usize {
+        if let Some(port) = self.ports[index].as_mut() {
+            port.complete(user_data, status, 0, 0);
         }
         1
     }
 
-    /// Answers a request that never got a slot.
-    pub(super) fn answer(&mut self, index: usize, user_data: u64, status: Status) {
-        if let Some(port) = self.ports[index].as_mut() {
-            port.complete(user_data, status, 0, 0);
+    /// The short way of nearly all requests: a read or write in the first range of its grant, of one range of memory and
+    /// of the device's size, with no gate in sight, and a device that has room. Nothing is written of it but what its end
+    /// will need, and only when the device has taken its one command. Where the short way ends the long one begins.
+    #[inline]
+    fn admit_plain<Q: BlockQueue>(&mut self, queue: &mut Q, asked: &Asked, operation: block::Operation) {
+        let Self { ports, slots, directory, now_ns, .. } = self;
+        let Some(port) = ports[asked.port].as_mut() else { unreachable!("a queue outlives its requests") };
+        let grant = match directory.check(port.domain, &asked.request) {
+            Ok(grant) => grant,
+            Err(denied) => return self.turn_away(*asked, None, denied),
+        };
+        if let Some(piece) = directory.only_piece(&grant)
+            && piece.blocks <= u64::from(queue.geometry().most_blocks(operation))
+        {
+            #[allow(clippy::cast_possible_truncation)] // at most what `most_blocks` says
+            let blocks = piece.blocks as u32;
+            let tag = slots.next_tag() | piece.blocks << 32;
+            let command =
+                block::Command { operation, lba: piece.lba.0, blocks, data: Iova(piece.iova.0), tag };
+            if queue.submit(&command).is_ok() {
+                let s = slots.allocate(asked.port, asked.user_data, &mut port.in_flight);
+                s.grant = Some(grant);
+                s.blocks = blocks;
+                s.record_submitted(blocks, *now_ns);
+                s.state = SlotState::Running;
+                return;
+            }
         }
+        self.start_slowly(queue, *asked, grant);
     }
 
-    /// Checks a request against the tables and starts it, holds it or ends it.
-    pub(super) fn admit<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) {
-        let &Slot { port, request, segments, deadline_ns, .. } = self.slots.get(slot);
-        if self.now_ns > deadline_ns {
-            self.slots.get_mut(slot).fail(Status::E_DEADLINE, 0);
-            return self.finish(slot);
+    /// Starts a request that is several commands, or for which the device had no room.
+    #[cold]
+    fn start_slowly<Q: BlockQueue>(&mut self, queue: &mut Q, asked: Asked, grant: Grant) {
+        let slot = self.slot_for(&asked, None);
+        self.slots.get_mut(slot).give(grant);
+        self.start(queue, slot);
+    }
+
+    /// Checks a request against the tables and starts it, holds it or ends it. One that was held has a slot already.
+    #[cold]
+    pub(super) fn admit<Q: BlockQueue>(&mut self, queue: &mut Q, asked: Asked, slot: Option<u32>) {
+        if self.now_ns > asked.deadline_ns {
+            return self.refuse(&asked, slot, Status::E_DEADLINE);
         }
-        let Some(domain) = self.ports[port].as_ref().map(|p| p.domain) else { return self.finish(slot) };
-        let checked = match segments {
-            0 => self.directory.check(domain, &request),
-            _ => self.directory.check_scattered(domain, &request),
+        let Some(port) = self.ports[asked.port].as_ref() else {
+            unreachable!("a queue outlives its requests")
+        };
+        let checked = match asked.segments {
+            0 => self.directory.check(port.domain, &asked.request),
+            _ => self.directory.check_scattered(port.domain, &asked.request),
         };
         let grant = match checked {
             Ok(grant) => grant,
-            Err(Denied::Held) => return self.hold(slot),
-            Err(denied) => return self.deny(slot, denied),
+            Err(denied) => return self.turn_away(asked, slot, denied),
         };
-        let operation = request.operation;
-        let mut claim = None;
-        if segments != 0 || operation == Operation::WriteBytes || (self.gates.any() && writes(operation)) {
-            match self.gather(slot, domain, &grant) {
-                Ok(its) => claim = its,
-                Err(refused) => {
-                    self.directory.release(grant);
-                    return match refused {
-                        Refused::Later => self.hold(slot),
-                        Refused::Denied(denied) => self.deny(slot, denied),
-                    };
-                }
+        let slot = self.slot_for(&asked, slot);
+        let claim = match self.gather(slot, &asked, &grant) {
+            Ok(claim) => claim,
+            Err(refused) => {
+                self.directory.release(grant);
+                return match refused {
+                    Refused::Later => self.hold(&asked, Some(slot)),
+                    Refused::Denied(denied) => self.turn_away(asked, Some(slot), denied),
+                };
             }
-        }
+        };
         let s = self.slots.get_mut(slot);
-        s.blocks = grant.blocks();
-        s.grant = Some(grant);
-        if operation == Operation::Flush {
+        s.give(grant);
+        if asked.request.operation == Operation::Flush {
             s.state = SlotState::FlushWaiting;
             self.flush_next.push(slot);
-            self.note_deadline(deadline_ns);
+            self.note_deadline(asked.deadline_ns);
             self.start_flush(queue);
         } else if claim.is_some() {
-            s.claim = claim;
             s.state = SlotState::Gated;
+            self.slots.beside_mut(slot).claim = claim;
             self.gated.push(slot);
-            self.note_deadline(deadline_ns);
+            self.note_deadline(asked.deadline_ns);
         } else {
             self.start(queue, slot);
         }
     }
 
-    /// Gets what a granted request needs beside its slot: its list, or a buffer, and a claim where blocks are gated.
-    #[cold]
-    fn gather(&mut self, slot: u32, domain: Domain, grant: &Grant) -> Result<Option<Claim>, Refused> {
-        let &Slot { segments, request, .. } = self.slots.get(slot);
-        if request.operation == Operation::WriteBytes {
-            return self.take_buffer(slot, grant);
+    /// Gets what a granted request needs beside its grant: its list, or a buffer, and a claim where blocks are gated.
+    fn gather(&mut self, slot: u32, asked: &Asked, grant: &Grant) -> Result<Option<Claim>, Refused> {
+        let operation = asked.request.operation;
+        if operation == Operation::WriteBytes {
+            return self.take_buffer(slot, asked, grant);
         }
-        if segments != 0 {
-            self.take_list(slot, domain, grant.block_shift())?;
+        if asked.segments != 0 {
+            self.take_list(slot, asked, grant.block_shift())?;
         }
-        if !writes(request.operation) {
+        if !writes(operation) {
             return Ok(None);
         }
         let claim = self.claim_if_closed(grant);
         if claim.is_err()
-            && let Aside::List(list) = std::mem::replace(&mut self.slots.get_mut(slot).aside, Aside::Nothing)
+            && let Aside::List(list) = self.slots.take_beside(slot).aside
         {
             self.give_list(list);
         }
         claim
     }
 
-    /// It waits, with nothing counted as active, and is checked again from the start.
-    #[cold]
-    fn hold(&mut self, slot: u32) {
-        let s = self.slots.get_mut(slot);
-        s.state = SlotState::Held;
-        let deadline_ns = s.deadline_ns;
-        self.held.push_back(slot);
-        self.note_deadline(deadline_ns);
+    /// The slot of a request that needs one for more than to be ended.
+    fn slot_for(&mut self, asked: &Asked, slot: Option<u32>) -> u32 {
+        slot.unwrap_or_else(|| {
+            let Some(port) = self.ports[asked.port].as_mut() else {
+                unreachable!("a queue outlives its requests")
+            };
+            let slot = self.slots.next_free();
+            self.slots.allocate(asked.port, asked.user_data, &mut port.in_flight);
+            self.slots.note(slot, asked);
+            slot
+        })
     }
 
+    /// The tables did not grant it: it waits, or ends.
     #[cold]
-    fn deny(&mut self, slot: u32, denied: Denied) {
+    fn turn_away(&mut self, asked: Asked, slot: Option<u32>, denied: Denied) {
+        if denied == Denied::Held {
+            return self.hold(&asked, slot);
+        }
         let status = status_of(denied);
-        let s = self.slots.get_mut(slot);
-        s.fail(status, 0);
-        let key = s.request.key;
-        if let Some(port) = &self.ports[s.port] {
-            let denial = Denial { session: port.session, key, status };
+        if let Some(port) = &self.ports[asked.port] {
+            let denial = Denial { session: port.session, key: asked.request.key, status };
             self.shared.record_denial(denial, &port.gate);
         }
-        self.finish(slot);
+        self.refuse(&asked, slot, status);
     }
 
-    /// Cancels a request that the device has not got; one that it has ends as it will.
-    pub(super) fn cancel(&mut self, index: usize, user_data: u64, target: u64) {
-        let Some(port) = self.ports[index].as_ref() else { return };
-        let found = port.in_flight.iter().copied().find(|&s| self.slots.get(s).user_data == target);
-        let Some(slot) = found else { return self.answer(index, user_data, Status::E_NOT_FOUND) };
+    /// It waits, with nothing counted as active, and is checked again from the start.
+    fn hold(&mut self, asked: &Asked, slot: Option<u32>) {
+        let slot = self.slot_for(asked, slot);
+        self.slots.get_mut(slot).state = SlotState::Held;
+        self.held.push_back(slot);
+        self.note_deadline(asked.deadline_ns);
+    }
+
+    /// Ends a request that was not granted.
+    fn refuse(&mut self, asked: &Asked, slot: Option<u32>, status: Status) {
+        match slot {
+            Some(slot) => {
+                self.slots.get_mut(slot).fail(status, 0);
+                self.finish(slot);
+            }
+            None => {
+                self.answer(asked.port, asked.user_data, status);
+            }
+        }
+    }
+
+    /// Cancels a request that the device has not got; one that it has ends as it will. Returns what it costs of the
+    /// queue's share.
+    #[cold]
+    fn cancel(&mut self, index: usize, user_data: u64, target: u64) -> usize {
+        let Some(port) = self.ports[index].as_ref() else { return 1 };
+        let cost = 1 + port.in_flight.len() / CANCEL_COST;
+        let slots = &self.slots;
+        let mut all = std::iter::successors(port.in_flight.first(), |&slot| slots.after(slot));
+        let Some(slot) = all.find(|&slot| slots.get(slot).user_data == target) else {
+            self.answer(index, user_data, Status::E_NOT_FOUND);
+            return cost;
+        };
         let s = self.slots.get_mut(slot);
         if s.submitted == 0 && s.outstanding == 0 {
             s.fail(Status::E_CANCELLED, 0);
@@ -213,10 +294,12 @@ impl State {
                 SlotState::Free | SlotState::Taken | SlotState::Running => {}
             }
             self.finish(slot);
-        } else if s.submitted == 0 && s.request.operation == Operation::WriteBytes {
-            s.fail(Status::E_CANCELLED, 0); // It is still reading: it ends with that, and writes nothing.
+        } else if s.submitted == 0 && matches!(self.slots.aside(slot), Aside::Buffer(_)) {
+            // It is still reading: it ends with that, and writes nothing.
+            self.slots.get_mut(slot).fail(Status::E_CANCELLED, 0);
         }
         self.answer(index, user_data, Status::OK);
+        cost
     }
 
     /// A protocol violation: the queue goes to the error state; no stale slot is executed and no other queue notices.

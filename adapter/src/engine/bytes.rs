@@ -16,7 +16,7 @@ use wire::layout::MAX_WRITE_BYTES;
 use super::State;
 use super::gates::{Blocks, Claim};
 use super::lists::Refused;
-use super::slots::{Aside, Slot, SlotState};
+use super::slots::{Aside, Asked, Slot, SlotState};
 
 /// Writes of bytes that one engine works on at the same time. More wait.
 const BUFFERS: u16 = 4;
@@ -183,8 +183,13 @@ impl State {
     }
 
     /// Gets a buffer for the request, and a claim to its blocks if they must be gated; copies the payload.
-    pub(super) fn take_buffer(&mut self, slot: u32, grant: &Grant) -> Result<Option<Claim>, Refused> {
-        let &Slot { port, request, .. } = self.slots.get(slot);
+    pub(super) fn take_buffer(
+        &mut self,
+        slot: u32,
+        asked: &Asked,
+        grant: &Grant,
+    ) -> Result<Option<Claim>, Refused> {
+        let Asked { port, request, .. } = *asked;
         if self.regions[request.memory.region.index().0 as usize].is_none() {
             return Err(Refused::Later); // It is in the mailbox.
         }
@@ -203,7 +208,7 @@ impl State {
             }
         });
         match result {
-            Ok(_) => self.slots.get_mut(slot).aside = Aside::Buffer(buffer),
+            Ok(_) => self.slots.beside_mut(slot).aside = Aside::Buffer(buffer),
             Err(_) => self.buffers.give(buffer),
         }
         result
@@ -246,8 +251,8 @@ impl State {
 
     /// Reads the blocks that are only written in part. True if the device had no room for all.
     fn submit_reads<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32, buffer: u16) -> bool {
-        let tag = self.slots.tag(slot); // No blocks in it: nothing of the request is done by a read.
         let s = self.slots.get_mut(slot);
+        let tag = s.tag(); // No blocks in it: nothing of the request is done by a read.
         let at = usize::from(buffer);
         while self.buffers.work[at].begun < self.buffers.work[at].to_read {
             let read = usize::from(self.buffers.work[at].begun);
@@ -274,14 +279,14 @@ impl State {
     /// Writes all blocks, as they are merged. True if some are left.
     fn submit_merged<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32, buffer: u16) -> bool {
         let geometry = *queue.geometry();
-        let tag = self.slots.tag(slot);
         let start = self.buffers.bounce().memory.iova(self.buffers.start(buffer)).0;
+        let operation = block::Operation::Write { fua: self.slots.asked(slot).durable };
         let s = self.slots.get_mut(slot);
+        let tag = s.tag();
         let grant = s.grant.as_ref().expect("an admitted request has its grant");
-        let operation = block::Operation::Write { fua: s.durable };
         let mut share = self.pieces;
-        for piece in self.directory.pieces(grant, s.submitted) {
-            let data = Iova(start + (s.submitted << geometry.block_shift));
+        for piece in self.directory.pieces(grant, u64::from(s.submitted)) {
+            let data = Iova(start + (u64::from(s.submitted) << geometry.block_shift));
             let whole = block::Command { operation, lba: piece.lba.0, blocks: 0, data, tag: 0 };
             for command in block::pieces(whole, piece.blocks, &geometry) {
                 if s.status != Status::OK {
@@ -340,10 +345,14 @@ impl State {
         let Self { gates, ports, slots, directory, .. } = self;
         let some = gates.answer(|blocks| {
             let mut busy = false;
-            for &slot in ports.iter().flatten().flat_map(|port| &port.in_flight) {
-                if slots.get(slot).writes_to(blocks, directory) {
-                    slots.get_mut(slot).delays = true;
-                    busy = true;
+            for port in ports.iter().flatten() {
+                let mut at = port.in_flight.first();
+                while let Some(slot) = at {
+                    if slots.get(slot).writes_to(blocks, directory) {
+                        slots.beside_mut(slot).delays = true;
+                        busy = true;
+                    }
+                    at = slots.after(slot);
                 }
             }
             busy
@@ -354,7 +363,7 @@ impl State {
         let mut passed = 0;
         let mut at = 0;
         while let Some(&slot) = self.gated.get(at) {
-            if self.slots.get(slot).claim.is_some_and(|claim| self.gates.has(claim)) {
+            if self.slots.claim(slot).is_some_and(|claim| self.gates.has(claim)) {
                 self.gated.remove(at);
                 self.start(queue, slot);
                 passed += 1;
@@ -381,11 +390,8 @@ pub(super) fn writes(operation: Operation) -> bool {
 impl Slot {
     /// Whether it is a write that has begun, or may at any time, and changes one of the blocks.
     fn writes_to(&self, blocks: &Blocks, directory: &Directory) -> bool {
-        writes(self.request.operation)
-            && self.state != SlotState::Gated
-            && self
-                .grant
-                .as_ref()
-                .is_some_and(|grant| directory.pieces(grant, 0).any(|piece| blocks.touches(&piece)))
+        let touches = |grant: &Grant| directory.pieces(grant, 0).any(|piece| blocks.touches(&piece));
+        self.state != SlotState::Gated
+            && self.grant.as_ref().is_some_and(|grant| writes(grant.operation()) && touches(grant))
     }
 }

@@ -36,11 +36,12 @@ impl State {
             if s.submitted > 0 || s.outstanding > 0 {
                 return true;
             }
-            let is_late = *now_ns > s.deadline_ns;
+            let deadline_ns = slots.asked(*slot).deadline_ns;
+            let is_late = *now_ns > deadline_ns;
             if is_late {
                 late.push(*slot);
             } else {
-                *next_deadline_ns = (*next_deadline_ns).min(s.deadline_ns);
+                *next_deadline_ns = (*next_deadline_ns).min(deadline_ns);
             }
             !is_late
         };

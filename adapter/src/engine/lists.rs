@@ -7,7 +7,7 @@ use wire::Status;
 use wire::layout::{MAX_SEGMENTS, ScatterSegment};
 
 use super::State;
-use super::slots::{Aside, Slot};
+use super::slots::{Aside, Asked};
 
 /// Lists of requests that run at the same time. More wait.
 const LISTS: u16 = 64;
@@ -93,14 +93,17 @@ impl Lists {
 impl State {
     /// Copies the list that the request names, and holds each of its segments. `shift`: the size of its grant's blocks.
     #[cold]
-    pub(super) fn take_list(&mut self, slot: u32, domain: Domain, shift: u8) -> Result<(), Refused> {
-        let &Slot { port, request, segments, .. } = self.slots.get(slot);
+    pub(super) fn take_list(&mut self, slot: u32, asked: &Asked, shift: u8) -> Result<(), Refused> {
+        let Asked { port, request, segments, .. } = *asked;
+        let Some(domain) = self.ports[port].as_ref().map(|port| port.domain) else {
+            return Err(Refused::Later);
+        };
         let list = self.lists.take(port, self.ports.len()).ok_or(Refused::Later)?;
         let result = self
             .copy_list(domain, &request, usize::from(segments))
             .and_then(|()| self.hold_list(list, domain, &request, usize::from(segments), shift));
         match result {
-            Ok(()) => self.slots.get_mut(slot).aside = Aside::List(list),
+            Ok(()) => self.slots.beside_mut(slot).aside = Aside::List(list),
             Err(_) => self.lists.give(list, &mut self.directory),
         }
         result
@@ -163,14 +166,15 @@ impl State {
         operation: block::Operation,
     ) -> bool {
         let block::Geometry { block_shift, max_transfer_blocks, max_segments, .. } = *queue.geometry();
-        let tag = self.slots.tag(slot);
         let s = self.slots.get_mut(slot);
+        let tag = s.tag();
         let grant = s.grant.as_ref().expect("an admitted request has its grant");
-        let mut cursor = Cursor::at(&self.lists.lists[usize::from(list)].held, s.submitted << block_shift);
+        let mut cursor =
+            Cursor::at(&self.lists.lists[usize::from(list)].held, u64::from(s.submitted) << block_shift);
         let most_segments = (max_segments as usize).min(MAX_SEGMENTS);
         let mut segments = [Segment { data: Iova(0), bytes: 0 }; MAX_SEGMENTS];
         let mut share = self.pieces;
-        for piece in self.directory.pieces(grant, s.submitted) {
+        for piece in self.directory.pieces(grant, u64::from(s.submitted)) {
             let mut done = 0;
             while done < piece.blocks {
                 if s.status != Status::OK {

@@ -240,18 +240,25 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         }
         state.turns += 1;
 
-        let mut work = state.take_commands(limits.commands);
+        let mut work = 0;
+        if !state.shared.commands_is_empty() {
+            work += state.take_commands(limits.commands);
+        }
         if state.gates.need_tending() {
             work += state.tend_gates(queue);
         }
         if state.gates.is_awake() {
-            work += state.retry(queue, limits.retries);
+            if !(state.held.is_empty() && state.starved.is_empty()) {
+                work += state.retry(queue, limits.retries);
+            }
             work += state.take_entries(queue, limits.burst);
         }
         queue.commit();
         work += queue.poll(limits.reap, &mut |done| state.ended(done));
         work += state.after_poll(queue);
-        state.acknowledge_drains();
+        if !state.drains.is_empty() {
+            state.acknowledge_drains();
+        }
         work + state.finish_turn()
     }
 
@@ -323,6 +330,7 @@ impl<Q, C> Drop for Engine<Q, C> {
 
 impl State {
     /// Commands from the control plane.
+    #[cold]
     fn take_commands(&mut self, most: usize) -> usize {
         let mut work = 0;
         while work < most {
@@ -355,6 +363,7 @@ impl State {
     }
 
     /// Tells the control plane of entries and regions that no request uses any more.
+    #[cold]
     fn acknowledge_drains(&mut self) {
         let mut at = 0;
         while at < self.drains.len() {

@@ -27,6 +27,7 @@ pub enum Parsed {
 
 /// Parses `entry`. Unknown operations and flags, and reserved fields that are not zero, are E_OPCODE: a later version
 /// may give them a meaning that this one would get wrong. A write of too many bytes is E_PARAM.
+#[inline]
 pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     let segments = entry.scatter_count;
     let scattered = entry.flags & flag::SCATTER != 0;

@@ -10,6 +10,7 @@ use wire::ring::{AdapterEnd, Completion};
 use wire::view::{QueueMemory, QueueView};
 
 use super::share::Terms;
+use super::slots::InFlight;
 use crate::mailbox::{DenialGate, Ticket};
 
 /// Names a queue for the life of the adapter.
@@ -54,8 +55,8 @@ pub struct Port {
     pub(super) domain: Domain,
     pub(super) ring: AdapterEnd<QueueView>,
     pub(super) state: PortState,
-    /// Slots of its admitted requests.
-    pub(super) in_flight: Vec<u32>,
+    /// Its admitted requests.
+    pub(super) in_flight: InFlight,
     /// The application sleeps and has completions.
     pub(super) wake_due: bool,
     /// Of its user.
@@ -80,7 +81,7 @@ impl Port {
             domain,
             ring: AdapterEnd::new(view, entries),
             state: PortState::Ready,
-            in_flight: super::touched(entries.get() as usize),
+            in_flight: InFlight::default(),
             wake_due: false,
             gate: Arc::default(),
             attention: super::schedule::Attention::default(),

@@ -1,4 +1,8 @@
 //! The requests that the engine has admitted, at fixed positions.
+//!
+//! A slot is in two parts. What starting, ending and listing a request takes is one [`Slot`] of two cache lines. What only
+//! a request needs that waits, or that has something beside its grant, stands elsewhere ([`Asked`], [`Beside`]), and nearly
+//! all requests never touch it.
 
 use driver::block::{DeviceStatus, SubmitError};
 use tpt::{Grant, Key, Memory, Operation, RegionKey, Request};
@@ -25,20 +29,10 @@ pub(super) enum SlotState {
     Running,
 }
 
-/// What an admitted request has beside its slot.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Aside {
-    /// Nothing.
-    Nothing,
-    /// A scatter list.
-    List(u16),
-    /// A buffer of private memory.
-    Buffer(u16),
-}
-
-/// What a request is when it is taken.
+/// A request as it was taken, parsed and not decided.
 #[derive(Clone, Copy)]
-pub(super) struct New {
+pub(super) struct Asked {
+    /// Of its queue.
     pub(super) port: usize,
     pub(super) user_data: u64,
     pub(super) request: Request,
@@ -49,70 +43,145 @@ pub(super) struct New {
     pub(super) deadline_ns: u64,
 }
 
-/// An admitted request.
-pub(super) struct Slot {
-    pub(super) port: usize,
-    pub(super) user_data: u64,
-    pub(super) request: Request,
-    pub(super) grant: Option<Grant>,
-    pub(super) state: SlotState,
-    /// Requests that were here before, in the tags of this one's commands.
-    life: u16,
-    /// As in [`New`].
-    pub(super) segments: u8,
+const NOTHING: Asked = Asked {
+    port: 0,
+    user_data: 0,
+    request: Request {
+        operation: Operation::Flush,
+        key: Key(0),
+        offset: 0,
+        length: 0,
+        memory: Memory { region: RegionKey(0), offset: 0 },
+    },
+    segments: 0,
+    durable: false,
+    deadline_ns: 0,
+};
+
+/// What the memory of a request is, if not one range of it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) enum Aside {
+    /// It is.
+    #[default]
+    Nothing,
+    /// A scatter list.
+    List(u16),
+    /// A buffer of private memory.
+    Buffer(u16),
+}
+
+/// What an admitted request has beside its grant, to be given back when it ends.
+#[derive(Default)]
+pub(super) struct Beside {
     pub(super) aside: Aside,
-    /// As in [`New`].
-    pub(super) durable: bool,
+    pub(super) claim: Option<Claim>,
     /// Somebody's gate waits for its end.
     pub(super) delays: bool,
-    pub(super) claim: Option<Claim>,
+}
+
+/// The end of a list of slots.
+const NONE: u32 = u32::MAX;
+
+/// The requests of one queue that have a slot, oldest first: a list through their slots.
+pub(super) struct InFlight {
+    first: u32,
+    last: u32,
+    count: u32,
+}
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self { first: NONE, last: NONE, count: 0 }
+    }
+}
+
+impl InFlight {
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The oldest; [`Slots::after`] gives the next.
+    pub(super) fn first(&self) -> Option<u32> {
+        (self.first != NONE).then_some(self.first)
+    }
+}
+
+/// An admitted request.
+#[repr(align(64))]
+pub(super) struct Slot {
+    pub(super) grant: Option<Grant>,
+    pub(super) user_data: u64,
+    /// When the device got a piece of it while it had none, or ended one.
+    pub(super) progress_ns: u64,
+    /// The slot's number, and from bit 16 on how many requests were here before: in the tags of this one's commands.
+    mark: u32,
+    port: u32,
+    /// In its queue's list; a free slot's `next` is the next free one.
+    next: u32,
+    previous: u32,
     /// Device blocks of the request, handed to the device, and ended well.
-    pub(super) blocks: u64,
-    pub(super) submitted: u64,
-    pub(super) done_blocks: u64,
+    pub(super) blocks: u32,
+    pub(super) submitted: u32,
+    pub(super) done: u32,
     /// Commands at the device.
     pub(super) outstanding: u32,
     pub(super) status: Status,
     pub(super) device_status: u16,
-    pub(super) deadline_ns: u64,
-    /// When the device got a piece of it while it had none, or ended one.
-    pub(super) progress_ns: u64,
-    /// Where it stands in its queue's list of requests in flight.
-    position: u32,
+    pub(super) state: SlotState,
+    /// What was asked is known ([`Slots::asked`]).
+    noted: bool,
+    /// It may have something [`Beside`].
+    pub(super) beside: bool,
 }
 
-const NOTHING: Request = Request {
-    operation: Operation::Flush,
-    key: Key(0),
-    offset: 0,
-    length: 0,
-    memory: Memory { region: RegionKey(0), offset: 0 },
-};
+const _: () = assert!(size_of::<Slot>() == 128);
 
 impl Slot {
-    fn free() -> Self {
+    fn free(number: u32) -> Self {
         Self {
-            port: 0,
-            user_data: 0,
-            request: NOTHING,
             grant: None,
-            state: SlotState::Free,
-            life: 0,
-            segments: 0,
-            aside: Aside::Nothing,
-            durable: false,
-            delays: false,
-            claim: None,
+            user_data: 0,
+            progress_ns: 0,
+            mark: number,
+            port: 0,
+            next: NONE,
+            previous: NONE,
             blocks: 0,
             submitted: 0,
-            done_blocks: 0,
+            done: 0,
             outstanding: 0,
             status: Status::OK,
             device_status: 0,
-            deadline_ns: 0,
-            progress_ns: 0,
-            position: 0,
+            state: SlotState::Free,
+            noted: false,
+            beside: false,
         }
+    }
+
+    /// Its queue's port.
+    #[inline]
+    pub(super) fn port(&self) -> usize {
+        self.port as usize
+    }
+
+    /// What the tags of its commands begin with; the caller adds the command's blocks from bit 32.
+    #[inline]
+    pub(super) fn tag(&self) -> u64 {
+        u64::from(self.mark)
+    }
+
+    /// It was granted.
+    #[inline]
+    pub(super) fn give(&mut self, grant: Grant) {
+        // The length of a request has 32 bits, and a block more than one byte.
+        self.blocks = u32::try_from(grant.blocks()).expect("no more blocks than a request has bytes");
+        self.grant = Some(grant);
     }
 
     /// The device took a command of it.
@@ -121,7 +190,7 @@ impl Slot {
         if self.outstanding == 0 {
             self.progress_ns = now_ns;
         }
-        self.submitted += u64::from(blocks);
+        self.submitted += blocks;
         self.outstanding += 1;
     }
 
@@ -145,19 +214,44 @@ impl Slot {
     }
 }
 
+/// What is left of a request when its slot is free.
+pub(super) struct Over {
+    pub(super) grant: Option<Grant>,
+    pub(super) user_data: u64,
+    pub(super) status: Status,
+    pub(super) device_status: u16,
+    /// Device blocks that ended well.
+    pub(super) done: u32,
+}
+
 /// A fixed number of slots. Each has a life count in its device tag, so that a tag never resolves to a later request.
 pub(super) struct Slots {
     slots: Box<[Slot]>,
-    free: Vec<u16>,
+    asked: Box<[Asked]>,
+    beside: Box<[Beside]>,
+    /// The free one that was used last.
+    free: u32,
+    used: usize,
 }
 
 impl Slots {
     pub(super) fn new(count: u16) -> Self {
-        Self { slots: (0..count).map(|_| Slot::free()).collect(), free: (0..count).rev().collect() }
+        let mut slots: Box<[Slot]> = (0..u32::from(count)).map(Slot::free).collect();
+        for (slot, next) in slots.iter_mut().zip(1..u32::from(count)) {
+            slot.next = next;
+        }
+        Self {
+            slots,
+            asked: vec![NOTHING; usize::from(count)].into(),
+            beside: (0..count).map(|_| Beside::default()).collect(),
+            free: if count == 0 { NONE } else { 0 },
+            used: 0,
+        }
     }
 
+    #[inline]
     pub(super) fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        self.free != NONE
     }
 
     pub(super) fn count(&self) -> usize {
@@ -165,85 +259,146 @@ impl Slots {
     }
 
     /// Whether half of them are in use.
+    #[inline]
     pub(super) fn is_crowded(&self) -> bool {
-        self.free.len() <= self.slots.len() / 2
+        self.slots.len() - self.used <= self.slots.len() / 2
     }
 
     pub(super) fn used(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.used
     }
 
-    /// Gives a request a slot, and notes it in its queue's list. The caller saw [`Slots::has_room`].
-    #[inline]
-    pub(super) fn allocate(&mut self, new: New, in_flight: &mut Vec<u32>) -> u32 {
-        let index = self.free.pop().expect("the caller saw room");
-        let slot = &mut self.slots[usize::from(index)];
-        // Field by field: what the last request left is as good as new where nothing is written.
-        slot.port = new.port;
-        slot.user_data = new.user_data;
-        slot.request = new.request;
-        slot.state = SlotState::Taken;
-        slot.segments = new.segments;
-        slot.durable = new.durable;
-        slot.deadline_ns = new.deadline_ns;
-        slot.submitted = 0;
-        slot.done_blocks = 0;
-        slot.status = Status::OK;
-        slot.device_status = 0;
-        slot.position = u32::try_from(in_flight.len()).expect("bounded by the queue's entries");
-        in_flight.push(u32::from(index));
-        u32::from(index)
+    /// The slot that [`Slots::allocate`] will give. The caller saw [`Slots::has_room`].
+    pub(super) fn next_free(&self) -> u32 {
+        self.free
     }
 
-    /// Ends the life of `index`, which has nothing any more, and takes it out of its queue's list.
+    /// Its [`Slot::tag`].
     #[inline]
-    pub(super) fn free(&mut self, index: u32, in_flight: &mut Vec<u32>) {
-        let slot = &mut self.slots[index as usize];
-        assert!(
-            slot.state != SlotState::Free && slot.grant.is_none(),
-            "a slot is freed once, and after its grant"
-        );
-        debug_assert!(
-            slot.aside == Aside::Nothing && slot.claim.is_none() && !slot.delays,
-            "all was given back"
-        );
-        slot.state = SlotState::Free;
-        slot.life = slot.life.wrapping_add(1);
-        let position = slot.position as usize;
-        in_flight.swap_remove(position);
-        if let Some(&moved) = in_flight.get(position) {
-            self.get_mut(moved).position = u32::try_from(position).expect("bounded by the queue's entries");
+    pub(super) fn next_tag(&self) -> u64 {
+        self.get(self.free).tag()
+    }
+
+    /// Gives a request a slot, the last in its queue's list. The caller saw [`Slots::has_room`].
+    #[inline]
+    pub(super) fn allocate(&mut self, port: usize, user_data: u64, list: &mut InFlight) -> &mut Slot {
+        let number = self.free;
+        let last = std::mem::replace(&mut list.last, number);
+        match self.slots.get_mut(last as usize) {
+            Some(last) => last.next = number,
+            None => list.first = number,
         }
-        self.free.push(u16::try_from(index).expect("an index of this table"));
+        list.count += 1;
+        self.used += 1;
+        let slot = &mut self.slots[number as usize];
+        self.free = std::mem::replace(&mut slot.next, NONE);
+        slot.previous = last;
+        // Field by field: what the last request left is as good as new where nothing is written.
+        #[allow(clippy::cast_possible_truncation)] // ports are counted in a vector
+        let port = port as u32;
+        (slot.port, slot.user_data) = (port, user_data);
+        (slot.submitted, slot.done) = (0, 0);
+        (slot.status, slot.device_status) = (Status::OK, 0);
+        (slot.state, slot.noted, slot.beside) = (SlotState::Taken, false, false);
+        slot
+    }
+
+    /// Ends the life of a slot, of which the device has nothing and which has nothing beside its grant, and takes it out
+    /// of its queue's list.
+    #[inline]
+    pub(super) fn free(&mut self, number: u32, list: &mut InFlight) -> Over {
+        let slot = &mut self.slots[number as usize];
+        assert_eq!(slot.outstanding, 0, "a request ends only when the device has ended all its pieces");
+        assert!(
+            slot.state != SlotState::Free && !slot.beside,
+            "a slot is freed once, when all was given back"
+        );
+        let over = Over {
+            grant: slot.grant.take(),
+            user_data: slot.user_data,
+            status: slot.status,
+            device_status: slot.device_status,
+            done: slot.done,
+        };
+        slot.state = SlotState::Free;
+        slot.mark = slot.mark.wrapping_add(1 << 16);
+        let previous = slot.previous;
+        let next = std::mem::replace(&mut slot.next, self.free);
+        self.free = number;
+        self.used -= 1;
+        match self.slots.get_mut(previous as usize) {
+            Some(previous) => previous.next = next,
+            None => list.first = next,
+        }
+        match self.slots.get_mut(next as usize) {
+            Some(next) => next.previous = previous,
+            None => list.last = previous,
+        }
+        list.count -= 1;
+        over
+    }
+
+    /// The one behind it in its queue's list.
+    pub(super) fn after(&self, number: u32) -> Option<u32> {
+        let next = self.get(number).next;
+        (next != NONE).then_some(next)
     }
 
     #[inline]
-    pub(super) fn get(&self, index: u32) -> &Slot {
-        &self.slots[index as usize]
+    pub(super) fn get(&self, number: u32) -> &Slot {
+        &self.slots[number as usize]
     }
 
     #[inline]
-    pub(super) fn get_mut(&mut self, index: u32) -> &mut Slot {
-        &mut self.slots[index as usize]
+    pub(super) fn get_mut(&mut self, number: u32) -> &mut Slot {
+        &mut self.slots[number as usize]
     }
 
-    /// The tag of a slot's commands; the caller adds the command's blocks from bit 32.
+    /// Keeps what was asked: before the request waits, or gets something beside its grant.
+    pub(super) fn note(&mut self, number: u32, asked: &Asked) {
+        self.slots[number as usize].noted = true;
+        self.asked[number as usize] = *asked;
+    }
+
+    /// What was asked, of a request for which it was noted.
+    pub(super) fn asked(&self, number: u32) -> &Asked {
+        assert!(self.get(number).noted, "what waits or has something beside its grant was noted");
+        &self.asked[number as usize]
+    }
+
+    /// What the memory of the request is.
     #[inline]
-    pub(super) fn tag(&self, index: u32) -> u64 {
-        u64::from(index) | u64::from(self.slots[index as usize].life) << 16
+    pub(super) fn aside(&self, number: u32) -> Aside {
+        if self.get(number).beside { self.beside[number as usize].aside } else { Aside::Nothing }
+    }
+
+    /// The blocks that it has claimed.
+    pub(super) fn claim(&self, number: u32) -> Option<Claim> {
+        if self.get(number).beside { self.beside[number as usize].claim } else { None }
+    }
+
+    /// What it has beside its grant, to add to it.
+    pub(super) fn beside_mut(&mut self, number: u32) -> &mut Beside {
+        self.get_mut(number).beside = true;
+        &mut self.beside[number as usize]
+    }
+
+    /// Takes what it has beside its grant.
+    pub(super) fn take_beside(&mut self, number: u32) -> Beside {
+        self.get_mut(number).beside = false;
+        std::mem::take(&mut self.beside[number as usize])
     }
 
     /// The slot and the blocks of the command with this tag. Tags come back from our own driver, which returns each
     /// exactly once, so a wrong one is a bug here and not hostile data.
     #[inline]
-    pub(super) fn resolve(&self, tag: u64) -> (u32, u64) {
-        let index = (tag & 0xffff) as usize;
-        let slot = &self.slots[index];
-        assert!(
-            slot.state != SlotState::Free && u64::from(slot.life) == tag >> 16 & 0xffff,
-            "tag {tag:#x} of a request that has ended"
-        );
-        ((tag & 0xffff) as u32, tag >> 32)
+    pub(super) fn resolve(&self, tag: u64) -> (u32, u32) {
+        #[allow(clippy::cast_possible_truncation)] // the halves of a tag
+        let (mark, blocks) = (tag as u32, (tag >> 32) as u32);
+        let number = mark & 0xffff;
+        // A free slot has the mark of a life that has not begun.
+        assert_eq!(self.get(number).mark, mark, "tag {tag:#x} of a request that has ended");
+        (number, blocks)
     }
 
     /// When the device last showed that it works on the request that it has left alone for longest.

@@ -5,19 +5,22 @@ use driver::hal::Iova;
 use tpt::Operation;
 use wire::Status;
 
-use super::slots::{Aside, Slot, SlotState};
+use super::slots::{Aside, Beside, Over, SlotState};
 use super::{FLUSH_TAG, SCAN_INTERVAL_NS, State};
 
 impl State {
     /// Hands the pieces of an admitted request to the device, from where it left off, at most a turn's share. False if
     /// that or the device's room was not enough for all: the rest waits in the starved list.
     pub(super) fn start<Q: BlockQueue>(&mut self, queue: &mut Q, slot: u32) -> bool {
+        let deadline_ns = self.slots.asked(slot).deadline_ns;
+        let aside = self.slots.aside(slot);
         let s = self.slots.get_mut(slot);
-        if s.submitted == 0 && self.now_ns > s.deadline_ns {
+        if s.submitted == 0 && self.now_ns > deadline_ns {
             s.fail(Status::E_DEADLINE, 0);
             return self.settle(slot, false);
         }
-        let operation = match (s.aside, device_operation(s.request.operation, queue.geometry())) {
+        let asked = s.grant.as_ref().expect("an admitted request has its grant").operation();
+        let operation = match (aside, device_operation(asked, queue.geometry())) {
             (Aside::Buffer(buffer), _) => return self.start_bytes(queue, slot, buffer),
             (_, Some(operation)) => operation,
             (_, None) => {
@@ -25,7 +28,7 @@ impl State {
                 return self.settle(slot, false);
             }
         };
-        let left = match s.aside {
+        let left = match aside {
             Aside::List(list) => self.submit_scattered(queue, slot, list, operation),
             Aside::Nothing | Aside::Buffer(_) => self.submit_pieces(queue, slot, operation),
         };
@@ -38,9 +41,8 @@ impl State {
         let s = self.slots.get_mut(slot);
         if left {
             s.state = SlotState::Starved;
-            let deadline_ns = s.deadline_ns;
             self.starved.push_back(slot);
-            self.note_deadline(deadline_ns);
+            self.note_deadline(self.slots.asked(slot).deadline_ns);
         } else {
             s.state = SlotState::Running;
             if s.status == Status::OK && s.submitted < s.blocks {
@@ -54,33 +56,18 @@ impl State {
     }
 
     /// The commands of a request whose memory is one range. True if some are left.
-    #[inline]
     fn submit_pieces<Q: BlockQueue>(
         &mut self,
         queue: &mut Q,
         slot: u32,
         operation: block::Operation,
     ) -> bool {
-        let tag = self.slots.tag(slot);
         let s = self.slots.get_mut(slot);
+        let tag = s.tag();
         let grant = s.grant.as_ref().expect("an admitted request has its grant");
-        let pieces = self.directory.pieces(grant, s.submitted);
-        // Nearly all are one command.
-        if s.submitted == 0
-            && let Some(piece) = pieces.clone().next()
-            && piece.blocks == s.blocks
-            && piece.blocks <= u64::from(queue.geometry().most_blocks(operation))
-        {
-            #[allow(clippy::cast_possible_truncation)] // at most what `most_blocks` says
-            let blocks = piece.blocks as u32;
-            let tag = tag | piece.blocks << 32;
-            let command =
-                block::Command { operation, lba: piece.lba.0, blocks, data: Iova(piece.iova.0), tag };
-            return s.hand(queue.submit(&command), blocks, self.now_ns);
-        }
         let geometry = *queue.geometry();
         let mut share = self.pieces;
-        for piece in pieces {
+        for piece in self.directory.pieces(grant, u64::from(s.submitted)) {
             let whole =
                 block::Command { operation, lba: piece.lba.0, blocks: 0, data: Iova(piece.iova.0), tag: 0 };
             for command in block::pieces(whole, piece.blocks, &geometry) {
@@ -131,33 +118,43 @@ impl State {
     }
 
     /// The device ended a command.
+    #[inline]
     pub(super) fn ended(&mut self, done: Completed) {
         if done.tag == FLUSH_TAG {
-            self.flush_running = false;
-            while let Some(slot) = self.flushing.pop() {
-                let s = self.slots.get_mut(slot);
-                s.outstanding = 0;
-                if !done.status.is_ok() {
-                    s.fail(Status::E_DEVICE, done.status.0);
-                }
-                self.finish(slot);
-            }
-            return;
+            return self.flushed(done.status);
         }
         let (slot, blocks) = self.slots.resolve(done.tag);
         let s = self.slots.get_mut(slot);
         s.outstanding -= 1;
         s.progress_ns = self.now_ns;
         match done.status {
-            DeviceStatus::OK => s.done_blocks += blocks,
+            DeviceStatus::OK => s.done += blocks,
             DeviceStatus::COMPARE_FAILURE => s.fail(Status::E_MISCOMPARE, done.status.0),
             status => s.fail(Status::E_DEVICE, status.0),
         }
         if s.outstanding == 0 && s.state == SlotState::Running {
-            if let Aside::Buffer(buffer) = s.aside
-                && self.has_read(slot, buffer)
-            {
-                return;
+            if s.beside { self.ended_all(slot) } else { self.end(slot, None) }
+        }
+    }
+
+    /// The device ended the last command of a request that may have something beside its grant.
+    #[cold]
+    fn ended_all(&mut self, slot: u32) {
+        match self.slots.aside(slot) {
+            Aside::Buffer(buffer) if self.has_read(slot, buffer) => {}
+            _ => self.finish(slot),
+        }
+    }
+
+    /// The flush that the device was executing ended, and with it all requests under it.
+    #[cold]
+    fn flushed(&mut self, status: DeviceStatus) {
+        self.flush_running = false;
+        while let Some(slot) = self.flushing.pop() {
+            let s = self.slots.get_mut(slot);
+            s.outstanding = 0;
+            if !status.is_ok() {
+                s.fail(Status::E_DEVICE, status.0);
             }
             self.finish(slot);
         }
@@ -165,65 +162,76 @@ impl State {
 
     /// The next flush starts; a device that is gone takes everything with it. Returns how much was submitted, which the
     /// next turn announces.
+    #[inline]
     pub(super) fn after_poll<Q: BlockQueue>(&mut self, queue: &mut Q) -> usize {
-        let submitted = usize::from(self.start_flush(queue));
+        let waits = !self.flush_next.is_empty();
+        let submitted = usize::from(waits && self.start_flush(queue));
         if queue.state() == QueueState::Gone {
-            self.starved.extend(self.gated.drain(..));
-            while let Some(slot) = self.starved.pop_front() {
-                let s = self.slots.get_mut(slot);
-                s.fail(Status::E_PATH, 0);
-                s.state = SlotState::Running; // Should the device have some of it after all, it ends with that.
-                if self.slots.get(slot).outstanding == 0 {
-                    self.finish(slot);
-                }
-            }
-            while let Some(slot) = self.flush_next.pop() {
-                self.slots.get_mut(slot).fail(Status::E_PATH, 0);
-                self.finish(slot);
-            }
+            self.end_what_waits();
         }
         submitted
     }
 
-    /// Ends a request that the device can no longer touch: its grant and its slot are free, its completion is posted.
-    pub(super) fn finish(&mut self, slot: u32) {
-        let s = self.slots.get_mut(slot);
-        assert_eq!(s.outstanding, 0, "a request ends only when the device has ended all its pieces");
-        let (index, user_data, status, device) = (s.port, s.user_data, s.status, s.device_status);
-        let mut bytes = 0;
-        if let Some(grant) = s.grant.take() {
-            bytes = s.done_blocks << grant.block_shift();
-            self.directory.release(grant);
+    /// The device is gone.
+    #[cold]
+    fn end_what_waits(&mut self) {
+        self.starved.extend(self.gated.drain(..));
+        while let Some(slot) = self.starved.pop_front() {
+            let s = self.slots.get_mut(slot);
+            s.fail(Status::E_PATH, 0);
+            s.state = SlotState::Running; // Should the device have some of it after all, it ends with that.
+            if self.slots.get(slot).outstanding == 0 {
+                self.finish(slot);
+            }
         }
-        if s.aside != Aside::Nothing || s.claim.is_some() || s.delays {
-            bytes = self.tidy(slot, bytes);
+        while let Some(slot) = self.flush_next.pop() {
+            self.slots.get_mut(slot).fail(Status::E_PATH, 0);
+            self.finish(slot);
         }
-        let Some(port) = self.ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
-        self.slots.free(slot, &mut port.in_flight);
-        port.complete(user_data, status, u32::try_from(bytes).unwrap_or(u32::MAX), device);
     }
 
-    /// Gives back what an ending request has beside its slot. Returns how many of its bytes were done, given those of
-    /// whole blocks.
+    /// Ends a request that the device can no longer touch: its grant and its slot are free, its completion is posted.
     #[cold]
-    fn tidy(&mut self, slot: u32, bytes: u64) -> u64 {
-        let s = self.slots.get_mut(slot);
-        let aside = std::mem::replace(&mut s.aside, Aside::Nothing);
-        let (claim, delays) = (s.claim.take(), std::mem::take(&mut s.delays));
-        let &mut Slot { request, status, .. } = s;
+    pub(super) fn finish(&mut self, slot: u32) {
+        let bytes = if self.slots.get(slot).beside { self.tidy(slot) } else { None };
+        self.end(slot, bytes);
+    }
+
+    /// As [`State::finish`], when nothing is left beside its grant. `bytes` were done, if not whole blocks.
+    #[inline]
+    fn end(&mut self, slot: u32, bytes: Option<u64>) {
+        let Self { ports, slots, directory, .. } = self;
+        let Some(port) = ports[slots.get(slot).port()].as_mut() else {
+            unreachable!("a queue outlives its requests")
+        };
+        let Over { grant, user_data, status, device_status, done } = slots.free(slot, &mut port.in_flight);
+        let mut blocks = 0;
+        if let Some(grant) = grant {
+            blocks = u64::from(done) << grant.block_shift();
+            directory.release(grant);
+        }
+        let bytes = u32::try_from(bytes.unwrap_or(blocks)).unwrap_or(u32::MAX);
+        port.complete(user_data, status, bytes, device_status);
+    }
+
+    /// Gives back what an ending request has beside its grant. Returns how many of its bytes were done, if not those of
+    /// whole blocks.
+    fn tidy(&mut self, slot: u32) -> Option<u64> {
+        let Beside { aside, claim, delays } = self.slots.take_beside(slot);
         claim.into_iter().for_each(|claim| self.gates.give_up(claim));
         if delays {
             self.gates.look_again();
         }
         match aside {
-            Aside::Nothing => bytes,
+            Aside::Nothing => None,
             Aside::List(list) => {
                 self.give_list(list);
-                bytes
+                None
             }
             Aside::Buffer(buffer) => {
                 self.give_buffer(buffer);
-                if status == Status::OK { request.length } else { 0 }
+                let all = self.slots.asked(slot).request.length;
+                Some(if self.slots.get(slot).status == Status::OK { all } else { 0 })
             }
         }
     }
