@@ -3,6 +3,8 @@
 use core::fmt;
 use core::ops::BitOr;
 
+use crate::published::Needed;
+
 /// What an entry or a region allows: a set of READ, WRITE and TRIM.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Access(u8);
@@ -93,70 +95,35 @@ pub enum Operation {
     WriteBytes,
 }
 
-/// All that an operation needs, in one word, so that a check looks it up once.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Rule(u32);
+/// What each operation needs of its entry, in the order of the variants, so that looking it up is no decision for the
+/// machine. It may say too much, for what is looked at again then: a flush, which names no range, and write zeroes, which
+/// is here as if it deallocated.
+static OF_ENTRY: [Needed; 7] = [
+    Needed::of(Access::READ),
+    Needed::of(Access::WRITE),
+    Needed::TOO_MUCH,
+    Needed::of(Access(Access::WRITE.0 | Access::TRIM.0)),
+    Needed::of(Access::TRIM),
+    Needed::of(Access::READ),
+    Needed::of(Access::WRITE),
+];
 
-impl Rule {
-    const MEMORY_SHIFT: u32 = 8;
-    const NO_RANGE: u32 = 1 << 16;
-    const ANY_ALIGNMENT: u32 = 1 << 17;
-
-    const fn new(entry: Access, memory: Access, flags: u32) -> Self {
-        Self(entry.0 as u32 | (memory.0 as u32) << Self::MEMORY_SHIFT | flags)
-    }
-
-    /// What the entry must allow.
-    #[inline]
-    #[allow(clippy::cast_possible_truncation)] // the low byte
-    pub(crate) const fn access(self) -> Access {
-        Access(self.0 as u8)
-    }
-
-    /// What the memory region must allow; nothing where no data moves.
-    #[inline]
-    #[allow(clippy::cast_possible_truncation)] // one of its bytes
-    pub(crate) const fn memory(self) -> Access {
-        Access((self.0 >> Self::MEMORY_SHIFT) as u8)
-    }
-
-    /// It names no range: offset and length are zero. All others name one that is not empty.
-    #[inline]
-    pub(crate) const fn has_no_range(self) -> bool {
-        self.0 & Self::NO_RANGE != 0
-    }
-
-    /// Neither its range nor its memory need be aligned.
-    #[inline]
-    pub(crate) const fn is_of_bytes(self) -> bool {
-        self.0 & Self::ANY_ALIGNMENT != 0
-    }
-
-    /// Write zeroes, which few do.
-    #[cold]
-    #[inline(never)]
-    const fn of_zeroes(deallocate: bool) -> Self {
-        let trim = if deallocate { Access::TRIM } else { Access::NONE };
-        Self::new(Access(Access::WRITE.0 | trim.0), Access::NONE, 0)
-    }
-}
-
-/// In the order of the variants, but for write zeroes.
-const RULES: [Rule; 7] = [
-    Rule::new(Access::READ, Access::WRITE, 0),
-    Rule::new(Access::WRITE, Access::READ, 0),
-    Rule::new(Access::WRITE, Access::NONE, Rule::NO_RANGE),
-    Rule::of_zeroes(true),
-    Rule::new(Access::TRIM, Access::NONE, 0),
-    Rule::new(Access::READ, Access::READ, 0),
-    Rule::new(Access::WRITE, Access::READ, Rule::ANY_ALIGNMENT),
+/// What each needs of its memory region.
+static OF_MEMORY: [Needed; 7] = [
+    Needed::of(Access::WRITE),
+    Needed::of(Access::READ),
+    Needed::NOTHING,
+    Needed::NOTHING,
+    Needed::NOTHING,
+    Needed::of(Access::READ),
+    Needed::of(Access::READ),
 ];
 
 impl Operation {
+    /// Its place in the tables of what is needed.
     #[inline]
-    pub(crate) const fn rule(self) -> Rule {
-        // The order is that of the variants, so that this is no decision for the machine.
-        let number = match self {
+    const fn number(self) -> usize {
+        match self {
             Self::Read => 0,
             Self::Write { .. } => 1,
             Self::Flush => 2,
@@ -164,26 +131,85 @@ impl Operation {
             Self::Deallocate => 4,
             Self::Compare => 5,
             Self::WriteBytes => 6,
-        };
-        match self {
-            Self::WriteZeroes { deallocate } => Rule::of_zeroes(deallocate),
-            _ => RULES[number],
         }
+    }
+
+    /// What of an entry is enough; where that is refused, [`Operation::required_access`] has the last word.
+    #[inline]
+    pub(crate) fn enough(self) -> Needed {
+        OF_ENTRY[self.number()]
+    }
+
+    /// What the memory region must be.
+    #[inline]
+    pub(crate) fn needed_of_memory(self) -> Needed {
+        OF_MEMORY[self.number()]
     }
 
     /// What the entry must allow.
     #[inline]
     pub const fn required_access(self) -> Access {
-        self.rule().access()
+        match self {
+            Self::Read | Self::Compare => Access::READ,
+            Self::Write { .. } | Self::Flush | Self::WriteBytes => Access::WRITE,
+            Self::WriteZeroes { deallocate: false } => Access::WRITE,
+            Self::WriteZeroes { deallocate: true } => Access(Access::WRITE.0 | Access::TRIM.0),
+            Self::Deallocate => Access::TRIM,
+        }
     }
 
     /// What the memory region must allow: WRITE where the device writes memory, READ where it reads it, `None`
     /// where the operation moves no data.
     #[inline]
     pub const fn required_memory_access(self) -> Option<Access> {
-        match self.rule().memory() {
-            Access::NONE => None,
-            needed => Some(needed),
+        match self {
+            Self::Read => Some(Access::WRITE),
+            Self::Write { .. } | Self::Compare | Self::WriteBytes => Some(Access::READ),
+            Self::Flush | Self::WriteZeroes { .. } | Self::Deallocate => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::KeyInstance;
+    use crate::published::{Stage, StateWord};
+
+    const STAGES: [Stage; 4] = [Stage::Valid, Stage::Held, Stage::Closed, Stage::Free];
+
+    /// The words that are compared with say what the operations say, or too much where that is looked at again.
+    #[test]
+    fn what_is_enough_is_what_is_required() {
+        let zeroes = |deallocate| Operation::WriteZeroes { deallocate };
+        let operations = [
+            Operation::Read,
+            Operation::Write { fua: false },
+            Operation::Write { fua: true },
+            Operation::Flush,
+            zeroes(false),
+            zeroes(true),
+            Operation::Deallocate,
+            Operation::Compare,
+            Operation::WriteBytes,
+        ];
+        let of_instance = |access, stage| StateWord::new(KeyInstance(7), access, stage);
+        for operation in operations {
+            let (entry, memory) = (operation.enough(), operation.needed_of_memory());
+            let again = matches!(operation, Operation::Flush | Operation::WriteZeroes { deallocate: false });
+            for (bits, stage) in (0..=7).flat_map(|bits| STAGES.map(|stage| (bits, stage))) {
+                let access = Access::from_bits(bits).unwrap();
+                let (word, open) = (of_instance(access, stage), stage == Stage::Valid);
+                let allowed = open && access.allows(operation.required_access());
+                let admitted = word.admits(KeyInstance(7), entry);
+                assert!(admitted == allowed || again && !admitted, "{operation:?} {access} {stage:?}");
+                assert!(!word.admits(KeyInstance(6), entry));
+                let needed = operation.required_memory_access();
+                let allowed = needed.is_none_or(|needed| open && access.allows(needed));
+                assert_eq!(word.admits(KeyInstance(7), memory), allowed, "{operation:?} {access} {stage:?}");
+                assert!(needed.is_none() || !word.admits(KeyInstance(6), memory));
+            }
+        }
+        assert!(!of_instance(Access::ALL, Stage::Valid).admits(KeyInstance(7), Operation::Flush.enough()));
     }
 }

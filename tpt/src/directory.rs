@@ -6,10 +6,7 @@ use alloc::vec;
 use core::sync::atomic::Ordering::Relaxed;
 use core::{hint, mem};
 
-use crate::access::Rule;
-use crate::published::{
-    self, Extent, LbaEntry, ListPointer, NONE, Region, Segment, Shape, Stage, StateWord, extent,
-};
+use crate::published::{self, Entry, Extent, LbaEntry, NONE, Needed, Region, Segment, Stage, extent};
 use crate::{
     Denied, Domain, EntryIndex, Grant, Hold, Iova, Key, Lba, Memory, Operation, Piece, Published,
     RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
@@ -24,48 +21,70 @@ pub struct DirectoryCounters {
     pub evictions: u64,
 }
 
-/// What a poller knows of one segment of the table: one cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
+/// What a poller knows of one segment of the table.
+#[derive(Clone, Debug)]
 struct Slot {
-    /// The pointer to it, if it is at hand.
-    entries: Option<Arc<Segment>>,
-    /// Whose it was when it was last looked up. Another's request is sent away without a look at the entries.
-    domain: Domain,
+    /// The pointer to it, if it is at hand; else one to a segment of which nothing is admitted, so that a check need not
+    /// ask which.
+    entries: Arc<Segment>,
+    at_hand: bool,
     /// It was used since the hand last passed it.
     used: bool,
-    /// How many I/O are active on each of its entries, also while the pointer to it is dropped.
-    active: [u16; SEGMENT_ENTRIES as usize],
 }
 
-const _: () = assert!(size_of::<Slot>() == 64);
-
 impl Slot {
-    /// Drops the pointer, and keeps the counts.
-    fn empty(&mut self) {
-        self.entries = None;
-        self.used = false;
+    /// The table's part of the decision: whether an entry that is at hand admits the request, and where its blocks are
+    /// if they are in the first range. One line is read. `None` means no more than that this does not decide it.
+    #[inline(always)]
+    fn find(&self, domain: Domain, request: &Request) -> Option<Place> {
+        let index = request.key.index().0;
+        let entry = self.entries.entry(index);
+        // The state first: if it says that the entry is open, the other fields are of this life.
+        let (state, shape) = (entry.state(), entry.shape());
+        if shape.domain() != domain || !state.admits(request.key.instance(), request.operation.enough()) {
+            return None;
+        }
+        // What is not aligned is beyond any range, and so is the last of no blocks.
+        let range = entry.first_range();
+        let (offset, blocks) = (shape.in_blocks(request.offset), shape.in_blocks(request.length));
+        if offset.checked_add(blocks.wrapping_sub(1))? >= range.blocks {
+            return None;
+        }
+        if !entry.is_sealed(request.key, shape, range) {
+            return None;
+        }
+        Some(Place { lba: Lba(range.first + offset), blocks, block_shift: shape.shift() })
     }
 }
 
-/// The place of an entry in its segment.
-#[inline]
-fn place(index: u32) -> usize {
-    (index % SEGMENT_ENTRIES) as usize
+/// Where all blocks of a request are: one after another, as most are. See [`Directory::look_up`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The first device block.
+    pub lba: Lba,
+    /// How many.
+    pub blocks: u64,
+    /// The size of one as a power of two.
+    pub block_shift: u8,
 }
 
 /// One poller's directory: pointers to at most as many segments as it may hold, and how many I/O are active on each
 /// entry and region. Private; nothing shared is written by a check.
 ///
-/// The counts are beside the pointers and not in what they point to, one for each entry of the table: so a pointer may
+/// The counts are not in what the pointers lead to, and there is one for each entry of the table: so a pointer may
 /// always be dropped, also with I/O active, and nobody can fill the directory with busy segments and shut others out.
 ///
-/// A check that finds its segment at hand reads the segment's line of the directory, the entry's line and the region's,
-/// and writes counts: nothing else, if the request is in the first range of its grant.
+/// A check that finds its segment at hand, and its request in the first range of its grant, reads the entry's line and the
+/// region's of what is shared, and writes nothing there. Of its own it reads the pointer and writes counts, which are small
+/// and close together: for a million entries 1 MiB of pointers and 2 MiB of counts.
 #[derive(Debug)]
 pub struct Directory<S: SegmentSource = Published> {
     /// One for each segment of the table.
     slots: Box<[Slot]>,
+    /// What a slot points to whose segment is not at hand.
+    empty: Arc<Segment>,
+    /// How many I/O are active on each entry, also while the pointer to its segment is dropped.
+    active: Box<[u16]>,
     regions: Arc<[Region]>,
     regions_active: Box<[u32]>,
     lba: Arc<[LbaEntry]>,
@@ -80,9 +99,9 @@ pub struct Directory<S: SegmentSource = Published> {
 }
 
 /// So many zeroes, each page of which was written to: no check waits for the kernel to give one.
-fn touched(count: usize) -> Box<[u32]> {
-    let mut words = vec![1; count];
-    hint::black_box(&mut words).fill(0);
+fn touched<T: Copy + From<u8>>(count: usize) -> Box<[T]> {
+    let mut words = vec![T::from(1); count];
+    hint::black_box(&mut words).fill(T::from(0));
     words.into()
 }
 
@@ -98,9 +117,13 @@ impl<S: SegmentSource> Directory<S> {
     /// As [`Directory::new`], with segments from somewhere else: for tests of E_SEGMENT.
     pub fn with_source(published: Arc<Published>, source: Arc<S>, resident_segments: usize) -> Self {
         let limits = published.limits();
+        let empty = Arc::new(Segment::empty());
+        let slot = Slot { entries: Arc::clone(&empty), at_hand: false, used: false };
         let residents = resident_segments.clamp(1, published.segment_count().max(1));
         Self {
-            slots: (0..published.segment_count()).map(|_| Slot::default()).collect(),
+            slots: vec![slot; published.segment_count()].into(),
+            empty,
+            active: touched(published.segment_count() * SEGMENT_ENTRIES as usize),
             regions: Arc::clone(&published.regions),
             regions_active: touched(limits.regions as usize),
             lba: Arc::clone(&published.lba),
@@ -120,11 +143,7 @@ impl<S: SegmentSource> Directory<S> {
     /// anything is fetched. Nothing has changed then.
     #[inline]
     pub fn check(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
-        if self.has_at_hand(domain, request.key) {
-            self.decide::<true>(domain, request)
-        } else {
-            self.decide_elsewhere::<true>(domain, request)
-        }
+        self.check_quickly::<true>(domain, request)
     }
 
     /// As [`Directory::check`], but `request.memory` is not looked at: the memory is a list, of which each piece is
@@ -134,11 +153,16 @@ impl<S: SegmentSource> Directory<S> {
     /// As `check`, but never `Memory`.
     #[inline]
     pub fn check_scattered(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
-        if self.has_at_hand(domain, request.key) {
-            self.decide::<false>(domain, request)
-        } else {
-            self.decide_elsewhere::<false>(domain, request)
-        }
+        self.check_quickly::<false>(domain, request)
+    }
+
+    /// The part of the decision that the table of entries has: whether its entry admits a request of `domain` by index,
+    /// instance, domain, rights, bounds and alignment, and where its blocks are. It changes nothing and counts nothing, so
+    /// nobody may act on it: it tells where time goes. `None`: refused, or not to be decided without the LBA table or a
+    /// fetch.
+    #[inline]
+    pub fn look_up(&self, domain: Domain, request: &Request) -> Option<Place> {
+        self.slots.get(segment_of(request.key))?.find(domain, request)
     }
 
     /// Whether `domain` may use `length` bytes of memory for `operation`: one piece of a list, checked as the memory of
@@ -154,10 +178,11 @@ impl<S: SegmentSource> Directory<S> {
         memory: Memory,
         length: u64,
     ) -> Result<Hold, Denied> {
-        let (region, iova) = published::memory(&self.regions, domain, operation.rule(), memory, length)?;
-        if length == 0 || region == NONE {
+        if length == 0 || operation.required_memory_access().is_none() {
             return Err(Denied::Memory);
         }
+        let found = published::memory(&self.regions, domain, operation, memory, length);
+        let (region, iova) = found.ok_or(Denied::Memory)?;
         self.regions_active[region as usize] += 1;
         Ok(Hold { iova, region, directory: self.number })
     }
@@ -168,98 +193,34 @@ impl<S: SegmentSource> Directory<S> {
     #[inline]
     pub fn prefetch(&self, key: Key) {
         let index = key.index().0;
-        let slot = self.slots.get((index / SEGMENT_ENTRIES) as usize);
-        if let Some(Slot { entries: Some(entries), .. }) = slot {
+        if let Some(slot) = self.slots.get(segment_of(key)) {
             // Nobody waits for what is loaded here.
-            hint::black_box(entries.entry(index).shape());
+            hint::black_box(slot.entries.entry(index).shape());
+            hint::black_box(self.active[index as usize]);
         }
     }
 
-    /// Whether the key's segment is here, and the domain's.
-    #[inline]
-    fn has_at_hand(&self, domain: Domain, key: Key) -> bool {
-        let slot = self.slots.get((key.index().0 / SEGMENT_ENTRIES) as usize);
-        slot.is_some_and(|slot| slot.domain == domain && slot.entries.is_some())
-    }
-
-    /// The decision with the segment at hand. With `MEMORY` the request's memory is checked and counted, too.
+    /// The decision for nearly all requests: the segment is at hand, all blocks are in the first range, and nothing is
+    /// wrong. Whatever else it is, the check in order tells. With `MEMORY` the request's memory is checked and counted, too.
     #[inline(always)]
-    fn decide<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Result<Grant, Denied> {
-        let index = request.key.index().0;
-        let slot = self.slots.get_mut((index / SEGMENT_ENTRIES) as usize).ok_or(Denied::KeyRange)?;
-        let entry = slot.entries.as_deref().ok_or(Denied::Segment)?.entry(index);
-
-        // The state first: if it says that the entry is open, the other fields are of this life.
-        let (state, shape) = (entry.state(), entry.shape());
-        let rule = request.operation.rule();
-        if shape.domain() != domain || !state.admits(request.key.instance(), rule.access()) {
-            return Err(self.refusal(domain, request, state, shape));
-        }
-        let end = check_range(request, rule, entry.bytes.load(Relaxed), shape.mask())?;
-        let (region, iova) = if MEMORY {
-            published::memory(&self.regions, domain, rule, request.memory, request.length)?
-        } else {
-            (NONE, 0)
+    fn check_quickly<const MEMORY: bool>(
+        &mut self,
+        domain: Domain,
+        request: &Request,
+    ) -> Result<Grant, Denied> {
+        let slot = self.slots.get(segment_of(request.key)).ok_or(Denied::KeyRange)?;
+        let Some(Place { lba, blocks, block_shift }) = slot.find(domain, request) else {
+            return self.check_in_order::<MEMORY>(domain, request);
         };
-        let range = entry.first_range();
-        if !entry.is_sealed(index, shape, range) {
-            return Err(Denied::TableCorrupt);
-        }
-        let root = if end <= range.bytes {
-            NONE
-        } else {
-            locate(
-                &self.lba,
-                index,
-                entry.list(),
-                request.offset >> shape.shift(),
-                (end - 1) >> shape.shift(),
-            )
-            .ok_or(Denied::TableCorrupt)?
-        };
-
-        let active = &mut slot.active[place(index)];
-        *active = active.checked_add(1).expect("an entry has at most 65,535 I/O active on one poller");
-        slot.used = true;
-        if region != NONE {
-            self.regions_active[region as usize] += 1;
-        }
-        Ok(Grant {
-            key: request.key,
-            offset: request.offset,
-            length: request.length,
-            iova,
-            first: range.first,
-            root,
-            region,
-            directory: self.number,
-            operation: request.operation,
-            shift: shape.shift(),
-        })
+        let memory = self.memory::<MEMORY>(domain, request)?;
+        self.slots[segment_of(request.key)].used = true;
+        Ok(self.count(request, Located { first: lba.0, blocks, root: NONE, shift: block_shift }, memory))
     }
 
-    /// Why a request is refused by its entry's index, domain, state or rights. It is, by one of them.
+    /// The decision for any request, one check after the other.
     #[cold]
     #[inline(never)]
-    fn refusal(&self, domain: Domain, request: &Request, state: StateWord, shape: Shape) -> Denied {
-        if request.key.index().0 >= self.published.limits.entries {
-            return Denied::KeyRange; // in the last segment, which may be short
-        }
-        if shape.domain() != domain {
-            return Denied::Domain;
-        }
-        match state.stage() {
-            Stage::Held => Denied::Held,
-            Stage::Free | Stage::Closed => Denied::EntryInvalid,
-            Stage::Valid if state.instance() != request.key.instance() => Denied::KeyInstance,
-            Stage::Valid => Denied::Access,
-        }
-    }
-
-    /// The decision for a key whose segment is not at hand, or was another domain's when it was looked up.
-    #[cold]
-    #[inline(never)]
-    fn decide_elsewhere<const MEMORY: bool>(
+    fn check_in_order<const MEMORY: bool>(
         &mut self,
         domain: Domain,
         request: &Request,
@@ -269,25 +230,75 @@ impl<S: SegmentSource> Directory<S> {
             return Err(Denied::KeyRange);
         }
         let segment = index / SEGMENT_ENTRIES;
-        if self.published.owner(segment) != Some(domain) {
-            return Err(Denied::Domain);
-        }
-        let fetched = self.slots[segment as usize].entries.is_none();
+        let fetched = !self.slots[segment as usize].at_hand;
         if fetched {
+            if self.published.owner(segment) != Some(domain) {
+                return Err(Denied::Domain);
+            }
             self.fetch(segment)?;
         }
-        self.slots[segment as usize].domain = domain;
-        let answer = self.decide::<MEMORY>(domain, request);
+        let entry = self.slots[segment as usize].entries.entry(index);
+        let (state, shape) = (entry.state(), entry.shape());
+        if shape.domain() != domain {
+            return Err(Denied::Domain);
+        }
+        match state.stage() {
+            Stage::Valid => {}
+            Stage::Held => return Err(Denied::Held),
+            Stage::Free | Stage::Closed => return Err(Denied::EntryInvalid),
+        }
+        if state.instance() != request.key.instance() {
+            return Err(Denied::KeyInstance);
+        }
+        if !state.gives(request.operation.required_access()) {
+            return Err(Denied::Access);
+        }
+        check_range(request, entry.bytes.load(Relaxed), shape.shift())?;
+        let memory = self.memory::<MEMORY>(domain, request)?;
+        let blocks = locate(&self.lba, entry, request).ok_or(Denied::TableCorrupt)?;
         // The first use does not count: what is used only once goes before what is used again and again.
-        self.slots[segment as usize].used &= !fetched;
-        answer
+        self.slots[segment as usize].used |= !fetched;
+        Ok(self.count(request, blocks, memory))
+    }
+
+    /// Which region the memory of a request is in, and where; neither where no data moves.
+    #[inline(always)]
+    fn memory<const MEMORY: bool>(&self, domain: Domain, request: &Request) -> Result<(u32, u64), Denied> {
+        let operation = request.operation;
+        if !MEMORY || operation.needed_of_memory() == Needed::NOTHING {
+            return Ok((NONE, 0));
+        }
+        let found = published::memory(&self.regions, domain, operation, request.memory, request.length);
+        found.ok_or(Denied::Memory)
+    }
+
+    /// Counts a request as active and makes the token of it.
+    #[inline(always)]
+    fn count(&mut self, request: &Request, blocks: Located, (region, iova): (u32, u64)) -> Grant {
+        let active = &mut self.active[request.key.index().0 as usize];
+        *active = active.checked_add(1).expect("an entry has at most 65,535 I/O active on one poller");
+        if region != NONE {
+            self.regions_active[region as usize] += 1;
+        }
+        let Located { first, blocks, root, shift } = blocks;
+        Grant {
+            key: request.key,
+            first,
+            blocks,
+            iova,
+            root,
+            region,
+            directory: self.number,
+            operation: request.operation,
+            shift,
+        }
     }
 
     fn fetch(&mut self, segment: u32) -> Result<(), Denied> {
         let entries = self.source.fetch(segment).ok_or(Denied::Segment)?;
         let place = self.make_room();
         self.residents[place] = segment;
-        self.slots[segment as usize].entries = Some(entries);
+        self.slots[segment as usize] = Slot { entries, at_hand: true, used: false };
         self.counters.fetches += 1;
         Ok(())
     }
@@ -304,7 +315,7 @@ impl<S: SegmentSource> Directory<S> {
             if mem::take(&mut slot.used) {
                 continue;
             }
-            slot.empty();
+            *slot = Slot { entries: Arc::clone(&self.empty), at_hand: false, used: false };
             self.counters.evictions += 1;
             return place;
         }
@@ -316,20 +327,14 @@ impl<S: SegmentSource> Directory<S> {
     /// early, and whoever counts the blocks sees it.
     #[inline]
     pub fn pieces(&self, grant: &Grant, blocks_done: u64) -> Pieces<'_> {
-        let blocks = grant.blocks();
-        let done = blocks_done.min(blocks);
+        let done = blocks_done.min(grant.blocks);
         Pieces {
             lba: &self.lba,
             owner: grant.key.index().0,
-            first: grant.first,
             root: grant.root,
-            at: grant.start() + done,
-            left: blocks - done,
-            iova: if grant.region == NONE || grant.operation == Operation::WriteBytes {
-                None
-            } else {
-                Some(grant.iova + (done << grant.shift))
-            },
+            at: grant.first + done,
+            left: grant.blocks - done,
+            iova: grant.names_memory().then(|| grant.iova + (done << grant.shift)),
             shift: grant.shift,
         }
     }
@@ -338,13 +343,9 @@ impl<S: SegmentSource> Directory<S> {
     /// read. `None` otherwise, and for a flush, which has no blocks: [`Directory::pieces`] tells then.
     #[inline]
     pub fn only_piece(&self, grant: &Grant) -> Option<Piece> {
-        let blocks = grant.blocks();
-        let iova = if grant.operation == Operation::WriteBytes { 0 } else { grant.iova };
-        (grant.root == NONE && blocks != 0).then(|| Piece {
-            lba: Lba(grant.first + grant.start()),
-            blocks,
-            iova: Iova(iova),
-        })
+        let iova = Iova(if grant.names_memory() { grant.iova } else { 0 });
+        let whole = Piece { lba: Lba(grant.first), blocks: grant.blocks, iova };
+        (grant.root == NONE && grant.blocks != 0).then_some(whole)
     }
 
     /// Gives a grant back: the device is done with it. The only way to end one.
@@ -355,8 +356,7 @@ impl<S: SegmentSource> Directory<S> {
     pub fn release(&mut self, grant: Grant) {
         let Grant { key, region, directory, .. } = *grant.forget();
         assert_eq!(directory, self.number, "a grant is released where it was granted");
-        let index = key.index().0;
-        self.slots[(index / SEGMENT_ENTRIES) as usize].active[place(index)] -= 1;
+        self.active[key.index().0 as usize] -= 1;
         if region != NONE {
             self.regions_active[region as usize] -= 1;
         }
@@ -376,8 +376,7 @@ impl<S: SegmentSource> Directory<S> {
     /// Whether this poller has no I/O active on the entry.
     #[inline]
     pub fn entry_is_idle(&self, entry: EntryIndex) -> bool {
-        let slot = self.slots.get((entry.0 / SEGMENT_ENTRIES) as usize);
-        slot.is_none_or(|slot| slot.active[place(entry.0)] == 0)
+        self.active.get(entry.0 as usize).is_none_or(|count| *count == 0)
     }
 
     /// Whether this poller has no I/O active on the memory region.
@@ -402,33 +401,63 @@ impl<S: SegmentSource> Directory<S> {
         let segment = entry.0 / SEGMENT_ENTRIES;
         if let Some(place) = self.residents.iter_mut().find(|place| **place == segment) {
             *place = NONE;
-            self.slots[segment as usize].empty();
+            self.slots[segment as usize] =
+                Slot { entries: Arc::clone(&self.empty), at_hand: false, used: false };
             self.counters.evictions += 1;
         }
     }
 }
 
-/// Bounds, then alignment; where the range ends. A flush names no range, a write of bytes need not be aligned.
+/// The segment of a key's entry.
 #[inline]
-fn check_range(request: &Request, rule: Rule, bytes: u64, mask: u64) -> Result<u64, Denied> {
+fn segment_of(key: Key) -> usize {
+    (key.index().0 / SEGMENT_ENTRIES) as usize
+}
+
+/// Bounds, then alignment. A flush names no range, a write of bytes need not be aligned.
+fn check_range(request: &Request, bytes: u64, shift: u8) -> Result<(), Denied> {
     let (offset, length) = (request.offset, request.length);
-    if rule.has_no_range() {
-        return if offset == 0 && length == 0 { Ok(0) } else { Err(Denied::Bounds) };
+    if request.operation == Operation::Flush {
+        return if offset == 0 && length == 0 { Ok(()) } else { Err(Denied::Bounds) };
     }
     let end = offset.checked_add(length).ok_or(Denied::Bounds)?;
     if length == 0 || end > bytes {
         return Err(Denied::Bounds);
     }
-    if (offset | length) & mask != 0 {
-        return if rule.is_of_bytes() { Ok(end) } else { Err(Denied::Alignment) };
-    }
-    Ok(end)
+    let aligned = (offset | length).trailing_zeros() >= u32::from(shift);
+    if aligned || request.operation == Operation::WriteBytes { Ok(()) } else { Err(Denied::Alignment) }
 }
 
-/// The root of the list, if it knows the first and the last block.
-#[cold]
-#[inline(never)]
-fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u64) -> Option<u32> {
+/// Where the blocks of a request are.
+#[derive(Clone, Copy)]
+struct Located {
+    /// The first one: on the device, or in its entry's list.
+    first: u64,
+    blocks: u64,
+    /// The list's; `NONE` if all are in the first range.
+    root: u32,
+    shift: u8,
+}
+
+/// Where the blocks of a request are that is inside its entry: in the first range, or in the list, if that knows the first
+/// and the last of them. `None` if the table is damaged.
+fn locate(table: &[LbaEntry], entry: &Entry, request: &Request) -> Option<Located> {
+    let (index, shape, range) = (request.key.index().0, entry.shape(), entry.first_range());
+    if !entry.is_sealed(request.key, shape, range) {
+        return None;
+    }
+    let shift = shape.shift();
+    let first = request.offset >> shift;
+    let Some(rest) = request.length.checked_sub(1) else {
+        return Some(Located { first: 0, blocks: 0, root: NONE, shift }); // a flush
+    };
+    // All that hold a byte of it. It does not wrap: it was checked.
+    let last = (request.offset + rest) >> shift;
+    let blocks = last - first + 1;
+    if last < range.blocks {
+        return Some(Located { first: range.first + first, blocks, root: NONE, shift });
+    }
+    let list = entry.list();
     if list.length as usize > table.len() {
         return None;
     }
@@ -436,7 +465,7 @@ fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u
     if last - found.start >= found.count {
         extent(table, index, list.root, last)?;
     }
-    Some(list.root)
+    Some(Located { first, blocks, root: list.root, shift })
 }
 
 /// The contiguous parts of a grant that are left; see [`Directory::pieces`].
@@ -444,9 +473,8 @@ fn locate(table: &[LbaEntry], index: u32, list: ListPointer, first: u64, last: u
 pub struct Pieces<'a> {
     lba: &'a [LbaEntry],
     owner: u32,
-    first: u64,
     root: u32,
-    /// Blocks of the entry before what is left.
+    /// The first block that is left, as in a grant.
     at: u64,
     left: u64,
     iova: Option<u64>,
@@ -462,7 +490,7 @@ impl Iterator for Pieces<'_> {
             return None;
         }
         let (lba, blocks) = if self.root == NONE {
-            (self.first + self.at, self.left)
+            (self.at, self.left)
         } else {
             let Extent { start, first, count } = extent(self.lba, self.owner, self.root, self.at)?;
             let skip = self.at - start;
@@ -504,7 +532,7 @@ mod tests {
         tables.finish_delete(quiesce);
         let (key, request) = grant_to(&mut tables, new);
         assert_eq!(key.index().0, 0);
-        assert!(directory.has_at_hand(former, key), "as it was looked up");
+        assert!(directory.slots[segment_of(key)].at_hand, "it is at hand still");
         assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
         let never = Request { key: Key::new(EntryIndex(9), KeyInstance(1)), ..request };
         assert_eq!(

@@ -3,6 +3,7 @@
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::published::NONE;
 use crate::{Iova, Key, Lba, Operation, RegionIndex};
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
@@ -22,14 +23,12 @@ pub fn leaked_grants() -> u64 {
 #[derive(Debug)]
 pub struct Grant {
     pub(crate) key: Key,
-    /// In bytes, as asked for.
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
+    /// Its first block: on the device, if it has no list; with one, counted from the start of its entry's.
+    pub(crate) first: u64,
+    pub(crate) blocks: u64,
     /// Of the first byte of data; 0 if the device does not move it from or to there.
     pub(crate) iova: u64,
-    /// The first device block of its entry's first range.
-    pub(crate) first: u64,
-    /// Of the list that says where its blocks are; `NONE` if they are all in the first range.
+    /// Of the list that says where its blocks are; `NONE` if they are all in the first range of its entry.
     pub(crate) root: u32,
     /// `NONE` if no data moves, or memory is held otherwise.
     pub(crate) region: u32,
@@ -38,29 +37,19 @@ pub struct Grant {
     pub(crate) shift: u8,
 }
 
-const _: () = assert!(size_of::<Grant>() <= 64);
+const _: () = assert!(size_of::<Grant>() <= 48);
 
 impl Grant {
-    /// How many device blocks; 0 for a flush.
+    /// How many device blocks; 0 for a flush. All that hold a byte of it.
     #[inline]
     pub fn blocks(&self) -> u64 {
-        match self.length.checked_sub(1) {
-            // All that hold a byte of it. It does not wrap: it was checked.
-            Some(rest) => ((self.offset + rest) >> self.shift) - self.start() + 1,
-            None => 0,
-        }
-    }
-
-    /// Its first block, counted from the start of its entry's.
-    #[inline]
-    pub(crate) fn start(&self) -> u64 {
-        self.offset >> self.shift
+        self.blocks
     }
 
     /// How many bytes its blocks have; 0 for a flush. Of [`Operation::WriteBytes`] more than the request's, as a rule.
     #[inline]
     pub fn bytes(&self) -> u64 {
-        self.blocks() << self.shift
+        self.blocks << self.shift
     }
 
     /// What was granted.
@@ -79,6 +68,12 @@ impl Grant {
     #[inline]
     pub fn key(&self) -> Key {
         self.key
+    }
+
+    /// Whether the device moves its data from or to memory that it names.
+    #[inline]
+    pub(crate) fn names_memory(&self) -> bool {
+        self.region != NONE && self.operation != Operation::WriteBytes
     }
 
     /// The end of its life: what it said, and nothing that must be released.

@@ -63,7 +63,7 @@ mod slots;
 mod tables;
 
 pub use access::{Access, Operation};
-pub use directory::{Directory, DirectoryCounters, Pieces};
+pub use directory::{Directory, DirectoryCounters, Pieces, Place};
 pub use grant::{Grant, Hold, Piece, leaked_grants};
 pub use id::{Blocks, Domain, EntryIndex, Iova, Key, KeyInstance, Lba, LbaRange, RegionIndex, RegionKey};
 pub use management::{Attributes, GrantSpec, Limits, Modification, Purpose, RegionSpec, TableError, Usage};

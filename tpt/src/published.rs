@@ -23,7 +23,7 @@
 //! # Two copies of the first range
 //!
 //! An entry has a copy of the first range of its list, so that a request inside it, which most are, needs no LBA entry.
-//! The LBA table stays the truth. A *seal* over the entry's index, the copy and the pointer to the list tells when one
+//! The LBA table stays the truth. A *seal* over the entry's key, the copy and the pointer to the list tells when one
 //! of them was damaged; each LBA entry has a seal, too, and names its owner.
 
 use alloc::boxed::Box;
@@ -33,8 +33,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use crate::access::Rule;
-use crate::{Access, Denied, Domain, KeyInstance, Limits, Memory};
+use crate::{Access, Domain, Key, KeyInstance, Limits, Memory, Operation};
 
 /// Entries of the adapter protection table in one segment; a segment is 1 KiB.
 pub const SEGMENT_ENTRIES: u32 = 16;
@@ -45,34 +44,43 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// Where an entry is in its life, as pollers see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
-    /// Nothing there.
-    Free = 0,
     /// Open for requests.
-    Valid = 1,
+    Valid = 0,
     /// Being modified: requests wait.
-    Held = 2,
+    Held = 1,
     /// Being deleted, or revoked.
-    Closed = 3,
+    Closed = 2,
+    /// Nothing there.
+    Free = 3,
 }
 
-/// Instance, access and stage in one word, so that one load or store is all or nothing.
+/// Instance, access and stage in one word, so that one load or store is all or nothing. From the top: 32 bits of the
+/// instance; a bit that is always set; 8 bits with the rights that it does *not* give; 8 of the stage, all zero if it is
+/// open. So what admits a request is bits that are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct StateWord(u64);
 
+const INSTANCE_SHIFT: u32 = 32;
+const ALWAYS: u64 = 1 << 16;
+const DENIED_SHIFT: u32 = 8;
+const STAGE: u64 = 0xff;
+
 impl StateWord {
-    pub(crate) const FREE: Self = Self(0);
+    pub(crate) const FREE: Self = Self(ALWAYS | Stage::Free as u64);
 
     #[inline]
     pub(crate) fn new(instance: KeyInstance, access: Access, stage: Stage) -> Self {
-        Self(u64::from(instance.0) << 32 | u64::from(access.bits()) << 8 | stage as u64)
+        let denied = Access::ALL.bits() & !access.bits();
+        let rights = u64::from(denied) << DENIED_SHIFT;
+        Self(u64::from(instance.0) << INSTANCE_SHIFT | ALWAYS | rights | stage as u64)
     }
 
     #[inline]
     pub(crate) fn stage(self) -> Stage {
-        match self.0 & 3 {
-            1 => Stage::Valid,
-            2 => Stage::Held,
-            3 => Stage::Closed,
+        match self.0 & STAGE {
+            0 => Stage::Valid,
+            1 => Stage::Held,
+            2 => Stage::Closed,
             _ => Stage::Free,
         }
     }
@@ -80,17 +88,35 @@ impl StateWord {
     #[inline]
     #[allow(clippy::cast_possible_truncation)] // 32 bits are left
     pub(crate) fn instance(self) -> KeyInstance {
-        KeyInstance((self.0 >> 32) as u32)
+        KeyInstance((self.0 >> INSTANCE_SHIFT) as u32)
     }
 
-    /// Whether it is open to a key of that instance for all of `needed`.
+    /// Whether it gives all those rights, whatever its stage and instance.
     #[inline]
-    pub(crate) fn admits(self, instance: KeyInstance, needed: Access) -> bool {
-        // All of the stage, and of the rights those that are needed.
-        let wanted = u32::from(needed.bits()) << 8 | Stage::Valid as u32;
-        #[allow(clippy::cast_possible_truncation)] // the low half is meant
-        let low = self.0 as u32;
-        low & (wanted | 0xff) == wanted && self.instance() == instance
+    pub(crate) fn gives(self, access: Access) -> bool {
+        self.0 & u64::from(access.bits()) << DENIED_SHIFT == 0
+    }
+
+    /// Whether it is open to a key of that instance for what is needed.
+    #[inline]
+    pub(crate) fn admits(self, instance: KeyInstance, needed: Needed) -> bool {
+        (self.0 ^ u64::from(instance.0) << INSTANCE_SHIFT) & needed.0 == 0
+    }
+}
+
+/// Which bits of a state word must be zero after the instance was taken from it: all of the instance and of the stage, and
+/// of the rights those that an operation needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Needed(u64);
+
+impl Needed {
+    /// Everything has that.
+    pub(crate) const NOTHING: Self = Self(0);
+    /// Nothing has that.
+    pub(crate) const TOO_MUCH: Self = Self(ALWAYS);
+
+    pub(crate) const fn of(access: Access) -> Self {
+        Self((u32::MAX as u64) << INSTANCE_SHIFT | (access.bits() as u64) << DENIED_SHIFT | STAGE)
     }
 }
 
@@ -105,7 +131,7 @@ pub(crate) struct Entry {
     /// The first device block of the first range.
     pub(crate) first: AtomicU64,
     /// Of the first range.
-    pub(crate) first_bytes: AtomicU64,
+    pub(crate) first_blocks: AtomicU64,
     list: AtomicU64,
     seal: AtomicU64,
 }
@@ -118,27 +144,27 @@ pub(crate) struct Shape(u64);
 
 impl Shape {
     pub(crate) fn new(domain: Domain, shift: u8) -> Self {
-        let mask = (1u64 << shift) - 1; // at most 16 bits
-        Self(u64::from(domain.0) << 32 | u64::from(shift) << 16 | mask)
+        Self(u64::from(shift) << 32 | u64::from(domain.0))
     }
 
     #[inline]
-    #[allow(clippy::cast_possible_truncation)] // 32 bits are left
+    #[allow(clippy::cast_possible_truncation)] // the low half is meant
     pub(crate) fn domain(self) -> Domain {
-        Domain((self.0 >> 32) as u32)
+        Domain(self.0 as u32)
     }
 
     /// The size of a block as a power of two.
     #[inline]
-    #[allow(clippy::cast_possible_truncation)] // one of its bytes
+    #[allow(clippy::cast_possible_truncation)] // it is small
     pub(crate) fn shift(self) -> u8 {
-        (self.0 >> 16) as u8
+        (self.0 >> 32) as u8
     }
 
-    /// The bits of an offset that are inside a block.
+    /// So many bytes in blocks. What is no whole number of them becomes more blocks than any range has: the bits that are
+    /// left over go to the top.
     #[inline]
-    pub(crate) fn mask(self) -> u64 {
-        self.0 & 0xffff
+    pub(crate) fn in_blocks(self, bytes: u64) -> u64 {
+        bytes.rotate_right(u32::from(self.shift()))
     }
 }
 
@@ -146,7 +172,7 @@ impl Shape {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FirstRange {
     pub(crate) first: u64,
-    pub(crate) bytes: u64,
+    pub(crate) blocks: u64,
 }
 
 /// The LBA table pointer of an entry: the LBA entry at the root of its ranges, and how many they are.
@@ -163,7 +189,7 @@ impl Entry {
             shape: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             first: AtomicU64::new(0),
-            first_bytes: AtomicU64::new(0),
+            first_blocks: AtomicU64::new(0),
             list: AtomicU64::new(u64::from(NONE) << 32),
             seal: AtomicU64::new(0),
         }
@@ -189,30 +215,30 @@ impl Entry {
 
     #[inline]
     pub(crate) fn first_range(&self) -> FirstRange {
-        FirstRange { first: self.first.load(Relaxed), bytes: self.first_bytes.load(Relaxed) }
+        FirstRange { first: self.first.load(Relaxed), blocks: self.first_blocks.load(Relaxed) }
     }
 
     /// What the seal must be. A change of any one word changes it, whichever bits are changed.
     #[inline]
-    fn expected_seal(&self, index: u32, shape: Shape, range: FirstRange) -> u64 {
-        let range = (range.first.rotate_left(23) ^ range.bytes).rotate_left(23);
-        range ^ shape.0 ^ self.list.load(Relaxed) ^ u64::from(index)
+    fn expected_seal(&self, key: Key, shape: Shape, range: FirstRange) -> u64 {
+        let range = (range.first.rotate_left(23) ^ range.blocks).rotate_left(23);
+        range ^ shape.0 ^ self.list.load(Relaxed) ^ key.0
     }
 
     /// Whether what says where the blocks are is as it was written. `shape` and `range` are the entry's as read.
     #[inline]
-    pub(crate) fn is_sealed(&self, index: u32, shape: Shape, range: FirstRange) -> bool {
-        self.seal.load(Relaxed) == self.expected_seal(index, shape, range)
+    pub(crate) fn is_sealed(&self, key: Key, shape: Shape, range: FirstRange) -> bool {
+        self.seal.load(Relaxed) == self.expected_seal(key, shape, range)
     }
 
     /// Where the blocks are, on both accounts, and how many bytes they have. The entry is not `Valid`: no poller reads
     /// it.
-    pub(crate) fn set_blocks(&self, index: u32, range: FirstRange, list: ListPointer, bytes: u64) {
+    pub(crate) fn set_blocks(&self, key: Key, range: FirstRange, list: ListPointer, bytes: u64) {
         self.bytes.store(bytes, Relaxed);
         self.first.store(range.first, Relaxed);
-        self.first_bytes.store(range.bytes, Relaxed);
+        self.first_blocks.store(range.blocks, Relaxed);
         self.set_list(list);
-        self.seal.store(self.expected_seal(index, self.shape(), range), Relaxed);
+        self.seal.store(self.expected_seal(key, self.shape(), range), Relaxed);
     }
 
     /// Becomes what another is, but for the state, as by a write that went astray: for tests.
@@ -224,7 +250,7 @@ impl Entry {
 
     #[cfg(any(test, feature = "oracle"))]
     fn words(&self) -> [&AtomicU64; 6] {
-        [&self.bytes, &self.first, &self.first_bytes, &self.list, &self.shape, &self.seal]
+        [&self.bytes, &self.first, &self.first_blocks, &self.list, &self.shape, &self.seal]
     }
 
     /// Changes one word behind everybody's back, for tests: 0 the size, 1 and 2 the first range, 3 the pointer, 4 the
@@ -253,6 +279,11 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// One of free entries, which nothing admits to.
+    pub(crate) fn empty() -> Self {
+        Self { entries: core::array::from_fn(|_| Entry::new()) }
+    }
+
     /// The entry of table index `index` in its segment.
     #[inline]
     pub(crate) fn entry(&self, index: u32) -> &Entry {
@@ -381,7 +412,7 @@ impl SegmentSource for Published {
 impl Published {
     pub(crate) fn new(limits: Limits) -> Self {
         let segments = limits.entries.div_ceil(SEGMENT_ENTRIES);
-        let segment = || Arc::new(Segment { entries: core::array::from_fn(|_| Entry::new()) });
+        let segment = || Arc::new(Segment::empty());
         let region = || Region {
             state: AtomicU64::new(StateWord::FREE.0),
             iova: AtomicU64::new(0),
@@ -452,7 +483,7 @@ impl Published {
         for entry in self.segments.iter().flat_map(|s| &s.entries) {
             words.push(entry.state.load(Acquire));
             words.extend([&entry.shape, &entry.bytes, &entry.list, &entry.seal].map(|w| w.load(Relaxed)));
-            words.extend([&entry.first, &entry.first_bytes].map(|w| w.load(Relaxed)));
+            words.extend([&entry.first, &entry.first_blocks].map(|w| w.load(Relaxed)));
         }
         for node in self.lba.iter() {
             words.extend([&node.start, &node.first, &node.count, &node.seal].map(|w| w.load(Relaxed)));
@@ -490,28 +521,24 @@ pub(crate) fn extent(table: &[LbaEntry], owner: u32, root: u32, block: u64) -> O
 }
 
 /// Where in the device's address space `length` bytes of memory start, and in which region, if all of it may be used as
-/// the rule says. `NONE` where no data moves.
+/// the operation needs, which moves data.
 #[inline]
 pub(crate) fn memory(
     table: &[Region],
     domain: Domain,
-    rule: Rule,
+    operation: Operation,
     memory: Memory,
     length: u64,
-) -> Result<(u32, u64), Denied> {
-    if rule.memory() == Access::NONE {
-        return Ok((NONE, 0));
-    }
+) -> Option<(u32, u64)> {
     let key = memory.region;
-    let region = table.get(key.index().0 as usize).ok_or(Denied::Memory)?;
-    let end = memory.offset.checked_add(length).ok_or(Denied::Memory)?;
-    let allowed = region.state().admits(key.instance(), rule.memory())
+    let region = table.get(key.index().0 as usize)?;
+    let state = region.state();
+    let bytes = region.bytes.load(Relaxed);
+    let allowed = state.admits(key.instance(), operation.needed_of_memory())
         && region.domain.load(Relaxed) == domain.0
-        && end <= region.bytes.load(Relaxed)
-        && (memory.offset & 3 == 0 || rule.is_of_bytes());
-    if !allowed {
-        return Err(Denied::Memory);
-    }
+        && length <= bytes
+        && memory.offset <= bytes - length
+        && (memory.offset & 3 == 0 || operation == Operation::WriteBytes);
     // Does not wrap: the region does not, and the range is inside it.
-    Ok((key.index().0, region.iova.load(Relaxed) + memory.offset))
+    allowed.then(|| (key.index().0, region.iova.load(Relaxed) + memory.offset))
 }

@@ -57,7 +57,7 @@ impl<const B: u32> Tables<B> {
             return Err("published for another domain, or with other blocks".into());
         }
         let first = entry.first_range();
-        if first != holding.first_range() || !entry.is_sealed(index, shape, first) {
+        if first != holding.first_range() || !entry.is_sealed(holding.key, shape, first) {
             return Err("its copy of its first range is another, or not sealed".into());
         }
         if entry.state() != holding.state_word()

@@ -95,8 +95,8 @@ impl Holding {
 
     /// The first range, as the entry has it beside the list.
     pub(crate) fn first_range(&self) -> FirstRange {
-        let (first, count) = self.ranges.first().map_or((0, 0), |range| (range.first.0, range.count.0));
-        FirstRange { first, bytes: count << self.block_shift }
+        let (first, blocks) = self.ranges.first().map_or((0, 0), |range| (range.first.0, range.count.0));
+        FirstRange { first, blocks }
     }
 
     pub(crate) fn state_word(&self) -> StateWord {
@@ -234,7 +234,7 @@ impl<const B: u32> Tables<B> {
         let index = holding.key.index().0;
         let entry = self.published.entry(index);
         let pointer = write_list(&self.published, index, &holding.ranges, &holding.nodes);
-        entry.set_blocks(index, holding.first_range(), pointer, holding.bytes());
+        entry.set_blocks(holding.key, holding.first_range(), pointer, holding.bytes());
         entry.set_state(holding.state_word());
     }
 
@@ -347,7 +347,7 @@ impl<const B: u32> Tables<B> {
             let old = core::mem::replace(&mut holding.nodes, nodes);
             let pointer = write_list(&self.published, index, &holding.ranges, &holding.nodes);
             let entry = self.published.entry(index);
-            entry.set_blocks(index, holding.first_range(), pointer, holding.bytes());
+            entry.set_blocks(holding.key, holding.first_range(), pointer, holding.bytes());
             self.pool.give_back(&self.published, &old);
         }
         holding.access = change.access.unwrap_or(holding.access);
@@ -369,7 +369,12 @@ impl<const B: u32> Tables<B> {
         };
         let entry = self.published.entry(index);
         entry.set_state(StateWord::FREE);
-        entry.set_blocks(index, FirstRange { first: 0, bytes: 0 }, ListPointer { root: NONE, length: 0 }, 0);
+        entry.set_blocks(
+            holding.key,
+            FirstRange { first: 0, blocks: 0 },
+            ListPointer { root: NONE, length: 0 },
+            0,
+        );
         self.pool.give_back(&self.published, &holding.nodes);
         holding.ranges.iter().for_each(|range| self.claims.remove(*range));
         self.slots.give_back(index, Self::next_instance(holding.key.instance()));
@@ -407,7 +412,8 @@ impl<const B: u32> Tables<B> {
     pub fn corrupt_pointer_for_test(&self, entry: EntryIndex, root: u32, length: u32) {
         let its = self.published.entry(entry.0);
         let bytes = its.bytes.load(core::sync::atomic::Ordering::Relaxed);
-        its.set_blocks(entry.0, its.first_range(), ListPointer { root, length }, bytes);
+        let key = Key::new(entry, its.state().instance());
+        its.set_blocks(key, its.first_range(), ListPointer { root, length }, bytes);
     }
 
     /// Changes bits of a word of an entry behind the tables' back: 0 its size, 1 and 2 its first range, 3 its LBA
