@@ -156,6 +156,9 @@ pub fn build<Q: BlockQueue + 'static>(
     let bounces = bounces(&*mapper, queues.len(), geometry.block_shift);
     let supervisor = Box::new(Outlasting { supervisor, _memory: bounces.clone() });
     let mut bounces = bounces.into_iter();
+    if let Turned::ByPollers = turned {
+        crate::resident::map_code();
+    }
     let mut pollers = Vec::new();
     let mut engine: Option<Box<dyn Turn>> = None;
     for (number, (queue, interrupt)) in queues.into_iter().enumerate() {

@@ -17,6 +17,7 @@ pub mod engine;
 pub mod mailbox;
 mod memory;
 pub mod poller;
+mod resident;
 pub mod server;
 mod signals;
 pub mod storage;

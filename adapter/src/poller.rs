@@ -190,9 +190,8 @@ impl Poller {
             waker.add(interrupt.as_fd(), NO_QUEUE)?;
         }
         let (its_waker, its_stop) = (waker.clone(), stop.clone());
-        crate::memory::map_code();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            crate::memory::touch_stack();
+            crate::resident::touch_stack();
             started();
             run(engine, &its_waker, &its_stop, idle, interrupt.is_some());
         })?;
