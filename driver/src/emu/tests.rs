@@ -792,7 +792,11 @@ fn a_file_keeps_what_was_written_and_is_taken_once() {
     assert_eq!(host.run(&mut pair, Entry::new(nvm::FLUSH, 1)).status, 0);
     assert!(FileMedia::open(&path).is_err(), "another has it");
     // Asleep, the device's thread still hears a doorbell and a reset.
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !host.registers.worker.asleep.load(Ordering::SeqCst) {
+        assert!(std::time::Instant::now() < end, "with nothing to do it goes to sleep");
+        std::thread::yield_now();
+    }
     assert_eq!(host.run(&mut pair, io(nvm::READ, 5, 3).prp(data.at(0), 0)).status, 0);
     assert_eq!((data.read::<512>(0), data.read::<1024>(512)), ([0x33; 512], [0; 1024]));
     host.disable();
