@@ -780,7 +780,8 @@ struct Seen {
 #[test]
 fn nothing_that_was_acknowledged_is_lost_whatever_the_order() {
     const BLOCKS: u64 = 4;
-    let rounds = if std::env::var("PORTCULLIS_SOAK").is_ok_and(|value| value == "1") { 100_000 } else { 2_000 };
+    let rounds =
+        if std::env::var("PORTCULLIS_SOAK").is_ok_and(|value| value == "1") { 100_000 } else { 2_000 };
     let first: u64 = std::env::var("PORTCULLIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     for seed in first..first + rounds {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
