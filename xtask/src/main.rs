@@ -36,7 +36,7 @@ enum Command {
     Test(test::Args),
     /// The tests with large counts and many seeds; takes up where it stopped.
     Soak(soak::Args),
-    /// What the path costs: criterion's benchmarks, their medians in a table.
+    /// Measures what is promised of speed beside what it is compared with, judges it, and writes docs/performance.md.
     Bench(bench::Args),
     /// libFuzzer with the address sanitizer on the fuzz targets; a canary proves that it finds.
     Fuzz(fuzz::Args),

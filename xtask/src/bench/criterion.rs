@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what the path costs on this machine.
+//! `cargo xtask bench criterion`: the benchmarks of `benches`, one by one, for whoever works on one of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{process, report, tree};
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// One JSON document on standard output instead of the table.
     #[arg(long)]
     json: bool,
@@ -31,7 +31,7 @@ struct Median {
 }
 
 /// Runs the benchmarks and prints their medians.
-pub(crate) fn run(args: &Args) -> Result<bool> {
+pub(super) fn run(args: &Args) -> Result<bool> {
     let start = SystemTime::now();
     let mut command = process::cargo();
     command.args(["bench", "--package", "benches", "--benches", "--"]).args(&args.criterion);
