@@ -17,16 +17,34 @@ pub(crate) const FIRST_NVME: usize = 3;
 /// An emulated NVMe controller with one namespace.
 #[derive(Clone, Debug)]
 pub struct Nvme {
-    pub(crate) image: PathBuf,
+    medium: Medium,
     serial: String,
     options: Vec<String>,
     drive_options: Vec<String>,
 }
 
+/// What a controller keeps its blocks on.
+#[derive(Clone, Debug)]
+enum Medium {
+    /// A raw image file of the host.
+    Image(PathBuf),
+    /// Nothing of so many bytes.
+    Nothing(u64),
+}
+
 impl Nvme {
     /// On a raw image file of the host.
     pub fn new(image: impl Into<PathBuf>) -> Self {
-        Self { image: image.into(), serial: "portcullis".into(), options: vec![], drive_options: vec![] }
+        Self::on(Medium::Image(image.into()))
+    }
+
+    /// On nothing: writes go nowhere, reads move no data, both end at once (QEMU's `null-co`). For measuring.
+    pub fn without_medium(bytes: u64) -> Self {
+        Self::on(Medium::Nothing(bytes))
+    }
+
+    fn on(medium: Medium) -> Self {
+        Self { medium, serial: "portcullis".into(), options: vec![], drive_options: vec![] }
     }
 
     /// Its serial number.
@@ -184,11 +202,14 @@ impl Machine {
         command.arg(valued("file,id=results,path=", &directory.join("results.jsonl"), ""));
         command.args(["-device", &format!("virtserialport,chardev=results,name={RESULTS_PORT}")]);
         for (index, nvme) in self.nvme.iter().enumerate() {
-            let mut drive = format!(",if=none,id=nvme{index},format=raw");
+            let mut drive = format!(",if=none,id=nvme{index}");
             for option in &nvme.drive_options {
                 drive.push_str(&format!(",{option}"));
             }
-            command.arg("-drive").arg(valued("file=", &nvme.image, &drive));
+            command.arg("-drive").arg(match &nvme.medium {
+                Medium::Image(image) => valued("format=raw,file=", image, &drive),
+                Medium::Nothing(bytes) => format!("driver=null-co,size={bytes}{drive}").into(),
+            });
             let serial = nvme.serial.replace(',', ",,");
             let mut device =
                 format!("nvme,drive=nvme{index},serial={serial},addr={:02x}.0", FIRST_NVME + index);
@@ -257,13 +278,19 @@ mod tests {
             "-smp 1 -m 256 -kernel /k/vmlinux",
             "intel-iommu,intremap=on",
             "intel_iommu=on",
-            "file=/a,,b.img,if=none,id=nvme0,format=raw,cache=none",
+            "format=raw,file=/a,,b.img,if=none,id=nvme0,cache=none",
             "nvme,drive=nvme0,serial=portcullis,addr=03.0,mdts=5",
             "nvme,drive=nvme1,serial=s,,2,addr=04.0,mdts=5",
             "file:/r,,un/console.log",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
+    }
+
+    #[test]
+    fn a_disk_may_be_of_nothing() {
+        let text = line(&Machine::new().nvme(Nvme::without_medium(1 << 20)));
+        assert!(text.contains("-drive driver=null-co,size=1048576,if=none,id=nvme0 "), "{text}");
     }
 
     #[test]
