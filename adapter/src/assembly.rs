@@ -160,12 +160,13 @@ pub fn build<Q: BlockQueue + 'static>(
         crate::resident::map_code();
     }
     let mut pollers = Vec::new();
+    // One for all: limits are of all engines together.
+    let clock = MonotonicClock::default();
     let mut engine: Option<Box<dyn Turn>> = None;
     for (number, (queue, interrupt)) in queues.into_iter().enumerate() {
         let shared = Arc::new(PollerShared::default());
         let directory = Directory::new(tables.published(), options.resident_segments);
-        let mut new =
-            Engine::new(queue, MonotonicClock::default(), directory, shared.clone(), options.requests);
+        let mut new = Engine::new(queue, clock, directory, shared.clone(), options.requests);
         new.set_device_timeout(options.device_timeout);
         gates.iter().for_each(|gates| new.set_gates(gates.clone()));
         bounces.next().into_iter().for_each(|bounce| new.set_bounce(bounce));

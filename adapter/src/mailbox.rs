@@ -8,7 +8,7 @@ use tpt::{DirectoryCounters, EntryIndex, Key, RegionIndex};
 use wire::Status;
 use wire::shm::SharedMemory;
 
-use crate::engine::{Port, QueueId, Terms};
+use crate::engine::{Limiter, Port, QueueId, Terms};
 
 /// Commands that may wait for one poller.
 const COMMANDS: usize = 1024;
@@ -24,6 +24,8 @@ pub enum Command {
     Detach(QueueId, Arc<Ticket>),
     /// What holds for the queues of this session from now on.
     Terms(u64, Box<Terms>),
+    /// What requests under this grant are limited by from now on.
+    Limit(EntryIndex, Option<Arc<Limiter>>),
     /// The sealed and filled memory of a new region, for what the engine itself reads there. Forgotten, before the
     /// acknowledgement, when the region drains: so the control plane, which still has it then, is always the last owner.
     Region(RegionIndex, Arc<SharedMemory>),

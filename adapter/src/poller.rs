@@ -95,15 +95,10 @@ impl Waker {
     }
 
     /// Sleeps until something happens, if it may. Returns for how long, if it did.
-    fn sleep(
-        &self,
-        bells: &mut Bells,
-        may_sleep: impl FnOnce() -> bool,
-        timeout: Option<Duration>,
-    ) -> Option<Duration> {
+    fn sleep(&self, bells: &mut Bells, may_sleep: impl FnOnce() -> Option<Nap>) -> Option<Duration> {
         self.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let slept = may_sleep().then(|| {
+        let slept = may_sleep().map(|Nap(timeout)| {
             let since = Instant::now();
             bells.hear(self, timeout);
             since.elapsed()
@@ -112,6 +107,9 @@ impl Waker {
         slept
     }
 }
+
+/// For how long a poller may sleep; `None` is for ever.
+struct Nap(Option<Duration>);
 
 /// The queues whose eventfds were written. Each event is only a hint to look: anybody who has an eventfd may write it.
 struct Bells {
@@ -276,11 +274,16 @@ fn run<Q: BlockQueue, C: Clock>(
         if !patience.is_lost() {
             continue;
         }
-        let timeout = (engine.in_flight() > 0).then_some(SLEEP_WITH_WORK);
         engine.queue_mut().arm_interrupt(true);
-        let may_sleep =
-            || !stop.load(Ordering::Relaxed) && engine.turn() == 0 && engine.prepare_sleep(device_wakes);
-        let slept = waker.sleep(&mut bells, may_sleep, timeout);
+        let may_sleep = || {
+            let may =
+                !stop.load(Ordering::Relaxed) && engine.turn() == 0 && engine.prepare_sleep(device_wakes);
+            // Only now is it known what that turn left to its limits.
+            let with_work = (engine.in_flight() > 0).then_some(SLEEP_WITH_WORK);
+            let until_due = engine.next_due().map(|due| due.min(SLEEP_WITH_WORK));
+            may.then(|| Nap(with_work.into_iter().chain(until_due).min()))
+        };
+        let slept = waker.sleep(&mut bells, may_sleep);
         engine.end_sleep();
         bells.tell(&mut engine);
         match slept {

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use store::{Store, StoreError, Subject, Volume};
+use store::{Limits, Store, StoreError, Subject, Volume};
 use tpt::{Access, LbaRange};
 
 use crate::assembly::StartError;
@@ -57,6 +57,13 @@ pub enum Job {
         subject: Subject,
         /// NONE removes it.
         access: Access,
+    },
+    /// How much all who use a volume may do.
+    SetLimits {
+        /// The volume.
+        name: String,
+        /// The limits.
+        limits: Limits,
     },
 }
 
@@ -267,6 +274,7 @@ fn execute(store: &mut Store, job: Job) -> Outcome {
         Job::Rename { from, to } => store.rename(&from, &to).map(Some),
         Job::Delete { name } => store.delete(&name).map(|()| None),
         Job::SetAccess { name, subject, access } => store.set_access(&name, subject, access).map(Some),
+        Job::SetLimits { name, limits } => store.set_limits(&name, limits).map(Some),
     }
 }
 

@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Say who may do what with a volume
     #[command(subcommand)]
     Acl(AclCommand),
+    /// Say how much volumes, users and sessions may do in a second, and what sessions weigh against each other
+    #[command(subcommand)]
+    Limit(LimitCommand),
     /// Copy bytes into a volume, out of it, or from one to another
     Cp(CopyOptions),
     /// Measure IOPS and latency, beside the kernel's own path
@@ -257,6 +260,76 @@ pub(crate) enum AclCommand {
         #[arg(value_parser = parse_rights)]
         rights: Option<Access>,
     },
+}
+
+#[derive(Subcommand, Debug)]
+#[command(after_long_help = "\
+For administrators. A volume's limits hold for all who use it together, and are kept with it. A user's limits hold for all its \
+sessions together, a session's for that one, until the adapter ends; their weight is what each session gets of a turn where \
+several want more than there is: 200 gets twice as much as the usual 100.
+
+What is limited waits in the application's own queue and delays nobody else. In a second a limit lets through what it says, \
+and after a pause what comes within its burst at once [default: what 20 ms of the rate are].
+
+Examples:
+  portcullis limit set notes --iops 2000 --bandwidth 100M
+  portcullis limit set --user alice --bandwidth 1G --bandwidth-burst 64M --weight 50
+  portcullis limit set notes --iops 0                # takes only this one away
+  portcullis limit show
+  portcullis limit clear --user alice")]
+pub(crate) enum LimitCommand {
+    /// Set limits or a weight; what is not named stays as it is
+    Set(LimitSet),
+    /// Take all limits, and the weight, away from a volume, user or session
+    Clear(LimitOf),
+    /// Show what is limited or weighs something else than usual
+    Show,
+}
+
+/// What limits are of.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct LimitOf {
+    /// The volume
+    pub(crate) volume: Option<String>,
+    /// A user, in all its sessions: NAME or UID
+    #[arg(long, value_name = "USER", value_parser = parse_user)]
+    pub(crate) user: Option<UserId>,
+    /// One session, by its number
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) session: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LimitSet {
+    #[command(flatten)]
+    pub(crate) of: LimitOf,
+    /// Requests in a second; 0 for no limit
+    #[arg(long, value_name = "N")]
+    pub(crate) iops: Option<u64>,
+    /// Requests at once after a pause
+    #[arg(long, value_name = "N", requires = "iops")]
+    pub(crate) iops_burst: Option<u64>,
+    /// Bytes in a second that requests move, with units: 100M; 0 for no limit
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) bandwidth: Option<u64>,
+    /// Bytes at once after a pause
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "bandwidth")]
+    pub(crate) bandwidth_burst: Option<u64>,
+    /// What each session weighs, 1 to 1000; 0 for the usual 100
+    #[arg(long, value_name = "W", conflicts_with = "volume", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(crate) weight: Option<u32>,
+}
+
+/// A user by number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct UserId(pub(crate) u32);
+
+fn parse_user(text: &str) -> Result<UserId, String> {
+    match format!("user:{text}").parse::<Name>()?.0 {
+        Subject::User(id) => Ok(UserId(id)),
+        _ => Err(format!("{text:?} is not a user")),
+    }
 }
 
 fn parse_rights(text: &str) -> Result<Access, String> {

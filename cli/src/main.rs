@@ -8,6 +8,7 @@ mod copy;
 mod demo;
 mod device;
 mod doctor;
+mod limit;
 mod limits;
 mod output;
 mod serve;
@@ -39,6 +40,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Device(command) => device::run(command, place)?,
         Command::Volume(command) => volume::run(command, place)?,
         Command::Acl(command) => acl::run(command, place)?,
+        Command::Limit(command) => limit::run(command, place)?,
         Command::Cp(options) => copy::run(options, place)?,
         Command::Bench(options) => bench::run(options, place)?,
         Command::Demo => return demo::run(place.json),

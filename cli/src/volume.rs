@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{VolumeCommand, Where};
 use crate::connect::connect;
+use crate::limit::{bytes_text, rate_json, requests_text};
 use crate::output;
 use crate::subject::{Name, by_number, user_name};
 use crate::units::show_size;
@@ -151,6 +152,8 @@ pub(crate) fn access_json(access: &[(Subject, u8)]) -> Value {
 fn as_json(volume: &VolumeInfo) -> Value {
     let mut json = summary_json(volume);
     json["access"] = access_json(&volume.access);
+    json["iops"] = rate_json(volume.limits.requests);
+    json["bandwidth"] = rate_json(volume.limits.bytes);
     json
 }
 
@@ -167,19 +170,25 @@ pub(crate) fn access_text(volume: &VolumeInfo) -> String {
 }
 
 fn as_text(volume: &VolumeInfo) -> String {
+    let requests = volume.limits.requests.map(|rate| format!("iops     at most {}\n", requests_text(rate)));
+    let bytes = volume.limits.bytes.map(|rate| format!("bytes    at most {}\n", bytes_text(rate)));
     format!(
-        "name     {}\nsize     {} ({} bytes)\nextents  {}\nopen     {}\n\n{}",
+        "name     {}\nsize     {} ({} bytes)\nextents  {}\nopen     {}\n{}{}\n{}",
         output::name(&volume.name),
         show_size(volume.bytes),
         volume.bytes,
         volume.extents,
         volume.grants,
+        requests.unwrap_or_default(),
+        bytes.unwrap_or_default(),
         access_text(volume)
     )
 }
 
 #[cfg(test)]
 mod tests {
+    use portcullis::{Rate, Rates};
+
     use super::*;
 
     fn volume() -> VolumeInfo {
@@ -190,6 +199,7 @@ mod tests {
             access: vec![(Subject::User(4_000_000_000), 3), (Subject::Everyone, 1)],
             extents: 1,
             grants: 2,
+            limits: Rates { requests: Some(Rate { rate: 2000, burst: 0 }), bytes: None },
         }
     }
 
@@ -200,13 +210,16 @@ mod tests {
         assert_eq!(json["owner"]["uid"], 0);
         assert_eq!(json["access"][0]["subject"], "user:4000000000");
         assert_eq!(json["access"][0]["rights"], "rw");
+        assert_eq!((&json["iops"]["rate"], &json["bandwidth"]), (&json!(2000), &Value::Null));
         assert_eq!(json["access"][1], json!({ "subject": "everyone", "name": "everyone", "rights": "r" }));
     }
 
     #[test]
     fn text_shows_owner_and_rights() {
         let text = as_text(&volume());
-        for part in ["1 MiB", "user:root", "owner", "user:4000000000", "rw-", "everyone", "r--"] {
+        for part in
+            ["1 MiB", "at most 2000", "user:root", "owner", "user:4000000000", "rw-", "everyone", "r--"]
+        {
             assert!(text.contains(part), "{text}");
         }
         assert!(revoked_text(Revoked { grants: 2, draining: 1 }).contains("2 open grants"));

@@ -26,7 +26,7 @@ mod volume;
 pub use error::StoreError;
 pub use record::Finding;
 pub use store::{FormatOptions, Store};
-pub use volume::{Subject, Volume, VolumeId};
+pub use volume::{Limits, Rate, Subject, Volume, VolumeId};
 
 /// The most volumes of a store.
 pub const MAX_VOLUMES: usize = 65_536;

@@ -10,7 +10,7 @@ use crate::catalog::Contents;
 use crate::space::{Run, Space};
 use crate::superblock::Layout;
 use crate::volume::check_name;
-use crate::{MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, Subject, Volume, VolumeId};
+use crate::{Limits, MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, Rate, Subject, Volume, VolumeId};
 
 /// In postcard's wire format (postcard 1.0 specification).
 #[derive(Serialize, Deserialize)]
@@ -23,6 +23,11 @@ struct Record {
     /// 0 user, 1 group, 2 everyone (with number 0); its number; the bits of the access.
     access: Vec<(u8, u32, u8)>,
 }
+
+/// What follows the record of a volume that has limits: for requests and for bytes the rate, 0 if there is none, and the
+/// burst. Nothing follows that of one that has none, as it was before there were limits.
+#[derive(Serialize, Deserialize)]
+struct LimitRecord([(u64, u64); 2]);
 
 /// The record of a volume.
 pub(crate) fn encode(volume: &Volume) -> Vec<u8> {
@@ -38,8 +43,16 @@ pub(crate) fn encode(volume: &Volume) -> Vec<u8> {
         extents: volume.extents.iter().map(|extent| (extent.first.0, extent.count.0)).collect(),
         access: volume.access.iter().map(access).collect(),
     };
-    postcard::to_allocvec(&record).expect("a record of plain values always serializes")
+    let encoded = postcard::to_allocvec(&record).expect(PLAIN);
+    if volume.limits == Limits::default() {
+        return encoded;
+    }
+    let limit = |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.rate, rate.burst));
+    let limits = LimitRecord([limit(volume.limits.requests), limit(volume.limits.bytes)]);
+    postcard::to_extend(&limits, encoded).expect(PLAIN)
 }
+
+const PLAIN: &str = "a record of plain values always serializes";
 
 /// Bytes that a volume's record takes in the database, roughly.
 pub(crate) fn weight(volume: &Volume) -> u64 {
@@ -49,9 +62,7 @@ pub(crate) fn weight(volume: &Volume) -> u64 {
 /// The volume of a record, or what is wrong with it. Whether its extents are its own is not known yet.
 fn decode(id: u64, bytes: &[u8], layout: &Layout) -> Result<Volume, String> {
     let (record, rest) = postcard::take_from_bytes::<Record>(bytes).map_err(|error| error.to_string())?;
-    if !rest.is_empty() {
-        return Err("its record is too long".to_owned());
-    }
+    let limits = limits(rest)?;
     check_name(&record.name).map_err(|error| error.to_string())?;
     if record.extents.is_empty() || record.extents.len() > MAX_EXTENTS {
         return Err(format!("it has {} extents", record.extents.len()));
@@ -79,7 +90,29 @@ fn decode(id: u64, bytes: &[u8], layout: &Layout) -> Result<Volume, String> {
         blocks: record.blocks,
         extents,
         access,
+        limits,
     })
+}
+
+fn limits(bytes: &[u8]) -> Result<Limits, String> {
+    if bytes.is_empty() {
+        return Ok(Limits::default());
+    }
+    let (LimitRecord([requests, moved]), rest) =
+        postcard::take_from_bytes(bytes).map_err(|error| format!("its limits: {error}"))?;
+    if !rest.is_empty() {
+        return Err("its record is too long".to_owned());
+    }
+    let limit = |(rate, burst)| match (rate, burst) {
+        (0, 0) => Ok(None),
+        (0, _) => Err("it has a burst and no rate".to_owned()),
+        (rate, burst) => Ok(Some(Rate { rate, burst })),
+    };
+    let limits = Limits { requests: limit(requests)?, bytes: limit(moved)? };
+    if limits == Limits::default() {
+        return Err("it has limits that are none".to_owned()); // No record is written so.
+    }
+    Ok(limits)
 }
 
 fn extent(first: u64, count: u64, layout: &Layout) -> Result<LbaRange, String> {
@@ -217,7 +250,8 @@ mod tests {
             .collect();
         let blocks = extents.iter().map(|extent| extent.count.0).sum();
         let access = vec![(Subject::Everyone, Access::READ), (Subject::User(0), Access::ALL)];
-        Volume { id: VolumeId(id), name: name.into(), owner: 5, blocks, extents, access }
+        let limits = Limits::default();
+        Volume { id: VolumeId(id), name: name.into(), owner: 5, blocks, extents, access, limits }
     }
 
     fn findings(volumes: &[Volume]) -> Vec<String> {
@@ -231,7 +265,8 @@ mod tests {
 
     #[test]
     fn good_records_come_back() {
-        let volumes = [volume(1, "a", &[(0, 5), (9, 1)]), volume(3, "b", &[(5, 4)])];
+        let mut volumes = [volume(1, "a", &[(0, 5), (9, 1)]), volume(3, "b", &[(5, 4)])];
+        volumes[1].limits.requests = Some(Rate { rate: 2000, burst: 0 });
         let contents = Contents {
             volumes: volumes.iter().map(|volume| (volume.id.0, encode(volume))).collect(),
             next_volume: 4,
@@ -295,8 +330,20 @@ mod tests {
                 let _ = decode(1, &record, &layout);
             }
         }
-        let mut longer = record;
+        let mut longer = record.clone();
         longer.push(0);
         assert!(decode(1, &longer, &layout).is_err());
+        for (limits, what) in
+            [([(0, 0), (0, 0)], "limits that are none"), ([(0, 7), (1, 0)], "a burst and no rate")]
+        {
+            let longer = postcard::to_extend(&LimitRecord(limits), record.clone()).unwrap();
+            assert!(decode(1, &longer, &layout).unwrap_err().contains(what));
+        }
+        let limited = postcard::to_extend(&LimitRecord([(1, 0), (5, 9)]), record).unwrap();
+        let limits = decode(1, &limited, &layout).unwrap().limits;
+        assert_eq!(limits.bytes, Some(Rate { rate: 5, burst: 9 }));
+        let mut longer = limited;
+        longer.push(0);
+        assert!(decode(1, &longer, &layout).unwrap_err().contains("too long"));
     }
 }

@@ -16,7 +16,7 @@ use crate::signature::WINDOW;
 use crate::space::{Run, Space};
 use crate::superblock::{Layout, PAGE, Superblock};
 use crate::volume::check_name;
-use crate::{MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, StoreError, Subject, Volume, VolumeId};
+use crate::{Limits, MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, StoreError, Subject, Volume, VolumeId};
 
 /// How a device is made a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,6 +219,7 @@ impl Store {
             blocks: 0,
             extents: Vec::new(),
             access: Vec::new(),
+            limits: Limits::default(),
         };
         let volume = self.extend(volume, units, progress, &[Change::Set(Counter::Volume, id + 1)])?;
         self.next_volume = id + 1;
@@ -312,6 +313,15 @@ impl Store {
             volume.access.push((subject, access));
             volume.access.sort_unstable_by_key(|(subject, _)| *subject);
         }
+        self.save(&volume, Some(&old), &[])?;
+        self.volumes.insert(name.to_owned(), volume.clone());
+        Ok(volume)
+    }
+
+    /// Says how much all who use a volume may do together, instead of what they could before.
+    pub fn set_limits(&mut self, name: &str, limits: Limits) -> Result<Volume, StoreError> {
+        let old = self.volume(name)?;
+        let volume = Volume { limits, ..old.clone() };
         self.save(&volume, Some(&old), &[])?;
         self.volumes.insert(name.to_owned(), volume.clone());
         Ok(volume)

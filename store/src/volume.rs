@@ -53,6 +53,26 @@ pub struct Volume {
     pub extents: Vec<LbaRange>,
     /// What others may do; at most one entry for a subject, none of them empty.
     pub access: Vec<(Subject, Access)>,
+    /// How much all who use it may do together.
+    pub limits: Limits,
+}
+
+/// So many in a second, and so many at once after a pause; none of the rates is 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rate {
+    /// In a second.
+    pub rate: u64,
+    /// At once; 0 for what is usual.
+    pub burst: u64,
+}
+
+/// Limits of a volume. The store keeps them and does no more with them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Of requests.
+    pub requests: Option<Rate>,
+    /// Of bytes.
+    pub bytes: Option<Rate>,
 }
 
 impl Volume {
@@ -123,6 +143,7 @@ mod tests {
                 (Subject::Group(7), Access::WRITE),
                 (Subject::Everyone, Access::TRIM),
             ],
+            limits: Limits::default(),
         }
     }
 

@@ -33,6 +33,7 @@
 mod access;
 mod channel;
 mod error;
+mod limits;
 mod memory;
 mod queue;
 pub mod raw;
@@ -49,11 +50,12 @@ pub use memory::{Buffer, Memory, MemoryAccess};
 pub use queue::Queue;
 pub use request::{Completion, Request, Ticket};
 pub use session::{Revoked, Session, Volumes};
-pub use transport::{Transport, TransportError};
+pub use transport::{EmbeddedAdapter, Transport, TransportError};
 pub use unix::default_socket_path;
 pub use volume::Volume;
 pub use wire;
 pub use wire::Status;
 pub use wire::control::{
-    DeviceInfo, GrantInfo, Limits, MAX_NAME, SessionInfo, Statistics, Subject, VolumeInfo,
+    DeviceInfo, GrantInfo, LimitChange, LimitInfo, Limited, Limits, MAX_NAME, Rate, Rates, SessionInfo,
+    Statistics, Subject, VolumeInfo,
 };

@@ -149,6 +149,19 @@ pub enum Request {
     ShowDevice,
     /// Sessions and counters.
     Statistics,
+    /// Changes what limits somebody or something, and what it weighs. For administrators.
+    SetLimits {
+        /// Whom.
+        of: Limited,
+        /// How.
+        change: LimitChange,
+    },
+    /// What is limited or weighs something else than usual, in its order, as far as the caller may see it and as many as
+    /// fit a message.
+    ListLimits {
+        /// Only those after this one.
+        after: Option<Limited>,
+    },
 }
 
 /// What answers a [`Request`].
@@ -197,6 +210,65 @@ pub enum Reply {
     Device(DeviceInfo),
     /// To Statistics.
     Statistics(Statistics),
+    /// To ListLimits; to SetLimits, with what holds now.
+    Limits {
+        /// In the order of what they are of.
+        limits: Vec<LimitInfo>,
+        /// Whether there are more after the last one.
+        more: bool,
+    },
+}
+
+/// What limits are of.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum Limited {
+    /// A volume: for all who use it together. Kept with the volume.
+    Volume(String),
+    /// A user id: for all its sessions together, those that are and those to come, until the adapter ends. Its weight is
+    /// that of each of its sessions.
+    User(u32),
+    /// A session by its number, for as long as it lives; beside what its user has.
+    Session(u64),
+}
+
+/// So many in a second.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Rate {
+    /// In a second.
+    pub rate: u64,
+    /// At once, after a pause; 0 for what 20 milliseconds of the rate are.
+    pub burst: u64,
+}
+
+/// Limits of a volume, user or session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Rates {
+    /// Of requests, if there is one.
+    pub requests: Option<Rate>,
+    /// Of bytes that requests move, if there is one.
+    pub bytes: Option<Rate>,
+}
+
+/// What is to change; what is `None` stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LimitChange {
+    /// Of requests; a rate of 0 is no limit.
+    pub requests: Option<Rate>,
+    /// Of bytes, likewise.
+    pub bytes: Option<Rate>,
+    /// What each session weighs; 0 as usual. Volumes have no weight.
+    pub weight: Option<u32>,
+}
+
+/// What holds for something.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LimitInfo {
+    /// For what.
+    pub of: Limited,
+    /// Its limits.
+    pub rates: Rates,
+    /// What each session of it weighs, if that was set.
+    pub weight: Option<u32>,
 }
 
 /// What a session is told at its start.
@@ -253,6 +325,8 @@ pub struct VolumeInfo {
     pub extents: u32,
     /// Grants open over it now.
     pub grants: u32,
+    /// What all who use it together may do.
+    pub limits: Rates,
 }
 
 /// The device behind the adapter.

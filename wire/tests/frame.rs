@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use wire::VERSION;
 use wire::control::{
-    AccessBits, DeviceInfo, FRAME_MAGIC, GrantInfo, Limits, MAX_MESSAGE, Reply, Request, SessionInfo,
-    Statistics, Subject, VolumeInfo, Welcome,
+    AccessBits, DeviceInfo, FRAME_MAGIC, GrantInfo, LimitChange, LimitInfo, Limited, Limits, MAX_MESSAGE,
+    Rate, Rates, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
 };
 use wire::frame::{EncodeError, FrameError, HEADER, decode_reply, decode_request, encode};
 use wire::name::{NameError, check_name, escape};
@@ -20,16 +20,37 @@ fn subject() -> impl Strategy<Value = Subject> {
     ]
 }
 
+fn rate() -> impl Strategy<Value = Option<Rate>> {
+    any::<Option<(u64, u64)>>().prop_map(|rate| rate.map(|(rate, burst)| Rate { rate, burst }))
+}
+
+fn rates() -> impl Strategy<Value = Rates> {
+    (rate(), rate()).prop_map(|(requests, bytes)| Rates { requests, bytes })
+}
+
+fn limited() -> impl Strategy<Value = Limited> {
+    prop_oneof![
+        ".{0,40}".prop_map(Limited::Volume),
+        any::<u32>().prop_map(Limited::User),
+        any::<u64>().prop_map(Limited::Session)
+    ]
+}
+
+fn limit() -> impl Strategy<Value = LimitInfo> {
+    (limited(), rates(), any::<Option<u32>>()).prop_map(|(of, rates, weight)| LimitInfo { of, rates, weight })
+}
+
 fn volume() -> impl Strategy<Value = VolumeInfo> {
     let access = proptest::collection::vec((subject(), any::<AccessBits>()), 0..5);
-    (".{0,30}", any::<u64>(), any::<u32>(), access, any::<u32>(), any::<u32>()).prop_map(
-        |(name, bytes, owner, access, extents, grants)| VolumeInfo {
+    (".{0,30}", any::<u64>(), any::<u32>(), access, any::<u32>(), any::<u32>(), rates()).prop_map(
+        |(name, bytes, owner, access, extents, grants, limits)| VolumeInfo {
             name,
             bytes,
             owner,
             access,
             extents,
             grants,
+            limits,
         },
     )
 }
@@ -67,6 +88,10 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         Just(Request::ShowDevice),
         Just(Request::Statistics),
+        (limited(), rate(), rate(), any::<Option<u32>>()).prop_map(|(of, requests, bytes, weight)| {
+            Request::SetLimits { of, change: LimitChange { requests, bytes, weight } }
+        }),
+        proptest::option::of(limited()).prop_map(|after| Request::ListLimits { after }),
     ]
 }
 
@@ -140,6 +165,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<(u32, u32)>().prop_map(|(grants, draining)| Reply::Revoked { grants, draining }),
         device().prop_map(Reply::Device),
         statistics().prop_map(Reply::Statistics),
+        (proptest::collection::vec(limit(), 0..4), any::<bool>())
+            .prop_map(|(limits, more)| Reply::Limits { limits, more }),
     ]
 }
 

@@ -209,6 +209,7 @@ impl Control {
     /// Whether there is memory to be given back; `tell` is told when the last of it is.
     fn end_batch_for(&mut self, batch: Batch, tell: Option<Caller>) -> bool {
         for (session, key, quiesce) in batch.grants {
+            self.lift_limit(session, key);
             self.tables.finish_delete(quiesce);
             if let Some(session) = self.sessions.get_mut(&session) {
                 session.remove_grant(key);
@@ -296,6 +297,7 @@ impl Control {
                 }
                 _ => quiesce, // Revoked, or closed meanwhile.
             };
+            self.lift_limit(session, key);
             self.tables.finish_delete(quiesce);
             self.sessions.get_mut(&session).into_iter().for_each(|s| s.remove_grant(key));
             self.forget_if_empty(session);
@@ -356,6 +358,7 @@ impl Control {
         user.sessions.remove(&id);
         user.outstanding -= u64::from(session.outstanding);
         self.sessions.remove(&id);
+        self.quotas.forget_session(id);
     }
 
     /// Logs what pollers refused and let through to the log, and what was left out of it.

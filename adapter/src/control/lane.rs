@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use store::{StoreError, Subject, Volume};
 use tpt::{Access, Key, Purpose};
 use wire::Status;
-use wire::control::{self, Reply, Request};
+use wire::control::{self, Limited, Reply, Request};
 
 use super::drain::{Batch, Then, Unchanged};
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
@@ -138,6 +138,10 @@ impl Control {
                 };
                 self.run_store(caller, Job::SetAccess { name, subject: subject_of(subject), access });
             }
+            Request::SetLimits { of: Limited::Volume(name), change } => {
+                let job = self.limits_job(name, &change)?;
+                self.run_store(caller, job);
+            }
             _ => return Err(Refusal::new(Status::E_OPCODE, "not an operation on volumes")),
         }
         Ok(())
@@ -206,7 +210,9 @@ impl Control {
         let job = match operation {
             Operation::Store { job } => job,
             Operation::Deleted { name, grants } => {
-                self.volumes.remove(&name);
+                if let Some(volume) = self.volumes.remove(&name) {
+                    self.quotas.forget_volume(volume.id);
+                }
                 return self.reply(caller, Reply::Revoked { grants, draining: 0 });
             }
             // These wait for grants, not for the store.
@@ -226,6 +232,10 @@ impl Control {
                 let batch = self.quiesce_volume(volume.id, Purpose::Modify, |_| true);
                 self.run(caller, Operation::Grow { volume });
                 self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
+            }
+            Job::SetLimits { .. } => {
+                let reply = self.limit_volume(&volume);
+                self.reply(caller, reply);
             }
             Job::SetAccess { .. } => {
                 let lost = |(session, grant): (&super::session::Session, &super::session::GrantHeld)| {

@@ -207,7 +207,8 @@ impl Control {
         self.next_queue = next;
         self.next_poller = self.next_poller.wrapping_add(1);
         let gate = self.users.gate(uid);
-        let port = Port::new(QueueId(queue), caller.session.0, domain, view, entries).with_gate(gate);
+        let port = Port::new(QueueId(queue), caller.session.0, domain, view, entries);
+        let port = port.with_gate(gate).with_terms(self.terms_of(caller.session));
         let counters = port.counters();
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             let memory = taken.memory.clone();

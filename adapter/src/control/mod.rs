@@ -8,6 +8,7 @@ mod lane;
 mod limits;
 mod memory;
 mod process;
+mod quotas;
 mod registrar;
 mod requests;
 mod session;
@@ -38,6 +39,7 @@ use lane::Lane;
 use limits::{Ceilings, Held, What};
 pub use limits::{Limits, Policy};
 use process::Process;
+use quotas::Quotas;
 use registrar::Registrar;
 use session::Session;
 use users::Users;
@@ -128,6 +130,7 @@ pub struct Control {
     policy: Policy,
     ceilings: Ceilings,
     users: Users,
+    quotas: Quotas,
     /// Of each volume, as the store has it.
     volumes: BTreeMap<String, Volume>,
     sessions: BTreeMap<SessionId, Session>,
@@ -152,7 +155,9 @@ impl Control {
     /// The kernel's: no eventfd.
     pub fn new(parts: Parts) -> std::io::Result<Self> {
         let Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, policy } = parts;
-        let volumes = storage.initial_volumes().into_iter().map(|v| (v.name.clone(), v)).collect();
+        let volumes: BTreeMap<_, _> =
+            storage.initial_volumes().into_iter().map(|v| (v.name.clone(), v)).collect();
+        let quotas = Quotas::new(volumes.values(), pollers.len());
         let process = Process::measure(mapper.mappings_left());
         let ceilings = Ceilings::new(&policy, &process, tables.published().limits());
         Ok(Self {
@@ -168,6 +173,7 @@ impl Control {
             policy,
             ceilings,
             users: Users::default(),
+            quotas,
             volumes,
             sessions: BTreeMap::new(),
             pending: Vec::new(),

@@ -6,13 +6,14 @@ use std::os::fd::OwnedFd;
 use tpt::{Access, GrantSpec, Key, Purpose, RegionKey};
 use wire::Status;
 use wire::control::{
-    DeviceInfo, GrantInfo, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
+    DeviceInfo, GrantInfo, Limited, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
 };
 use wire::discard::{Owner, discard};
 
 use super::drain::{Batch, Then, table_refusal};
 use super::lane::no_volume;
 use super::limits::{Held, What};
+use super::quotas::rates_of;
 use super::session::{GrantHeld, Session};
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal};
 
@@ -47,6 +48,8 @@ impl Control {
             Request::ShowVolume { name } => self.show_volume(caller, &name),
             Request::ShowDevice => Ok(self.show_device(caller)),
             Request::Statistics => Ok(self.statistics(caller)),
+            Request::SetLimits { of, change } => return self.set_limits(caller, of, change),
+            Request::ListLimits { after } => Ok(self.list_limits(caller, after.as_ref())),
             Request::CreateVolume { .. }
             | Request::DeleteVolume { .. }
             | Request::ResizeVolume { .. }
@@ -75,6 +78,7 @@ impl Control {
             | Request::DeleteVolume { name }
             | Request::ResizeVolume { name, .. }
             | Request::ShowVolume { name }
+            | Request::SetLimits { of: Limited::Volume(name), .. }
             | Request::SetAccess { name, .. } => [Some(name), None],
             Request::RenameVolume { from, to } => [Some(from), Some(to)],
             _ => [None, None],
@@ -148,6 +152,7 @@ impl Control {
         let volume = volume.id;
         let held = GrantHeld { volume, access: wanted, bytes, ranges, quiescing: false, revoked: false };
         let info = self.grant_info(key, &held);
+        self.limit_grant(key, volume);
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             session.add_grant(key, held);
         }
@@ -196,7 +201,7 @@ impl Control {
     }
 
     /// Whether the caller may see a volume: it administers, or may do anything with it.
-    fn sees(&self, caller: Caller, volume: &store::Volume) -> bool {
+    pub(super) fn sees(&self, caller: Caller, volume: &store::Volume) -> bool {
         self.session(caller).is_ok_and(|s| {
             let who = &s.credentials;
             self.policy.is_admin(who) || volume.access_for(who.uid, who.gid, &who.groups) != Access::NONE
@@ -244,6 +249,7 @@ impl Control {
             access: access.iter().map(|(subject, access)| (wire_subject(*subject), access.bits())).collect(),
             extents: u32::try_from(volume.extents.len()).unwrap_or(u32::MAX),
             grants: u32::try_from(grants).unwrap_or(u32::MAX),
+            limits: rates_of(volume.limits),
         }
     }
 

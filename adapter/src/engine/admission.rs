@@ -30,6 +30,7 @@ impl State {
         self.held.retain(keep);
         self.gated.retain(keep);
         self.flush_next.retain(keep);
+        self.throttle.retain(keep);
         let mut at = self.ports[index].as_ref().and_then(|port| port.in_flight.first());
         while let Some(slot) = at {
             at = self.slots.after(slot);
@@ -88,7 +89,7 @@ impl State {
                     Operation::Write { fua } if !self.gates.any() => block::Operation::Write { fua },
                     _ => return self.process_rare(queue, asked),
                 };
-                if segments != 0 {
+                if segments != 0 || self.throttle.limits(request.key) {
                     return self.process_rare(queue, asked);
                 }
                 self.admit_plain(queue, &asked, operation);
@@ -175,10 +176,15 @@ impl State {
             Err(denied) => return self.turn_away(asked, slot, denied),
         };
         let slot = self.slot_for(&asked, slot);
+        if let Err(volume) = self.pay_for(&asked) {
+            self.directory.release(grant);
+            return self.wait_for_tokens(&asked, slot, volume);
+        }
         let claim = match self.gather(slot, &asked, &grant) {
             Ok(claim) => claim,
             Err(refused) => {
                 self.directory.release(grant);
+                self.throttle.pay_back(&asked.request);
                 return match refused {
                     Refused::Later => self.hold(&asked, Some(slot)),
                     Refused::Denied(denied) => self.turn_away(asked, Some(slot), denied),
@@ -289,6 +295,7 @@ impl State {
             match s.state {
                 SlotState::Starved => self.starved.retain(|&s| s != slot),
                 SlotState::Held => self.held.retain(|&s| s != slot),
+                SlotState::Throttled => self.throttle.retain(|&s| s != slot),
                 SlotState::Gated => self.gated.retain(|&s| s != slot),
                 SlotState::FlushWaiting => self.flush_next.retain(|&s| s != slot),
                 SlotState::Free | SlotState::Taken | SlotState::Running => {}

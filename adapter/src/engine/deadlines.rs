@@ -49,6 +49,7 @@ impl State {
         self.starved.retain(&mut keep);
         self.gated.retain(&mut keep);
         self.flush_next.retain(&mut keep);
+        self.throttle.retain(&mut keep);
         while let Some(slot) = self.late.pop() {
             self.slots.get_mut(slot).fail(Status::E_DEADLINE, 0);
             self.finish(slot);

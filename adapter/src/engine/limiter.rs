@@ -12,20 +12,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use wire::control::Rate;
+
 const SECOND: u64 = 1_000_000_000;
 /// What the burst is if nobody says: so many nanoseconds of the rate. Pollers that wake late lose nothing by it.
 const USUAL_BURST: u64 = 20_000_000;
 /// Leases of a second.
 const LEASES: u64 = 1000;
-
-/// A rate and a burst, in requests or bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Rate {
-    /// In a second; at least 1.
-    pub rate: u64,
-    /// At once, after a pause; 0 for what 20 ms of the rate are.
-    pub burst: u64,
-}
 
 /// Some requests and bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,6 +154,16 @@ impl Purse {
     pub(super) fn pay(&mut self, tokens: Tokens) {
         self.requests.pay(tokens.requests);
         self.bytes.pay(tokens.bytes);
+    }
+
+    /// What was paid for came to nothing.
+    pub(super) fn pay_back(&mut self, tokens: Tokens) {
+        self.requests.0 = self.requests.0.saturating_add_unsigned(tokens.requests);
+        self.bytes.0 = self.bytes.0.saturating_add_unsigned(tokens.bytes);
+    }
+
+    pub(super) fn is_of(&self, limiter: &Arc<Limiter>) -> bool {
+        Arc::ptr_eq(&self.limiter, limiter)
     }
 }
 

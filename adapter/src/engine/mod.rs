@@ -18,6 +18,7 @@ mod slots;
 mod submission;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,7 @@ use crate::mailbox::{Command, Drained, PollerShared, Ticket};
 pub use bytes::Bounce;
 use bytes::Buffers;
 pub use gates::Gates;
-pub use limiter::{Limiter, Rate};
+pub use limiter::Limiter;
 pub use parse::{Parsed, parse};
 use port::PortState;
 pub use port::{Port, PortCounters, QueueId};
@@ -40,6 +41,7 @@ use schedule::Schedule;
 use share::Shares;
 pub use share::{Cost, DEFAULT_WEIGHT, MAX_WEIGHT, QUANTUM, Terms};
 use slots::Slots;
+use throttle::Throttle;
 
 /// Nanoseconds from some fixed moment. A simulation has its own.
 pub trait Clock: Send {
@@ -139,6 +141,7 @@ struct State {
     late: Vec<u32>,
     schedule: Schedule,
     shares: Shares,
+    throttle: Throttle,
     /// As in [`TurnLimits`].
     pieces: u32,
     device_timeout_ns: u64,
@@ -175,6 +178,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             drains: touched(64),
             schedule: Schedule::new(64),
             shares: Shares::default(),
+            throttle: Throttle::new(room),
             pieces: TurnLimits::default().pieces,
             device_timeout_ns: nanoseconds(DEVICE_TIMEOUT),
             now_ns: clock.now_ns(),
@@ -251,6 +255,9 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             if !(state.held.is_empty() && state.starved.is_empty()) {
                 work += state.retry(queue, limits.retries);
             }
+            if state.throttle.is_due(state.now_ns) {
+                work += state.retry_throttled(queue, limits.retries);
+            }
             work += state.take_entries(queue, limits.burst);
         }
         queue.commit();
@@ -269,7 +276,8 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
 
     /// How long until something is due that waits for its limits: the thread that turns the engine sleeps no longer.
     pub fn next_due(&self) -> Option<Duration> {
-        let due_ns = self.state.shares.next_due_ns()?;
+        let (shares, throttle) = (self.state.shares.next_due_ns(), self.state.throttle.next_due_ns());
+        let due_ns = shares.into_iter().chain(throttle).min()?;
         Some(Duration::from_nanos(due_ns.saturating_sub(self.clock.now_ns())))
     }
 
@@ -297,8 +305,8 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             || state.has_rung();
         if !work {
             // With something at the device it is still waited for by others' gates, and wakes for that soon enough.
-            work =
-                if state.slots.used() == 0 { !state.gates.fall_asleep() } else { state.gates.need_tending() };
+            let idle = state.slots.used() == state.throttle.waiting();
+            work = if idle { !state.gates.fall_asleep() } else { state.gates.need_tending() };
         }
         if work {
             self.end_sleep();
@@ -340,6 +348,7 @@ impl State {
                 Command::Attach(port) => self.attach(*port),
                 Command::Detach(queue, ticket) => self.detach(queue, ticket),
                 Command::Terms(session, terms) => self.shares.set_terms(session, &terms),
+                Command::Limit(entry, limiter) => self.throttle.limit(entry, limiter.as_ref()),
                 Command::Region(region, memory) => {
                     let known = self.regions[region.0 as usize].replace(memory);
                     assert!(known.is_none(), "a region is drained before its index is used again");

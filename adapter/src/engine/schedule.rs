@@ -227,7 +227,7 @@ impl State {
         for &index in self.schedule.unasked() {
             let port = self.ports[index].as_ref().expect("the lists have ports that are there");
             // Nobody is to wake the engine for what it may not take yet.
-            if !sleeps || !self.shares.is_throttled(port.account, self.now_ns) {
+            if !sleeps || !self.is_throttled(index, port) {
                 port.ring.set_need_wake(sleeps);
             }
         }
@@ -237,11 +237,16 @@ impl State {
         }
     }
 
+    /// Whether limits let nothing be taken from a queue now.
+    fn is_throttled(&self, index: usize, port: &Port) -> bool {
+        self.shares.is_throttled(port.account, self.now_ns) || self.throttle.is_full(index)
+    }
+
     /// Whether a turn would find something in a queue. Parked ones have asked to be woken.
     pub(super) fn has_rung(&self) -> bool {
-        let mut ports = self.schedule.unasked().filter_map(|&index| self.ports[index].as_ref());
-        ports.any(|port| match port.state {
-            PortState::Ready => !self.shares.is_throttled(port.account, self.now_ns) && port.ring.has_rung(),
+        let ports = self.schedule.unasked().filter_map(|&index| Some((index, self.ports[index].as_ref()?)));
+        ports.into_iter().any(|(index, port)| match port.state {
+            PortState::Ready => !self.is_throttled(index, port) && port.ring.has_rung(),
             PortState::Error => port.ring.has_rung(),
             PortState::Detaching(_) => false,
         })
@@ -309,7 +314,7 @@ impl State {
             return 1;
         }
         let waiting = port.ring.waiting();
-        if waiting == 0 {
+        if waiting == 0 || self.throttle.is_full(index) {
             return 0;
         }
         let account = port.account;

@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_limit_holds_back_until_its_tokens_come_and_says_when() {
-        use super::super::limiter::Rate;
+        use wire::control::Rate;
         let mut shares = Shares::default();
         let limiter = Limiter::new(Some(Rate { rate: 1000, burst: 1 }), None, 1);
         let terms = Terms { weight: DEFAULT_WEIGHT, limiters: limiter.into_iter().collect() };

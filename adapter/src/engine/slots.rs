@@ -19,6 +19,8 @@ pub(super) enum SlotState {
     Taken,
     /// To be admitted later: its entry is being modified, or it is short of something that others use.
     Held,
+    /// To be admitted when its volume's limits let it.
+    Throttled,
     /// Some or all of its pieces wait for room in the device queue.
     Starved,
     /// Waits until others have left the blocks that it has claimed.

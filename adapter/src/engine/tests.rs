@@ -20,6 +20,7 @@ use super::*;
 
 mod bytes;
 mod ends;
+mod limits;
 mod lists;
 mod parked;
 

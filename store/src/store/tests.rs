@@ -222,7 +222,15 @@ fn plant(store: Store, disk: &MemoryDisk, volumes: impl Iterator<Item = Volume>)
 
 fn planted(id: u64, extents: Vec<LbaRange>) -> Volume {
     let blocks = extents.iter().map(|extent| extent.count.0).sum();
-    Volume { id: VolumeId(id), name: format!("planted {id}"), owner: 0, blocks, extents, access: Vec::new() }
+    Volume {
+        id: VolumeId(id),
+        name: format!("planted {id}"),
+        owner: 0,
+        blocks,
+        extents,
+        access: Vec::new(),
+        limits: Limits::default(),
+    }
 }
 
 #[test]

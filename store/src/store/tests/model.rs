@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Rate;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -12,6 +13,7 @@ enum Op {
     Rename { name: u8, new: u8 },
     Delete { name: u8 },
     Access { name: u8, subject: Subject, access: u8 },
+    Limit { name: u8, limits: Limits },
     Reserve(u32),
     Reopen,
     PowerCut(u64),
@@ -25,6 +27,9 @@ fn op() -> impl Strategy<Value = Op> {
         (0u32..3).prop_map(Subject::Group),
         Just(Subject::Everyone),
     ];
+    let rate =
+        || prop_oneof![Just(None), (1u64.., 0u64..).prop_map(|(rate, burst)| Some(Rate { rate, burst }))];
+    let limits = (rate(), rate()).prop_map(|(requests, bytes)| Limits { requests, bytes });
     prop_oneof![
         4 => (name(), bytes(), 0u32..3).prop_map(|(name, bytes, owner)| Op::Create { name, bytes, owner }),
         2 => (name(), bytes()).prop_map(|(name, bytes)| Op::Grow { name, bytes }),
@@ -32,6 +37,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (name(), name()).prop_map(|(name, new)| Op::Rename { name, new }),
         2 => name().prop_map(|name| Op::Delete { name }),
         2 => (name(), subject, 0u8..8).prop_map(|(name, subject, access)| Op::Access { name, subject, access }),
+        1 => (name(), limits).prop_map(|(name, limits)| Op::Limit { name, limits }),
         1 => (0u32..100).prop_map(Op::Reserve),
         1 => Just(Op::Reopen),
         1 => any::<u64>().prop_map(Op::PowerCut),
@@ -44,6 +50,7 @@ struct Expected {
     owner: u32,
     units: u64,
     access: BTreeMap<Subject, Access>,
+    limits: Limits,
     /// What its owner wrote into all of it.
     value: u8,
 }
@@ -92,7 +99,8 @@ impl World {
         let units = bytes.div_ceil(UNIT);
         match store.create(&name, bytes, owner) {
             Ok(volume) => {
-                let expected = Expected { owner, units, access: BTreeMap::new(), value: 0 };
+                let limits = Limits::default();
+                let expected = Expected { owner, units, access: BTreeMap::new(), limits, value: 0 };
                 assert!(self.volumes.insert(name, expected).is_none());
                 self.fill(&volume, 0);
             }
@@ -161,6 +169,11 @@ impl World {
             Op::Access { name: n, subject, access } => {
                 self.set_access(&mut store, &name(n), subject, Access::from_bits(access).unwrap());
             }
+            Op::Limit { name: n, limits } => {
+                let result = store.set_limits(&name(n), limits);
+                assert_eq!(result.is_ok(), self.volumes.contains_key(&name(n)));
+                self.volumes.get_mut(&name(n)).into_iter().for_each(|volume| volume.limits = limits);
+            }
             Op::Reserve(count) => {
                 let range = store.reserve_instances(count).unwrap();
                 assert_eq!(range, self.next_instance..self.next_instance + count);
@@ -191,6 +204,7 @@ impl World {
             assert_eq!(volume.owner, expected.owner);
             assert_eq!(volume.blocks << shift, expected.units * UNIT);
             assert_eq!(volume.access.iter().copied().collect::<BTreeMap<_, _>>(), expected.access);
+            assert_eq!(volume.limits, expected.limits);
             assert!(is_all(&content(&self.disk, volume), expected.value));
             extents.extend(&volume.extents);
         }
