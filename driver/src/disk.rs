@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::block::{BlockQueue, Command, DeviceStatus, Geometry, Operation, QueueState, SubmitError, pieces};
 use crate::hal::{DmaAccess, DmaError, Mapper, Mapping, PinnedMemory};
 
+pub use crate::dice::Dice; // what the power of a disk in memory is cut by
 pub use memory::MemoryDisk;
 
 /// A block device whose calls return when the work is done. Data is always whole blocks.

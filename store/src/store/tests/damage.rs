@@ -7,7 +7,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use driver::dice::Dice;
+use driver::disk::Dice;
 
 use super::*;
 use crate::fuzz::assert_sound;
