@@ -3,10 +3,10 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;
+use core::hint;
 use core::sync::atomic::Ordering::Relaxed;
-use core::{hint, mem};
 
-use crate::published::{self, Entry, Extent, LbaEntry, NONE, Needed, Region, Segment, Stage, extent};
+use crate::published::{self, Entry, Extent, LbaEntry, NONE, Region, Segment, Stage, extent};
 use crate::{
     Denied, Domain, EntryIndex, Grant, Hold, Iova, Key, Lba, Memory, Operation, Piece, Published,
     RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
@@ -22,35 +22,34 @@ pub struct DirectoryCounters {
 }
 
 /// What a poller knows of one segment of the table.
-#[derive(Clone, Debug)]
-struct Slot {
-    /// The pointer to it, if it is at hand; else one to a segment of which nothing is admitted, so that a check need not
-    /// ask which.
-    entries: Arc<Segment>,
-    at_hand: bool,
-    /// It was used since the hand last passed it.
-    used: bool,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Pointer {
+    /// It is not at hand. None of its entries is looked at.
+    Dropped,
+    /// It is at hand.
+    AtHand,
+    /// And was used since the hand last passed it.
+    Used,
 }
 
-impl Slot {
-    /// The table's part of the decision: whether an entry that is at hand admits the request, and where its blocks are
-    /// if they are in the first range. One line is read. `None` means no more than that this does not decide it.
+impl Entry {
+    /// The table's part of the decision: whether the entry admits the request, and where its blocks are if they are in
+    /// the first range. One line is read. `None` means no more than that this does not decide it.
     #[inline(always)]
     fn find(&self, domain: Domain, request: &Request) -> Option<Place> {
-        let index = request.key.index().0;
-        let entry = self.entries.entry(index);
         // The state first: if it says that the entry is open, the other fields are of this life.
-        let (state, shape) = (entry.state(), entry.shape());
+        let (state, shape) = (self.state(), self.shape());
         if shape.domain() != domain || !state.admits(request.key.instance(), request.operation.enough()) {
             return None;
         }
         // What is not aligned is beyond any range, and so is the last of no blocks.
-        let range = entry.first_range();
+        let range = self.first_range();
         let (offset, blocks) = (shape.in_blocks(request.offset), shape.in_blocks(request.length));
         if offset.checked_add(blocks.wrapping_sub(1))? >= range.blocks {
             return None;
         }
-        if !entry.is_sealed(request.key, shape, range) {
+        if !self.is_sealed(request.key, shape, range) {
             return None;
         }
         Some(Place { lba: Lba(range.first + offset), blocks, block_shift: shape.shift() })
@@ -76,13 +75,12 @@ pub struct Place {
 ///
 /// A check that finds its segment at hand, and its request in the first range of its grant, reads the entry's line and the
 /// region's of what is shared, and writes nothing there. Of its own it reads the pointer and writes counts, which are small
-/// and close together: for a million entries 1 MiB of pointers and 2 MiB of counts.
+/// and close together: for a million entries 61 KiB of pointers and 2 MiB of counts.
 #[derive(Debug)]
 pub struct Directory<S: SegmentSource = Published> {
+    entries: Arc<[Entry]>,
     /// One for each segment of the table.
-    slots: Box<[Slot]>,
-    /// What a slot points to whose segment is not at hand.
-    empty: Arc<Segment>,
+    pointers: Box<[Pointer]>,
     /// How many I/O are active on each entry, also while the pointer to its segment is dropped.
     active: Box<[u16]>,
     regions: Arc<[Region]>,
@@ -117,12 +115,10 @@ impl<S: SegmentSource> Directory<S> {
     /// As [`Directory::new`], with segments from somewhere else: for tests of E_SEGMENT.
     pub fn with_source(published: Arc<Published>, source: Arc<S>, resident_segments: usize) -> Self {
         let limits = published.limits();
-        let empty = Arc::new(Segment::empty());
-        let slot = Slot { entries: Arc::clone(&empty), at_hand: false, used: false };
         let residents = resident_segments.clamp(1, published.segment_count().max(1));
         Self {
-            slots: vec![slot; published.segment_count()].into(),
-            empty,
+            entries: Arc::clone(&published.entries),
+            pointers: vec![Pointer::Dropped; published.segment_count()].into(),
             active: touched(published.segment_count() * SEGMENT_ENTRIES as usize),
             regions: Arc::clone(&published.regions),
             regions_active: touched(limits.regions as usize),
@@ -162,7 +158,8 @@ impl<S: SegmentSource> Directory<S> {
     /// fetch.
     #[inline]
     pub fn look_up(&self, domain: Domain, request: &Request) -> Option<Place> {
-        self.slots.get(segment_of(request.key))?.find(domain, request)
+        let entry = self.entries.get(request.key.index().0 as usize)?;
+        if self.is_at_hand(segment_of(request.key)) { entry.find(domain, request) } else { None }
     }
 
     /// Whether `domain` may use `length` bytes of memory for `operation`: one piece of a list, checked as the memory of
@@ -181,8 +178,7 @@ impl<S: SegmentSource> Directory<S> {
         if length == 0 || operation.required_memory_access().is_none() {
             return Err(Denied::Memory);
         }
-        let found = published::memory(&self.regions, domain, operation, memory, length);
-        let (region, iova) = found.ok_or(Denied::Memory)?;
+        let (region, iova) = published::memory(&self.regions, domain, operation, memory, length)?;
         self.regions_active[region as usize] += 1;
         Ok(Hold { iova, region, directory: self.number })
     }
@@ -193,9 +189,9 @@ impl<S: SegmentSource> Directory<S> {
     #[inline]
     pub fn prefetch(&self, key: Key) {
         let index = key.index().0;
-        if let Some(slot) = self.slots.get(segment_of(key)) {
+        if self.is_at_hand(segment_of(key)) {
             // Nobody waits for what is loaded here.
-            hint::black_box(slot.entries.entry(index).shape());
+            hint::black_box(self.entries[index as usize].shape());
             hint::black_box(self.active[index as usize]);
         }
     }
@@ -208,12 +204,19 @@ impl<S: SegmentSource> Directory<S> {
         domain: Domain,
         request: &Request,
     ) -> Result<Grant, Denied> {
-        let slot = self.slots.get(segment_of(request.key)).ok_or(Denied::KeyRange)?;
-        let Some(Place { lba, blocks, block_shift }) = slot.find(domain, request) else {
+        let index = request.key.index().0 as usize;
+        let entry = self.entries.get(index).ok_or(Denied::KeyRange)?;
+        let pointer = self.pointers.get_mut(segment_of(request.key)).ok_or(Denied::KeyRange)?;
+        let place = if *pointer == Pointer::Dropped { None } else { entry.find(domain, request) };
+        let Some(Place { lba, blocks, block_shift }) = place else {
             return self.check_in_order::<MEMORY>(domain, request);
         };
-        let memory = self.memory::<MEMORY>(domain, request)?;
-        self.slots[segment_of(request.key)].used = true;
+        let memory = if MEMORY {
+            published::memory(&self.regions, domain, request.operation, request.memory, request.length)?
+        } else {
+            (NONE, 0)
+        };
+        *pointer = Pointer::Used;
         Ok(self.count(request, Located { first: lba.0, blocks, root: NONE, shift: block_shift }, memory))
     }
 
@@ -230,14 +233,14 @@ impl<S: SegmentSource> Directory<S> {
             return Err(Denied::KeyRange);
         }
         let segment = index / SEGMENT_ENTRIES;
-        let fetched = !self.slots[segment as usize].at_hand;
+        let fetched = !self.is_at_hand(segment as usize);
         if fetched {
             if self.published.owner(segment) != Some(domain) {
                 return Err(Denied::Domain);
             }
             self.fetch(segment)?;
         }
-        let entry = self.slots[segment as usize].entries.entry(index);
+        let entry = &self.entries[index as usize];
         let (state, shape) = (entry.state(), entry.shape());
         if shape.domain() != domain {
             return Err(Denied::Domain);
@@ -254,22 +257,17 @@ impl<S: SegmentSource> Directory<S> {
             return Err(Denied::Access);
         }
         check_range(request, entry.bytes.load(Relaxed), shape.shift())?;
-        let memory = self.memory::<MEMORY>(domain, request)?;
+        let memory = if MEMORY {
+            published::memory(&self.regions, domain, request.operation, request.memory, request.length)?
+        } else {
+            (NONE, 0)
+        };
         let blocks = locate(&self.lba, entry, request).ok_or(Denied::TableCorrupt)?;
         // The first use does not count: what is used only once goes before what is used again and again.
-        self.slots[segment as usize].used |= !fetched;
-        Ok(self.count(request, blocks, memory))
-    }
-
-    /// Which region the memory of a request is in, and where; neither where no data moves.
-    #[inline(always)]
-    fn memory<const MEMORY: bool>(&self, domain: Domain, request: &Request) -> Result<(u32, u64), Denied> {
-        let operation = request.operation;
-        if !MEMORY || operation.needed_of_memory() == Needed::NOTHING {
-            return Ok((NONE, 0));
+        if !fetched {
+            self.pointers[segment as usize] = Pointer::Used;
         }
-        let found = published::memory(&self.regions, domain, operation, request.memory, request.length);
-        found.ok_or(Denied::Memory)
+        Ok(self.count(request, blocks, memory))
     }
 
     /// Counts a request as active and makes the token of it.
@@ -277,8 +275,9 @@ impl<S: SegmentSource> Directory<S> {
     fn count(&mut self, request: &Request, blocks: Located, (region, iova): (u32, u64)) -> Grant {
         let active = &mut self.active[request.key.index().0 as usize];
         *active = active.checked_add(1).expect("an entry has at most 65,535 I/O active on one poller");
-        if region != NONE {
-            self.regions_active[region as usize] += 1;
+        // `NONE` is beyond the table.
+        if let Some(active) = self.regions_active.get_mut(region as usize) {
+            *active += 1;
         }
         let Located { first, blocks, root, shift } = blocks;
         Grant {
@@ -295,10 +294,10 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     fn fetch(&mut self, segment: u32) -> Result<(), Denied> {
-        let entries = self.source.fetch(segment).ok_or(Denied::Segment)?;
+        let Segment(segment) = self.source.fetch(segment).ok_or(Denied::Segment)?;
         let place = self.make_room();
         self.residents[place] = segment;
-        self.slots[segment as usize] = Slot { entries, at_hand: true, used: false };
+        self.pointers[segment as usize] = Pointer::AtHand;
         self.counters.fetches += 1;
         Ok(())
     }
@@ -309,16 +308,25 @@ impl<S: SegmentSource> Directory<S> {
             let place = self.hand;
             self.hand = if place + 1 == self.residents.len() { 0 } else { place + 1 };
             let resident = self.residents[place];
-            let Some(slot) = self.slots.get_mut(resident as usize) else {
-                return place; // nothing is there
-            };
-            if mem::take(&mut slot.used) {
-                continue;
+            match self.pointers.get_mut(resident as usize) {
+                None => return place, // nothing is there
+                Some(pointer @ Pointer::Used) => *pointer = Pointer::AtHand,
+                Some(_) => {
+                    self.drop_pointer(resident);
+                    return place;
+                }
             }
-            *slot = Slot { entries: Arc::clone(&self.empty), at_hand: false, used: false };
-            self.counters.evictions += 1;
-            return place;
         }
+    }
+
+    fn drop_pointer(&mut self, segment: u32) {
+        self.pointers[segment as usize] = Pointer::Dropped;
+        self.counters.evictions += 1;
+    }
+
+    #[inline]
+    fn is_at_hand(&self, segment: usize) -> bool {
+        self.pointers.get(segment).is_some_and(|pointer| *pointer != Pointer::Dropped)
     }
 
     /// The contiguous parts of a grant, from the block after the first `blocks_done`.
@@ -357,8 +365,8 @@ impl<S: SegmentSource> Directory<S> {
         let Grant { key, region, directory, .. } = *grant.forget();
         assert_eq!(directory, self.number, "a grant is released where it was granted");
         self.active[key.index().0 as usize] -= 1;
-        if region != NONE {
-            self.regions_active[region as usize] -= 1;
+        if let Some(active) = self.regions_active.get_mut(region as usize) {
+            *active -= 1;
         }
     }
 
@@ -401,9 +409,7 @@ impl<S: SegmentSource> Directory<S> {
         let segment = entry.0 / SEGMENT_ENTRIES;
         if let Some(place) = self.residents.iter_mut().find(|place| **place == segment) {
             *place = NONE;
-            self.slots[segment as usize] =
-                Slot { entries: Arc::clone(&self.empty), at_hand: false, used: false };
-            self.counters.evictions += 1;
+            self.drop_pointer(segment);
         }
     }
 }
@@ -532,7 +538,7 @@ mod tests {
         tables.finish_delete(quiesce);
         let (key, request) = grant_to(&mut tables, new);
         assert_eq!(key.index().0, 0);
-        assert!(directory.slots[segment_of(key)].at_hand, "it is at hand still");
+        assert!(directory.is_at_hand(segment_of(key)), "it is at hand still");
         assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
         let never = Request { key: Key::new(EntryIndex(9), KeyInstance(1)), ..request };
         assert_eq!(

@@ -33,7 +33,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use crate::{Access, Domain, Key, KeyInstance, Limits, Memory, Operation};
+use crate::{Access, Denied, Domain, Key, KeyInstance, Limits, Memory, Operation};
 
 /// Entries of the adapter protection table in one segment; a segment is 1 KiB.
 pub const SEGMENT_ENTRIES: u32 = 16;
@@ -221,7 +221,7 @@ impl Entry {
     /// What the seal must be. A change of any one word changes it, whichever bits are changed.
     #[inline]
     fn expected_seal(&self, key: Key, shape: Shape, range: FirstRange) -> u64 {
-        let range = (range.first.rotate_left(23) ^ range.blocks).rotate_left(23);
+        let range = (range.first.wrapping_mul(9) ^ range.blocks).rotate_left(23);
         range ^ shape.0 ^ self.list.load(Relaxed) ^ key.0
     }
 
@@ -272,24 +272,10 @@ impl Entry {
     }
 }
 
-/// [`SEGMENT_ENTRIES`] neighbouring entries: what a poller's directory points to.
-#[derive(Debug)]
-pub struct Segment {
-    entries: [Entry; SEGMENT_ENTRIES as usize],
-}
-
-impl Segment {
-    /// One of free entries, which nothing admits to.
-    pub(crate) fn empty() -> Self {
-        Self { entries: core::array::from_fn(|_| Entry::new()) }
-    }
-
-    /// The entry of table index `index` in its segment.
-    #[inline]
-    pub(crate) fn entry(&self, index: u32) -> &Entry {
-        &self.entries[(index % SEGMENT_ENTRIES) as usize]
-    }
-}
+/// [`SEGMENT_ENTRIES`] neighbouring entries: what a poller's directory points to. All lie one after another in memory, so
+/// that the number of one is a pointer to it; only a [`SegmentSource`] gives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment(pub(crate) u32);
 
 /// One contiguous range of one grant, and a node of the balanced search tree of all ranges of that grant (ordered by
 /// `start`). A tree, not an array: then any free LBA entry is as good as any other and the table cannot fragment.
@@ -385,7 +371,8 @@ impl Region {
 pub struct Published {
     pub(crate) limits: Limits,
     owners: Box<[AtomicU64]>,
-    segments: Box<[Arc<Segment>]>,
+    /// Of whole segments: the last ones may be beyond the limit.
+    pub(crate) entries: Arc<[Entry]>,
     pub(crate) lba: Arc<[LbaEntry]>,
     pub(crate) regions: Arc<[Region]>,
     directories: AtomicU32,
@@ -400,19 +387,18 @@ impl fmt::Debug for Published {
 /// Where a poller's directory gets segments from: [`Published`], or in a test something that fails.
 pub trait SegmentSource {
     /// The segment of that number; `None` if it cannot be had.
-    fn fetch(&self, segment: u32) -> Option<Arc<Segment>>;
+    fn fetch(&self, segment: u32) -> Option<Segment>;
 }
 
 impl SegmentSource for Published {
-    fn fetch(&self, segment: u32) -> Option<Arc<Segment>> {
-        self.segments.get(segment as usize).map(Arc::clone)
+    fn fetch(&self, segment: u32) -> Option<Segment> {
+        ((segment as usize) < self.segment_count()).then_some(Segment(segment))
     }
 }
 
 impl Published {
     pub(crate) fn new(limits: Limits) -> Self {
         let segments = limits.entries.div_ceil(SEGMENT_ENTRIES);
-        let segment = || Arc::new(Segment::empty());
         let region = || Region {
             state: AtomicU64::new(StateWord::FREE.0),
             iova: AtomicU64::new(0),
@@ -422,7 +408,7 @@ impl Published {
         Self {
             limits,
             owners: (0..segments).map(|_| AtomicU64::new(0)).collect(),
-            segments: (0..segments).map(|_| segment()).collect(),
+            entries: (0..segments * SEGMENT_ENTRIES).map(|_| Entry::new()).collect(),
             lba: (0..limits.lba_entries).map(|_| LbaEntry::new()).collect(),
             regions: (0..limits.regions).map(|_| region()).collect(),
             directories: AtomicU32::new(0),
@@ -435,7 +421,7 @@ impl Published {
     }
 
     pub(crate) fn segment_count(&self) -> usize {
-        self.segments.len()
+        self.owners.len()
     }
 
     /// A number for one more directory.
@@ -456,7 +442,8 @@ impl Published {
         if self.owner(segment) == Some(domain) {
             return;
         }
-        for entry in &self.segments[segment as usize].entries {
+        let first = (segment * SEGMENT_ENTRIES) as usize;
+        for entry in &self.entries[first..first + SEGMENT_ENTRIES as usize] {
             entry.set_shape(Shape::new(domain, 0));
         }
         self.owners[segment as usize].store(1 << 32 | u64::from(domain.0), Release);
@@ -464,7 +451,7 @@ impl Published {
 
     /// The entry of an index that the control plane handed out.
     pub(crate) fn entry(&self, index: u32) -> &Entry {
-        self.segments[(index / SEGMENT_ENTRIES) as usize].entry(index)
+        &self.entries[index as usize]
     }
 
     pub(crate) fn region(&self, index: u32) -> Option<&Region> {
@@ -480,7 +467,7 @@ impl Published {
     pub fn snapshot(&self) -> Vec<u64> {
         let mut words = Vec::new();
         words.extend(self.owners.iter().map(|w| w.load(Acquire)));
-        for entry in self.segments.iter().flat_map(|s| &s.entries) {
+        for entry in self.entries.iter() {
             words.push(entry.state.load(Acquire));
             words.extend([&entry.shape, &entry.bytes, &entry.list, &entry.seal].map(|w| w.load(Relaxed)));
             words.extend([&entry.first, &entry.first_blocks].map(|w| w.load(Relaxed)));
@@ -520,25 +507,28 @@ pub(crate) fn extent(table: &[LbaEntry], owner: u32, root: u32, block: u64) -> O
     None
 }
 
-/// Where in the device's address space `length` bytes of memory start, and in which region, if all of it may be used as
-/// the operation needs, which moves data.
-#[inline]
+/// In which region `length` bytes of memory are and where in the device's address space they start, if all of it may be
+/// used as the operation does. `NONE` where no data moves.
+#[inline(always)]
 pub(crate) fn memory(
     table: &[Region],
     domain: Domain,
     operation: Operation,
     memory: Memory,
     length: u64,
-) -> Option<(u32, u64)> {
-    let key = memory.region;
-    let region = table.get(key.index().0 as usize)?;
+) -> Result<(u32, u64), Denied> {
+    let needed = operation.needed_of_memory();
+    if needed == Needed::NOTHING {
+        return Ok((NONE, 0));
+    }
+    let Memory { region: key, offset } = memory;
+    let region = table.get(key.index().0 as usize).ok_or(Denied::Memory)?;
     let state = region.state();
-    let bytes = region.bytes.load(Relaxed);
-    let allowed = state.admits(key.instance(), operation.needed_of_memory())
+    let left = region.bytes.load(Relaxed).checked_sub(offset).ok_or(Denied::Memory)?;
+    let allowed = state.admits(key.instance(), needed)
         && region.domain.load(Relaxed) == domain.0
-        && length <= bytes
-        && memory.offset <= bytes - length
-        && (memory.offset & 3 == 0 || operation == Operation::WriteBytes);
+        && length <= left
+        && (offset & 3 == 0 || operation == Operation::WriteBytes);
     // Does not wrap: the region does not, and the range is inside it.
-    allowed.then(|| (key.index().0, region.iova.load(Relaxed) + memory.offset))
+    if allowed { Ok((key.index().0, region.iova.load(Relaxed) + offset)) } else { Err(Denied::Memory) }
 }

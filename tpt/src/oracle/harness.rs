@@ -32,7 +32,7 @@ struct Flaky {
 }
 
 impl SegmentSource for Flaky {
-    fn fetch(&self, segment: u32) -> Option<Arc<Segment>> {
+    fn fetch(&self, segment: u32) -> Option<Segment> {
         if self.fails.load(Relaxed) { None } else { self.published.fetch(segment) }
     }
 }

@@ -113,7 +113,7 @@ struct Failing {
 }
 
 impl SegmentSource for Failing {
-    fn fetch(&self, segment: u32) -> Option<Arc<Segment>> {
+    fn fetch(&self, segment: u32) -> Option<Segment> {
         if self.fails.load(Relaxed) { None } else { self.published.fetch(segment) }
     }
 }
