@@ -24,5 +24,22 @@
 //!
 //! `PORTCULLIS_DEVICE` (`cargo xtask bench --device URI`) names one more device for `engine`.
 
+pub mod asleep;
+pub mod cached;
+pub mod check;
 pub mod cpu;
+pub mod decision;
+pub mod device;
+pub mod figure;
+pub mod flood;
+pub mod guest;
+pub mod memory;
+pub mod null;
+pub mod path;
 pub mod pattern;
+pub mod ping;
+pub mod process;
+pub mod requests;
+pub mod ring;
+pub mod rounds;
+pub mod uring;
