@@ -152,6 +152,14 @@ impl<S: SegmentSource> Directory<S> {
         self.check_quickly::<false>(domain, request)
     }
 
+    /// The grant of a request that is as nearly all are: its segment is at hand, all its blocks are in the first range of its
+    /// entry, and nothing is wrong. `None` says no more than that [`Directory::check`] is to decide; nothing has changed
+    /// then.
+    #[inline]
+    pub fn check_plain(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
+        self.grant_at_once::<true>(domain, request)
+    }
+
     /// The part of the decision that the table of entries has: whether its entry admits a request of `domain` by index,
     /// instance, domain, rights, bounds and alignment, and where its blocks are. It changes nothing and counts nothing, so
     /// nobody may act on it: it tells where time goes. `None`: refused, or not to be decided without the LBA table or a
@@ -196,28 +204,34 @@ impl<S: SegmentSource> Directory<S> {
         }
     }
 
-    /// The decision for nearly all requests: the segment is at hand, all blocks are in the first range, and nothing is
-    /// wrong. Whatever else it is, the check in order tells. With `MEMORY` the request's memory is checked and counted, too.
+    /// With `MEMORY` the request's memory is checked and counted, too.
     #[inline(always)]
     fn check_quickly<const MEMORY: bool>(
         &mut self,
         domain: Domain,
         request: &Request,
     ) -> Result<Grant, Denied> {
-        let index = request.key.index().0 as usize;
-        let entry = self.entries.get(index).ok_or(Denied::KeyRange)?;
-        let pointer = self.pointers.get_mut(segment_of(request.key)).ok_or(Denied::KeyRange)?;
+        match self.grant_at_once::<MEMORY>(domain, request) {
+            Some(grant) => Ok(grant),
+            None => self.check_in_order::<MEMORY>(domain, request),
+        }
+    }
+
+    /// The decision for nearly all requests: the segment is at hand, all blocks are in the first range, and nothing is
+    /// wrong. Whatever else it is, the check in order tells.
+    #[inline(always)]
+    fn grant_at_once<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
+        let entry = self.entries.get(request.key.index().0 as usize)?;
+        let pointer = self.pointers.get_mut(segment_of(request.key))?;
         let place = if *pointer == Pointer::Dropped { None } else { entry.find(domain, request) };
-        let Some(Place { lba, blocks, block_shift }) = place else {
-            return self.check_in_order::<MEMORY>(domain, request);
-        };
+        let Place { lba, blocks, block_shift } = place?;
         let memory = if MEMORY {
-            published::memory(&self.regions, domain, request.operation, request.memory, request.length)?
+            published::memory(&self.regions, domain, request.operation, request.memory, request.length).ok()?
         } else {
             (NONE, 0)
         };
         *pointer = Pointer::Used;
-        Ok(self.count(request, Located { first: lba.0, blocks, root: NONE, shift: block_shift }, memory))
+        Some(self.count(request, Located { first: lba.0, blocks, root: NONE, shift: block_shift }, memory))
     }
 
     /// The decision for any request, one check after the other.
