@@ -174,7 +174,7 @@ impl Operation {
 mod tests {
     use super::*;
     use crate::KeyInstance;
-    use crate::published::{Stage, StateWord};
+    use crate::published::{Stage, State, StateWord};
 
     const STAGES: [Stage; 4] = [Stage::Valid, Stage::Held, Stage::Closed, Stage::Free];
 
@@ -193,23 +193,33 @@ mod tests {
             Operation::Compare,
             Operation::WriteBytes,
         ];
-        let of_instance = |access, stage| StateWord::new(KeyInstance(7), access, stage);
+        let (key, stale) = (7 << 32 | 5, 6 << 32 | 5);
         for operation in operations {
             let (entry, memory) = (operation.enough(), operation.needed_of_memory());
             let again = matches!(operation, Operation::Flush | Operation::WriteZeroes { deallocate: false });
             for (bits, stage) in (0..=7).flat_map(|bits| STAGES.map(|stage| (bits, stage))) {
                 let access = Access::from_bits(bits).unwrap();
-                let (word, open) = (of_instance(access, stage), stage == Stage::Valid);
-                let allowed = open && access.allows(operation.required_access());
-                let admitted = word.admits(KeyInstance(7), entry);
-                assert!(admitted == allowed || again && !admitted, "{operation:?} {access} {stage:?}");
-                assert!(!word.admits(KeyInstance(6), entry));
+                let word = StateWord::new(KeyInstance(7), access, stage);
+                let state = State::new(5);
+                assert_eq!((state.get(5), state.admits(key, entry)), (StateWord::FREE, false));
+                state.set(5, word);
+                assert_eq!((state.get(5), word.stage(), word.instance().0), (word, stage, 7));
+                let open = stage == Stage::Valid;
+                let (allowed, admitted) =
+                    (access.allows(operation.required_access()), state.admits(key, entry));
+                assert_eq!(word.gives(operation.required_access()), allowed);
+                assert!(
+                    admitted == (open && allowed) || again && !admitted,
+                    "{operation:?} {access} {stage:?}"
+                );
                 let needed = operation.required_memory_access();
                 let allowed = needed.is_none_or(|needed| open && access.allows(needed));
-                assert_eq!(word.admits(KeyInstance(7), memory), allowed, "{operation:?} {access} {stage:?}");
-                assert!(needed.is_none() || !word.admits(KeyInstance(6), memory));
+                assert_eq!(state.admits(key, memory), allowed, "{operation:?} {access} {stage:?}");
+                assert!(!state.admits(stale, entry) && (needed.is_none() || !state.admits(stale, memory)));
             }
         }
-        assert!(!of_instance(Access::ALL, Stage::Valid).admits(KeyInstance(7), Operation::Flush.enough()));
+        let open = State::new(5);
+        open.set(5, StateWord::new(KeyInstance(7), Access::ALL, Stage::Valid));
+        assert!(open.admits(key, Needed::NOTHING) && !open.admits(key, Operation::Flush.enough()));
     }
 }

@@ -39,8 +39,11 @@ impl Entry {
     #[inline(always)]
     fn find(&self, domain: Domain, request: &Request) -> Option<Place> {
         // The state first: if it says that the entry is open, the other fields are of this life.
-        let (state, shape) = (self.state(), self.shape());
-        if shape.domain() != domain || !state.admits(request.key.instance(), request.operation.enough()) {
+        if !self.state.admits(request.key.0, request.operation.enough()) {
+            return None;
+        }
+        let shape = self.shape();
+        if shape.domain() != domain {
             return None;
         }
         // What is not aligned is beyond any range, and so is the last of no blocks.
@@ -255,7 +258,7 @@ impl<S: SegmentSource> Directory<S> {
             self.fetch(segment)?;
         }
         let entry = &self.entries[index as usize];
-        let (state, shape) = (entry.state(), entry.shape());
+        let (state, shape) = (entry.state.get(index), entry.shape());
         if shape.domain() != domain {
             return Err(Denied::Domain);
         }

@@ -96,16 +96,36 @@ impl StateWord {
     pub(crate) fn gives(self, access: Access) -> bool {
         self.0 & u64::from(access.bits()) << DENIED_SHIFT == 0
     }
+}
 
-    /// Whether it is open to a key of that instance for what is needed.
+/// A state word in its place of a table, xored with the index of that place: so it differs from the key that opens it in
+/// nothing but its low bits, of which those that are needed must be zero.
+#[derive(Debug)]
+pub(crate) struct State(AtomicU64);
+
+impl State {
+    pub(crate) fn new(index: u32) -> Self {
+        Self(AtomicU64::new(StateWord::FREE.0 ^ u64::from(index)))
+    }
+
     #[inline]
-    pub(crate) fn admits(self, instance: KeyInstance, needed: Needed) -> bool {
-        (self.0 ^ u64::from(instance.0) << INSTANCE_SHIFT) & needed.0 == 0
+    pub(crate) fn get(&self, index: u32) -> StateWord {
+        StateWord(self.0.load(Acquire) ^ u64::from(index))
+    }
+
+    pub(crate) fn set(&self, index: u32, word: StateWord) {
+        self.0.store(word.0 ^ u64::from(index), Release);
+    }
+
+    /// Whether it is open to a key of this index for what is needed.
+    #[inline]
+    pub(crate) fn admits(&self, key: u64, needed: Needed) -> bool {
+        (self.0.load(Acquire) ^ key) & needed.0 == 0
     }
 }
 
-/// Which bits of a state word must be zero after the instance was taken from it: all of the instance and of the stage, and
-/// of the rights those that an operation needs.
+/// In which bits a state may not differ from a key: those of the instance and of the stage, and of the rights those that an
+/// operation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Needed(u64);
 
@@ -124,7 +144,7 @@ impl Needed {
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Entry {
-    state: AtomicU64,
+    pub(crate) state: State,
     shape: AtomicU64,
     /// Of the whole grant.
     pub(crate) bytes: AtomicU64,
@@ -183,9 +203,9 @@ pub(crate) struct ListPointer {
 }
 
 impl Entry {
-    fn new() -> Self {
+    fn new(index: u32) -> Self {
         Self {
-            state: AtomicU64::new(StateWord::FREE.0),
+            state: State::new(index),
             shape: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             first: AtomicU64::new(0),
@@ -193,15 +213,6 @@ impl Entry {
             list: AtomicU64::new(u64::from(NONE) << 32),
             seal: AtomicU64::new(0),
         }
-    }
-
-    #[inline]
-    pub(crate) fn state(&self) -> StateWord {
-        StateWord(self.state.load(Acquire))
-    }
-
-    pub(crate) fn set_state(&self, word: StateWord) {
-        self.state.store(word.0, Release);
     }
 
     #[inline]
@@ -350,21 +361,10 @@ pub(crate) struct Extent {
 #[derive(Debug)]
 #[repr(align(32))]
 pub(crate) struct Region {
-    state: AtomicU64,
+    pub(crate) state: State,
     pub(crate) iova: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) domain: AtomicU32,
-}
-
-impl Region {
-    #[inline]
-    pub(crate) fn state(&self) -> StateWord {
-        StateWord(self.state.load(Acquire))
-    }
-
-    pub(crate) fn set_state(&self, word: StateWord) {
-        self.state.store(word.0, Release);
-    }
 }
 
 /// The readable side of the tables, shared by the control plane and all pollers.
@@ -399,8 +399,8 @@ impl SegmentSource for Published {
 impl Published {
     pub(crate) fn new(limits: Limits) -> Self {
         let segments = limits.entries.div_ceil(SEGMENT_ENTRIES);
-        let region = || Region {
-            state: AtomicU64::new(StateWord::FREE.0),
+        let region = |index| Region {
+            state: State::new(index),
             iova: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             domain: AtomicU32::new(0),
@@ -408,9 +408,9 @@ impl Published {
         Self {
             limits,
             owners: (0..segments).map(|_| AtomicU64::new(0)).collect(),
-            entries: (0..segments * SEGMENT_ENTRIES).map(|_| Entry::new()).collect(),
+            entries: (0..segments * SEGMENT_ENTRIES).map(Entry::new).collect(),
             lba: (0..limits.lba_entries).map(|_| LbaEntry::new()).collect(),
-            regions: (0..limits.regions).map(|_| region()).collect(),
+            regions: (0..limits.regions).map(region).collect(),
             directories: AtomicU32::new(0),
         }
     }
@@ -468,7 +468,7 @@ impl Published {
         let mut words = Vec::new();
         words.extend(self.owners.iter().map(|w| w.load(Acquire)));
         for entry in self.entries.iter() {
-            words.push(entry.state.load(Acquire));
+            words.push(entry.state.0.load(Acquire));
             words.extend([&entry.shape, &entry.bytes, &entry.list, &entry.seal].map(|w| w.load(Relaxed)));
             words.extend([&entry.first, &entry.first_blocks].map(|w| w.load(Relaxed)));
         }
@@ -477,7 +477,11 @@ impl Published {
             words.extend([&node.owner, &node.left, &node.right].map(|w| u64::from(w.load(Relaxed))));
         }
         for region in self.regions.iter() {
-            words.extend([region.state.load(Acquire), region.iova.load(Relaxed), region.bytes.load(Relaxed)]);
+            words.extend([
+                region.state.0.load(Acquire),
+                region.iova.load(Relaxed),
+                region.bytes.load(Relaxed),
+            ]);
             words.push(u64::from(region.domain.load(Relaxed)));
         }
         words
@@ -523,9 +527,8 @@ pub(crate) fn memory(
     }
     let Memory { region: key, offset } = memory;
     let region = table.get(key.index().0 as usize).ok_or(Denied::Memory)?;
-    let state = region.state();
     let left = region.bytes.load(Relaxed).checked_sub(offset).ok_or(Denied::Memory)?;
-    let allowed = state.admits(key.instance(), needed)
+    let allowed = region.state.admits(key.0, needed)
         && region.domain.load(Relaxed) == domain.0
         && length <= left
         && (offset & 3 == 0 || operation == Operation::WriteBytes);

@@ -124,7 +124,7 @@ impl<const B: u32> Tables<B> {
         entry.domain.store(domain.0, Relaxed);
         entry.iova.store(iova.0, Relaxed);
         entry.bytes.store(bytes, Relaxed);
-        entry.set_state(held.state_word());
+        entry.state.set(index, held.state_word());
         let key = held.key;
         self.regions.held.insert(index, held);
         self.regions.by_domain.entry(domain).or_default().insert(index);
@@ -153,7 +153,7 @@ impl<const B: u32> Tables<B> {
             return Err(TableError::Busy);
         }
         held.closing = true;
-        entry.set_state(held.state_word());
+        entry.state.set(index, held.state_word());
         Ok(RegionQuiesce { key })
     }
 
@@ -166,7 +166,7 @@ impl<const B: u32> Tables<B> {
             return;
         };
         if let Some(entry) = self.published.region(index) {
-            entry.set_state(StateWord::FREE);
+            entry.state.set(index, StateWord::FREE);
         }
         if let Some(its) = self.regions.by_domain.get_mut(&held.spec.domain) {
             its.remove(&index);

@@ -60,7 +60,7 @@ impl<const B: u32> Tables<B> {
         if first != holding.first_range() || !entry.is_sealed(holding.key, shape, first) {
             return Err("its copy of its first range is another, or not sealed".into());
         }
-        if entry.state() != holding.state_word()
+        if entry.state.get(index) != holding.state_word()
             || self.slots.is_free(index)
             || holding.key.index().0 != index
         {
@@ -100,7 +100,7 @@ impl<const B: u32> Tables<B> {
             if owner.is_some_and(|owner| entry.shape().domain() != owner) {
                 return Err(format!("entry {index} is free and not its segment's domain's"));
             }
-            let free = entry.state() == StateWord::FREE;
+            let free = entry.state.get(index) == StateWord::FREE;
             if !free || !(self.slots.is_free(index) || self.slots.is_retired(index)) {
                 return Err(format!("entry {index} is held by nobody and not free"));
             }
@@ -147,7 +147,7 @@ impl<const B: u32> Tables<B> {
                 return Err("a region is missing".into());
             };
             let held = self.regions.held.get(&index);
-            if entry.state() != held.map_or(StateWord::FREE, |region| region.state_word()) {
+            if entry.state.get(index) != held.map_or(StateWord::FREE, |region| region.state_word()) {
                 return Err(format!("region {index} is published in another state"));
             }
             let Some(region) = held else { continue };

@@ -235,7 +235,7 @@ impl<const B: u32> Tables<B> {
         let entry = self.published.entry(index);
         let pointer = write_list(&self.published, index, &holding.ranges, &holding.nodes);
         entry.set_blocks(holding.key, holding.first_range(), pointer, holding.bytes());
-        entry.set_state(holding.state_word());
+        entry.state.set(index, holding.state_word());
     }
 
     /// The grant that `key` names, if `domain` (`None`: the authority) may manage it.
@@ -303,7 +303,7 @@ impl<const B: u32> Tables<B> {
         let index = key.index().0;
         if let Some(holding) = self.holdings.get_mut(&index) {
             holding.quiescing = quiescing;
-            self.published.entry(index).set_state(holding.state_word());
+            self.published.entry(index).state.set(index, holding.state_word());
         }
     }
 
@@ -368,7 +368,7 @@ impl<const B: u32> Tables<B> {
             return;
         };
         let entry = self.published.entry(index);
-        entry.set_state(StateWord::FREE);
+        entry.state.set(index, StateWord::FREE);
         entry.set_blocks(
             holding.key,
             FirstRange { first: 0, blocks: 0 },
@@ -412,7 +412,7 @@ impl<const B: u32> Tables<B> {
     pub fn corrupt_pointer_for_test(&self, entry: EntryIndex, root: u32, length: u32) {
         let its = self.published.entry(entry.0);
         let bytes = its.bytes.load(core::sync::atomic::Ordering::Relaxed);
-        let key = Key::new(entry, its.state().instance());
+        let key = Key::new(entry, its.state.get(entry.0).instance());
         its.set_blocks(key, its.first_range(), ListPointer { root, length }, bytes);
     }
 
