@@ -38,6 +38,10 @@ pub trait Media: Send + Sync + 'static {
     }
     /// Fills `into` from `offset`.
     fn read(&self, offset: u64, into: &Segments<'_>) -> Result<(), MediaError>;
+    /// A transfer of the `bytes` bytes at `offset` is next: what makes it faster may be begun.
+    fn expect(&self, offset: u64, bytes: u64) {
+        let _ = (offset, bytes);
+    }
     /// Stores `from` at `offset`; `durable` asks for it to be so on return.
     fn write(&self, offset: u64, from: &Segments<'_>, durable: bool) -> Result<(), MediaError>;
     /// Makes `bytes` from `offset` read as zero, giving up what they took where that is easy and `deallocate` asks.
@@ -77,6 +81,8 @@ pub struct RamMedia {
 }
 
 const CHUNK_SHIFT: u32 = 21;
+/// Bytes of a transfer that are fetched ahead. For the rest the processor sees by itself where it goes.
+const AHEAD: usize = 4096;
 
 impl RamMedia {
     /// `bytes` zero bytes. Errors are the kernel's.
@@ -123,6 +129,17 @@ impl Media for RamMedia {
             at += span.len() as u64;
         }
         Ok(())
+    }
+
+    #[inline]
+    fn expect(&self, offset: u64, bytes: u64) {
+        #[expect(clippy::cast_possible_truncation, reason = "inside of memory that is mapped")]
+        let (offset, len) = (offset as usize, (bytes as usize).min(AHEAD));
+        if self.touched.at(offset >> CHUNK_SHIFT).load(Ordering::Relaxed) != 0
+            && let Some(soon) = self.pages.span().part(offset, len)
+        {
+            soon.prefetch();
+        }
     }
 
     #[inline]

@@ -93,6 +93,22 @@ impl<'a> Span<'a> {
         unsafe { copy(into.as_mut_ptr(), self.start, self.len) }
     }
 
+    /// Asks the processor to have it at hand soon.
+    #[inline]
+    pub fn prefetch(self) {
+        const LINE: usize = 64;
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        for at in (0..self.len).step_by(LINE) {
+            // SAFETY: a hint, which does nothing but to the cache, whatever the address is.
+            unsafe {
+                std::arch::asm!(
+                    "prefetcht0 [{}]", in(reg) self.start.wrapping_add(at),
+                    options(nostack, preserves_flags, readonly)
+                );
+            }
+        }
+    }
+
     /// Makes all of it zero.
     #[inline]
     pub fn zero(self) {
@@ -153,14 +169,24 @@ impl<'a> Span<'a> {
 /// Both ranges are mapped during the call, with the rights used.
 #[inline]
 unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+    // Words, which are faster than bytes from memory that is in no cache, and the bytes that are left.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: the caller's promise; the direction flag is clear by the ABI.
     unsafe {
+        let (mut to, mut from) = (to, from);
         std::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
+            "rep movsq",
+            inout("rcx") len / 8 => _, inout("rdi") to, inout("rsi") from,
             options(nostack, preserves_flags)
         );
+        if !len.is_multiple_of(8) {
+            std::arch::asm!(
+                "rep movsb",
+                inout("rcx") len % 8 => _, inout("rdi") to, inout("rsi") from,
+                options(nostack, preserves_flags)
+            );
+        }
+        _ = (to, from);
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     // SAFETY: the caller's promise; words are used only where both ends are aligned for them.

@@ -82,6 +82,16 @@ impl Controller {
         Ok(())
     }
 
+    /// Lets the medium know of a command that comes after the one that is about to run. It may still become another.
+    #[inline]
+    pub(super) fn expect(&self, command: &Sqe) {
+        if matches!(command.cdw0.opc(), nvm::READ | nvm::WRITE)
+            && let Ok((offset, bytes)) = self.range(command.slba(), blocks(command))
+        {
+            self.shape.media.expect(offset, bytes);
+        }
+    }
+
     #[inline]
     fn transfer(&self, window: &Window<'_>, command: &Sqe) -> Result<(), Status> {
         let len = (blocks(command) as usize) << self.block_shift()?;

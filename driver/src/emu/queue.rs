@@ -9,6 +9,7 @@ use super::controller::Controller;
 use super::doorbell::Shadow;
 use super::interpose::{Posting, Verdict};
 use super::iommu::{Direction, Fault, Window};
+use super::memory::Span;
 use super::nvm::blocks;
 use crate::spec::nvme::{CQE_LEN, Cqe, SQE_LEN, Sqe, Status, StatusField, nvm};
 
@@ -265,12 +266,23 @@ impl Submission {
         Sender { queue: self.id, head: self.head as u16, completion: self.completion }
     }
 
+    /// All its entries.
+    fn ring<'w>(&self, window: &'w Window<'_>) -> Result<Span<'w>, Fault> {
+        window.find(self.base, self.entries as usize * SQE_LEN, Direction::FromHost)
+    }
+
+    /// The entry at the head, as it is now.
     #[inline]
-    fn fetch(&mut self, window: &Window<'_>) -> Result<Sqe, Fault> {
-        let at = self.base + u64::from(self.head) * SQE_LEN as u64;
-        let words: [u64; 8] = window.find(at, SQE_LEN, Direction::FromHost)?.load().ok_or(Fault)?;
+    fn peek(&self, ring: Span<'_>) -> Option<Sqe> {
+        let words: [u64; 8] = ring.part(self.head as usize * SQE_LEN, SQE_LEN)?.load()?;
+        Some(zerocopy::transmute!(words))
+    }
+
+    #[inline]
+    fn fetch(&mut self, ring: Span<'_>) -> Option<Sqe> {
+        let command = self.peek(ring)?;
         self.head = if self.head + 1 == self.entries { 0 } else { self.head + 1 };
-        Ok(zerocopy::transmute!(words))
+        Some(command)
     }
 }
 
@@ -283,7 +295,6 @@ impl Controller {
         let Some(submission) = state.as_mut() else {
             return false;
         };
-        let completions = &self.completions[usize::from(submission.completion)];
         let window = self.iommu.window(usize::from(queue));
         let shadow = self.shadows.tail(queue);
         let mut ran = 0;
@@ -295,19 +306,7 @@ impl Controller {
             {
                 self.fail("a shadow doorbell could not be read, or its event index not be written");
             }
-            while ran < budget
-                && submission.head != slot.tail.load(Ordering::Acquire)
-                && !completions.stalled.load(Ordering::Relaxed)
-                && self.is_running()
-            {
-                let Ok(command) = submission.fetch(&window) else {
-                    self.fail("a submission queue entry could not be read");
-                    break;
-                };
-                ran += 1;
-                slot.traffic.note(&command);
-                self.begin(&window, submission, &command);
-            }
+            ran += self.advance(&window, submission, budget - ran);
             // The host may have moved a tail in memory before it could see that its doorbell is wanted.
             if shadow.is_none() || ran == before || ran >= budget {
                 break;
@@ -323,6 +322,38 @@ impl Controller {
             self.interrupt(completion);
         }
         ran > 0
+    }
+
+    /// Runs what lies between head and tail, at most `budget` commands. Returns how many ran.
+    #[inline]
+    fn advance(&self, window: &Window<'_>, submission: &mut Submission, budget: usize) -> usize {
+        let slot = &self.submissions[usize::from(submission.id)];
+        let completions = &self.completions[usize::from(submission.completion)];
+        if submission.head == slot.tail.load(Ordering::Acquire) {
+            return 0;
+        }
+        let ring = submission.ring(window).ok();
+        let mut ran = 0;
+        while ran < budget
+            && submission.head != slot.tail.load(Ordering::Acquire)
+            && !completions.stalled.load(Ordering::Relaxed)
+            && self.is_running()
+        {
+            let Some(command) = ring.and_then(|ring| submission.fetch(ring)) else {
+                self.fail("a submission queue entry could not be read");
+                break;
+            };
+            ran += 1;
+            slot.traffic.note(&command);
+            if submission.id != 0
+                && submission.head != slot.tail.load(Ordering::Relaxed)
+                && let Some(next) = ring.and_then(|ring| submission.peek(ring))
+            {
+                self.expect(&next);
+            }
+            self.begin(window, submission, &command);
+        }
+        ran
     }
 
     /// Takes the tail from the host's memory. Before, it says whether the doorbell is wanted when the tail moves on.
