@@ -8,21 +8,29 @@ pub(super) const fn list_entries(bytes: u64) -> u64 {
     bytes.div_ceil(PAGE)
 }
 
+/// The two PRP entries of a command for `len` bytes at `data`, a multiple of 4, if they are enough: for one page or two.
+/// `data + len` must not overflow and `len` must not be 0.
+#[inline]
+pub(super) fn without_list(data: u64, len: u64) -> Option<(u64, u64)> {
+    debug_assert!(data.is_multiple_of(4) && len > 0 && data.checked_add(len - 1).is_some());
+    let first = PAGE - data % PAGE;
+    if len <= first {
+        return Some((data, 0));
+    }
+    (len <= first + PAGE).then_some((data, data + first))
+}
+
 /// The two PRP entries of a command for `len` bytes at `data`, a multiple of 4.
 ///
 /// With more than two pages, the second names the list at `list`, and `entry` gets the list: index and page address,
 /// rising from 0. `data + len` must not overflow and `len` must not be 0.
 #[inline]
 pub(super) fn build(data: u64, len: u64, list: u64, mut entry: impl FnMut(u64, u64)) -> (u64, u64) {
-    debug_assert!(data.is_multiple_of(4) && len > 0 && data.checked_add(len - 1).is_some());
+    if let Some(entries) = without_list(data, len) {
+        return entries;
+    }
     let first = PAGE - data % PAGE;
-    if len <= first {
-        return (data, 0);
-    }
     let second = data + first;
-    if len <= first + PAGE {
-        return (data, second);
-    }
     let pages = (len - first).div_ceil(PAGE);
     for i in 0..pages {
         entry(i, second + i * PAGE);

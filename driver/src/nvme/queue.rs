@@ -205,10 +205,16 @@ impl<R: Registers> Queue<R> {
     /// Points the entry at the command's data, or at its range, by way of the slot's list.
     #[inline]
     fn point(&self, sqe: &mut Sqe, command: &Command, slot: u16) {
+        let bytes = u64::from(command.blocks) << self.traits.geometry.block_shift;
+        if command.operation.moves_data()
+            && let Some(entries) = prp::without_list(command.data.0, bytes)
+        {
+            (sqe.prp1, sqe.prp2) = entries;
+            return;
+        }
         let lists = &self.memory.lists;
         let at = usize::from(slot) * self.memory.stride;
         if command.operation.moves_data() {
-            let bytes = u64::from(command.blocks) << self.traits.geometry.block_shift;
             let mut next = at;
             (sqe.prp1, sqe.prp2) = prp::build(command.data.0, bytes, lists.iova(at).0, |_, page| {
                 lists.store64(next, page);
