@@ -164,13 +164,14 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     /// The part of the decision that the table of entries has: whether its entry admits a request of `domain` by index,
-    /// instance, domain, rights, bounds and alignment, and where its blocks are. It changes nothing and counts nothing, so
-    /// nobody may act on it: it tells where time goes. `None`: refused, or not to be decided without the LBA table or a
-    /// fetch.
+    /// instance, domain, rights, bounds and alignment, and where its blocks are. `None`: refused, or not to be decided
+    /// without the LBA table.
+    ///
+    /// It tells where time goes, and no more: it does not ask whether the segment is at hand, counts nothing, and so nobody
+    /// may act on it.
     #[inline]
     pub fn look_up(&self, domain: Domain, request: &Request) -> Option<Place> {
-        let entry = self.entries.get(request.key.index().0 as usize)?;
-        if self.is_at_hand(segment_of(request.key)) { entry.find(domain, request) } else { None }
+        self.entries.get(request.key.index().0 as usize)?.find(domain, request)
     }
 
     /// Whether `domain` may use `length` bytes of memory for `operation`: one piece of a list, checked as the memory of
@@ -226,10 +227,13 @@ impl<S: SegmentSource> Directory<S> {
     fn grant_at_once<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
         let entry = self.entries.get(request.key.index().0 as usize)?;
         let pointer = self.pointers.get_mut(segment_of(request.key))?;
-        let place = if *pointer == Pointer::Dropped { None } else { entry.find(domain, request) };
-        let Place { lba, blocks, block_shift } = place?;
+        if *pointer == Pointer::Dropped {
+            return None;
+        }
+        let Place { lba, blocks, block_shift } = entry.find(domain, request)?;
         let memory = if MEMORY {
-            published::memory(&self.regions, domain, request.operation, request.memory, request.length).ok()?
+            published::memory(&self.regions, domain, request.operation, request.memory, request.length)
+                .ok()?
         } else {
             (NONE, 0)
         };
