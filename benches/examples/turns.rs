@@ -105,12 +105,18 @@ fn main() {
         shared.clone(),
         REQUESTS,
     );
+    // As a poller has it: queues that are not in use cost no look.
+    engine.hear_bells();
     engine.set_gates(Gates::new(1).expect("one engine is not too many"));
     let (mut application, port) = queue(0);
     let others: Vec<_> = (1..queues).map(queue).collect();
+    let idle = others.len();
     for port in std::iter::once(port).chain(others.into_iter().map(|(_, port)| port)) {
         assert!(shared.send(Command::Attach(Box::new(port))).is_ok(), "the mailbox is full");
         while engine.turn() > 0 {}
+    }
+    while engine.parked() < idle {
+        engine.turn();
     }
     let ranges = [LbaRange::new(FIRST, u64::from(PLACES * BLOCKS)).expect("a range of some blocks")];
     let spec =
@@ -150,6 +156,8 @@ fn main() {
         }
         if depth > 0 {
             application.ring();
+            // It was parked with the others before the first round.
+            engine.unpark(QueueId(0));
         }
         black_box(turned(&mut engine));
         for number in 0..depth {

@@ -120,54 +120,18 @@ impl Client {
     ///
     /// # Errors
     /// The adapter's.
-    pub fn start(&mut self, count: u32) -> Result<()> {
+    fn start(&mut self, count: u32) -> Result<()> {
         for slot in 0..count {
             self.push(slot)?;
         }
         Ok(self.queue.ring()?)
     }
 
-    /// Takes at most `most` completions; how many.
-    ///
-    /// # Errors
-    /// A request that failed.
-    pub fn take(&mut self, most: u32) -> Result<u32> {
-        let mut taken = 0;
-        while taken < most
-            && let Some(done) = self.queue.poll()
-        {
-            self.taken += 1;
-            check(done)?;
-            taken += 1;
-        }
-        Ok(taken)
-    }
-
-    /// Takes at most `most` completions and sends as many requests.
-    ///
-    /// # Errors
-    /// The adapter's; a request that failed.
-    pub fn again(&mut self, most: u32) -> Result<()> {
-        let mut taken = 0;
-        while taken < most
-            && let Some(done) = self.queue.poll()
-        {
-            self.taken += 1;
-            let slot = check(done)?;
-            self.push(slot)?;
-            taken += 1;
-        }
-        if taken > 0 {
-            self.queue.ring()?;
-        }
-        Ok(())
-    }
-
     /// Waits until nothing comes any more that was sent.
     ///
     /// # Errors
     /// The adapter's; a request that failed.
-    pub fn drain(&mut self) -> Result<()> {
+    fn drain(&mut self) -> Result<()> {
         while self.taken < self.requests {
             match self.queue.wait(Duration::from_secs(10))? {
                 Some(done) => {

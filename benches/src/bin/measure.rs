@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use benches::figure::Figure;
 use benches::rounds::Plan;
-use benches::{asleep, cached, decision, flood, guest, null, process, ring};
+use benches::{asleep, cached, decision, guest, null, process, ring, shares};
 
 /// A figure of this program.
 type Measure = fn(&str, Plan, &std::path::Path) -> Result<Figure>;
@@ -25,7 +25,8 @@ const FIGURES: &[(&str, Measure)] = &[
     ("memory-32", |name, plan, folder| cached::reads(name, 32, plan, folder)),
     ("idle-cores", |name, plan, _| asleep::cores(name, plan)),
     ("wake", |name, plan, _| asleep::wake(name, plan)),
-    ("flood", |name, plan, _| flood::flood(name, plan)),
+    ("flood", |name, plan, _| shares::quiet(name, plan)),
+    ("limits", |name, plan, _| shares::limited(name, plan)),
 ];
 
 fn options(given: &[String]) -> Result<(Plan, PathBuf)> {

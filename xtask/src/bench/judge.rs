@@ -26,6 +26,8 @@ pub(crate) enum Bound {
     AtLeast(f64),
     /// Strictly less.
     Below(f64),
+    /// From the first to the second.
+    Within(f64, f64),
 }
 
 impl Bound {
@@ -34,6 +36,7 @@ impl Bound {
             Self::AtMost(limit) => value <= limit,
             Self::AtLeast(limit) => value >= limit,
             Self::Below(limit) => value < limit,
+            Self::Within(low, high) => (low..=high).contains(&value),
         }
     }
 }
@@ -44,6 +47,7 @@ impl fmt::Display for Bound {
             Self::AtMost(limit) => write!(f, "≤ {limit}"),
             Self::AtLeast(limit) => write!(f, "≥ {limit}"),
             Self::Below(limit) => write!(f, "< {limit}"),
+            Self::Within(low, high) => write!(f, "{low} to {high}"),
         }
     }
 }
@@ -264,6 +268,8 @@ mod tests {
         assert_eq!(verdict(Measure::Excess, Bound::AtMost(20.0)), Verdict::Held);
         assert_eq!(verdict(Measure::Ours, Bound::Below(30.0)), Verdict::Missed);
         assert_eq!(verdict(Measure::Ratio, Bound::AtMost(2.9)), Verdict::Missed);
+        assert_eq!(verdict(Measure::Ratio, Bound::Within(2.9, 3.1)), Verdict::Held);
+        assert_eq!(verdict(Measure::Ratio, Bound::Within(0.9, 1.1)), Verdict::Missed);
         let told = judge(&Criterion { gate: None, ..FASTER }, Ok(&figure));
         assert_eq!(told.verdict, Verdict::Told);
     }

@@ -152,6 +152,7 @@ fn margins(judgements: &[Judgement]) -> Vec<Line> {
     let margin = |bound: Bound, value: f64| match bound {
         Bound::AtLeast(limit) => value / limit,
         Bound::AtMost(limit) | Bound::Below(limit) => limit / value,
+        Bound::Within(least, most) => (value / least).min(most / value),
     };
     let line = |judgement: &Judgement| {
         let (gate, value) = (judgement.criterion.gate?, judgement.value?);

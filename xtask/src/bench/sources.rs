@@ -65,9 +65,7 @@ impl Sources {
 /// Builds a target of `benches` for release, and gives its path.
 pub(crate) fn build(target: &[&str]) -> Result<PathBuf> {
     let mut command = process::cargo();
-    let verb = if target.first() == Some(&"--bench") { "bench" } else { "build" };
-    command.args([verb, "--quiet", "--package", "benches"]).args(target);
-    command.args(if verb == "bench" { &["--no-run"][..] } else { &["--release"][..] });
+    command.args(["build", "--quiet", "--release", "--package", "benches"]).args(target);
     command.args(["--message-format", "json-render-diagnostics"]);
     command.stderr(std::process::Stdio::inherit());
     let messages = process::output(&mut command)?;
