@@ -2,11 +2,11 @@
 //! is turned by the thread that polls.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use driver::block::BlockQueue;
-use portcullis::{Session, Transport, TransportError};
+use portcullis::{EmbeddedAdapter, Session, Transport, TransportError};
 use wire::control::{Reply, Request};
 use wire::socket::Credentials;
 
@@ -18,6 +18,8 @@ use crate::device::{Health, Opened, Supervisor};
 const TEND: Duration = Duration::from_millis(250);
 /// And this often during a reset, which everybody waits for.
 const TEND_RESET: Duration = Duration::from_millis(1);
+/// Of many turns, one looks after what is not a request.
+const TURNS: u64 = 16;
 
 /// An adapter that the calling threads turn.
 ///
@@ -30,7 +32,9 @@ const TEND_RESET: Duration = Duration::from_millis(1);
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Embedded(Arc<Mutex<Inner>>);
+pub struct Embedded(Arc<Shared>);
+
+struct Shared(Mutex<Inner>);
 
 struct Inner {
     // Dropped in this order: the engine lets go of its queues, then the control plane of tables and memory.
@@ -38,6 +42,7 @@ struct Inner {
     control: Control,
     supervisor: Option<Box<dyn Supervisor>>,
     tended: Instant,
+    turns: u64,
     /// A reset goes on.
     resetting: bool,
     /// Replies that were not for the caller that found them.
@@ -77,10 +82,11 @@ impl Embedded {
             control,
             supervisor: Some(supervisor),
             tended: Instant::now(),
+            turns: 0,
             resetting: false,
             replies: Vec::new(),
         };
-        Self(Arc::new(Mutex::new(inner)))
+        Self(Arc::new(Shared(Mutex::new(inner))))
     }
 
     /// A session of this process's user.
@@ -96,13 +102,13 @@ impl Embedded {
     /// The transport of a new session, for those who speak the protocol themselves.
     pub fn transport_as(&self, credentials: Credentials) -> Result<impl Transport + use<>, TransportError> {
         let session =
-            lock(&self.0).control.connect(credentials).map_err(|r| TransportError::Gone(r.into_text()))?;
+            self.0.lock().control.connect(credentials).map_err(|r| TransportError::Gone(r.into_text()))?;
         Ok(Connection { adapter: self.0.clone(), session, next_id: 1 })
     }
 
     /// One turn; false if there was nothing to do.
     pub fn turn(&self) -> bool {
-        lock(&self.0).turn()
+        self.0.lock().turn()
     }
 }
 
@@ -117,19 +123,45 @@ pub fn own_credentials() -> Credentials {
     }
 }
 
-/// A poisoned lock means that a caller's thread panicked in a turn; tables and queues are as that turn left them, each
-/// request whole, since nothing in a turn panics half way but a broken invariant of ours.
-fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    inner.lock().expect("the embedded adapter broke one of its invariants")
+impl Shared {
+    /// A poisoned lock means that a caller's thread panicked in a turn; tables and queues are as that turn left them, each
+    /// request whole, since nothing in a turn panics half way but a broken invariant of ours.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect(BROKEN)
+    }
 }
+
+impl EmbeddedAdapter for Shared {
+    fn turn(&self) -> bool {
+        match self.0.try_lock() {
+            Ok(mut inner) => inner.turn(),
+            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::Poisoned(_)) => panic!("{BROKEN}"),
+        }
+    }
+}
+
+const BROKEN: &str = "the embedded adapter broke one of its invariants";
 
 impl Inner {
     fn turn(&mut self) -> bool {
         let work = self.engine.turn() > 0;
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(TURNS) {
+            self.look_after(work);
+        }
+        work
+    }
+
+    /// What goes on beside the requests of queues. A call looks after its own.
+    #[cold]
+    fn look_after(&mut self, busy: bool) {
         if self.control.is_waiting() {
             self.control.advance(Instant::now());
         }
-        work
+        if !busy {
+            self.tend();
+        }
     }
 
     fn tend(&mut self) {
@@ -173,7 +205,7 @@ impl Drop for Inner {
 }
 
 struct Connection {
-    adapter: Arc<Mutex<Inner>>,
+    adapter: Arc<Shared>,
     session: SessionId,
     next_id: u32,
 }
@@ -189,9 +221,9 @@ impl Transport for Connection {
             owned.map_err(|source| TransportError::Os { what: "duplicating a descriptor".into(), source })?;
         let caller = Caller { session: self.session, id: self.next_id };
         self.next_id = self.next_id.wrapping_add(1);
-        lock(&self.adapter).control.request(caller, request.clone(), owned);
+        self.adapter.lock().control.request(caller, request.clone(), owned);
         loop {
-            let mut inner = lock(&self.adapter);
+            let mut inner = self.adapter.lock();
             if let Some(reply) = inner.take_reply(caller) {
                 return Ok(reply);
             }
@@ -203,23 +235,14 @@ impl Transport for Connection {
         }
     }
 
-    fn turn(&mut self) -> bool {
-        let mut inner = lock(&self.adapter);
-        let work = inner.turn();
-        if !work {
-            inner.tend();
-        }
-        work
-    }
-
-    fn is_embedded(&self) -> bool {
-        true
+    fn embedded(&self) -> Option<Arc<dyn EmbeddedAdapter>> {
+        Some(self.adapter.clone())
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let Ok(mut inner) = self.adapter.lock() {
+        if let Ok(mut inner) = self.adapter.0.lock() {
             inner.control.disconnect(self.session);
         }
     }
@@ -249,7 +272,7 @@ mod tests {
         session.create_volume("v", 1 << 20).unwrap();
         let volume = session.open("v", portcullis::Access::READ).unwrap();
         {
-            let mut inner = lock(&adapter.0);
+            let mut inner = adapter.0.lock();
             inner.supervisor = Some(Box::new(Counting(tended.clone())));
             inner.tended = Instant::now().checked_sub(TEND).unwrap();
         }

@@ -50,7 +50,7 @@ pub use memory::{Buffer, Memory, MemoryAccess};
 pub use queue::Queue;
 pub use request::{Completion, Request, Ticket};
 pub use session::{Revoked, Session, Volumes};
-pub use transport::{Transport, TransportError};
+pub use transport::{EmbeddedAdapter, Transport, TransportError};
 pub use unix::default_socket_path;
 pub use volume::Volume;
 pub use wire;

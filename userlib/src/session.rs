@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wire::Status;
 use wire::control::{DeviceInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo, Welcome};
@@ -12,14 +12,14 @@ use crate::access::Access;
 use crate::error::Error;
 use crate::memory::{Buffer, Memory, MemoryAccess, unexpected};
 use crate::queue::Queue;
-use crate::transport::Transport;
+use crate::transport::{EmbeddedAdapter, Transport};
 use crate::unix::UnixTransport;
 use crate::volume::Volume;
 
 /// What volumes, memory and queues keep of their session.
 pub(crate) struct Link {
     transport: Mutex<Box<dyn Transport>>,
-    embedded: bool,
+    embedded: Option<Arc<dyn EmbeddedAdapter>>,
     welcome: Welcome,
 }
 
@@ -53,23 +53,10 @@ impl Link {
         }
     }
 
+    /// The adapter, if it is in this process and needs turns.
     #[inline]
-    pub(crate) fn is_embedded(&self) -> bool {
-        self.embedded
-    }
-
-    /// Gives an embedded adapter a turn; says whether it did something. If another thread is in the transport, that one
-    /// turns it.
-    #[inline]
-    pub(crate) fn turn(&self) -> bool {
-        if !self.embedded {
-            return false;
-        }
-        match self.transport.try_lock() {
-            Ok(mut transport) => transport.turn(),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().turn(),
-            Err(TryLockError::WouldBlock) => false,
-        }
+    pub(crate) fn embedded(&self) -> Option<&dyn EmbeddedAdapter> {
+        self.embedded.as_deref()
     }
 
     /// Fails if the adapter is known to be gone.
@@ -180,7 +167,7 @@ impl Session {
             Reply::Error { status, detail } => return Err(Error::Refused { status, detail }),
             other => return Err(unexpected(&other)),
         };
-        let embedded = transport.is_embedded();
+        let embedded = transport.embedded();
         Ok(Self { link: Arc::new(Link { transport: Mutex::new(transport), embedded, welcome }) })
     }
 
@@ -220,7 +207,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn is_embedded(&self) -> bool {
-        self.link.is_embedded()
+        self.link.embedded().is_some()
     }
 
     /// Opens a volume for `access`, all of which the volume's access list must allow.

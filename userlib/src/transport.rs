@@ -1,6 +1,7 @@
 //! The seam between an application and an adapter: over a Unix socket, or in the same process.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use wire::control::{Reply, Request};
 
@@ -28,15 +29,32 @@ pub enum TransportError {
     Protocol(String),
 }
 
-/// Carries control messages to an adapter, and gives an embedded one the chance to work.
+/// An adapter in this process, which makes progress in the turns that it is given, by whatever thread.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use portcullis::Transport;
+/// let adapter = adapter::Embedded::open("emu:16M")?;
+/// let transport = adapter.transport_as(adapter::embedded::own_credentials())?;
+/// transport.embedded().expect("it is one").turn();
+/// # Ok(()) }
+/// ```
+pub trait EmbeddedAdapter: Send + Sync {
+    /// One turn; says whether there was something to do. Does not wait: if another thread is turning it, that one does the
+    /// work.
+    fn turn(&self) -> bool;
+}
+
+/// Carries control messages to an adapter.
 ///
 /// One that writes down what it carries:
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use portcullis::wire::control::{Reply, Request};
-/// use portcullis::{Session, Transport, TransportError};
+/// use portcullis::{EmbeddedAdapter, Session, Transport, TransportError};
 /// use std::os::fd::{BorrowedFd, OwnedFd};
+/// use std::sync::Arc;
 ///
 /// struct Traced<T>(T);
 ///
@@ -50,11 +68,8 @@ pub enum TransportError {
 ///         println!("{request:?} -> {:?}", reply.0);
 ///         Ok(reply)
 ///     }
-///     fn turn(&mut self) -> bool {
-///         self.0.turn()
-///     }
-///     fn is_embedded(&self) -> bool {
-///         self.0.is_embedded()
+///     fn embedded(&self) -> Option<Arc<dyn EmbeddedAdapter>> {
+///         self.0.embedded()
 ///     }
 ///     fn check_alive(&mut self) -> Result<(), TransportError> {
 ///         self.0.check_alive()
@@ -75,15 +90,10 @@ pub trait Transport: Send {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), TransportError>;
 
-    /// Embedded mode: runs one turn of the adapter on this thread and says whether it did something. Called from every
-    /// poll and wait. An adapter in another process turns itself.
-    fn turn(&mut self) -> bool {
-        false
-    }
-
-    /// Whether [`Transport::turn`] is what makes progress, so that waiting must turn and not sleep.
-    fn is_embedded(&self) -> bool {
-        false
+    /// Embedded mode: the adapter behind this transport, which is given a turn in every poll and wait, so that waiting must
+    /// turn and not sleep. `None`: it is in another process, or turns itself.
+    fn embedded(&self) -> Option<Arc<dyn EmbeddedAdapter>> {
+        None
     }
 
     /// Fails if the adapter is known to be gone; asked now and then during a long wait.

@@ -8,7 +8,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::{Access, Error, Queue, Request, Session, Status, Transport, TransportError, Volume};
+use portcullis::{
+    Access, EmbeddedAdapter, Error, Queue, Request, Session, Status, Transport, TransportError, Volume,
+};
 use wire::control::{self, GrantInfo, Limits, Reply, VolumeInfo, Welcome};
 use wire::doorbell::Bell;
 use wire::layout::{Entries, SubmissionEntry};
@@ -105,7 +107,13 @@ impl Transport for Line {
         Ok((reply, Vec::new()))
     }
 
-    fn turn(&mut self) -> bool {
+    fn embedded(&self) -> Option<Arc<dyn EmbeddedAdapter>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl EmbeddedAdapter for Line {
+    fn turn(&self) -> bool {
         let adapter = &mut *self.0.lock().unwrap();
         let Some(end) = &mut adapter.end else { return false };
         end.poll_doorbell().unwrap();
@@ -115,10 +123,6 @@ impl Transport for Line {
         let completions = (adapter.policy)(&mut adapter.pending);
         completions.iter().for_each(|completion| end.complete(completion));
         !completions.is_empty()
-    }
-
-    fn is_embedded(&self) -> bool {
-        true
     }
 }
 

@@ -93,13 +93,20 @@ impl<M: QueueMemory> ApplicationEnd<M> {
     /// ([`crate::doorbell::Bell::ring`]). With nothing pushed it does nothing and says false.
     #[inline]
     pub fn ring(&mut self) -> bool {
+        self.announce() && self.adapter_sleeps()
+    }
+
+    /// As [`Self::ring`] to an adapter that never sleeps, as one embedded in this process: does not look whether it does.
+    /// False if nothing was pushed.
+    #[inline]
+    pub fn announce(&mut self) -> bool {
         if self.rung == self.pushed {
             return false;
         }
         self.rung = self.pushed;
         // Release: pairs with the Acquire load of poll_doorbell; the entries are there before the count says so.
         self.memory.tail().store(self.rung, Ordering::Release);
-        self.adapter_sleeps()
+        true
     }
 
     /// Store (tail), fence, load (need_wake) against set_need_wake's store (need_wake), fence, load (tail).
