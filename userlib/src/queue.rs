@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -172,17 +173,18 @@ impl Queue {
     }
 
     #[inline]
-    fn submit(&mut self, request: Request, transfer: Option<u64>) -> Result<Ticket, Refused> {
+    fn submit(&mut self, request: Request, transfer: Option<NonZeroU64>) -> Result<Ticket, Refused> {
         let length = match checked_length(&request) {
             Ok(length) => length,
             Err(error) => return Err(Refused { error, request }),
         };
-        let Some(ticket) = self.slots.next() else {
+        let Some(vacant) = self.slots.vacant() else {
             return Err(Refused { error: Error::QueueFull, request });
         };
         if self.channel.is_down() {
             return Err(Refused { error: Error::QueueDown, request });
         }
+        let ticket = vacant.ticket();
         let (region, region_offset, segments) = match &request.data {
             Data::None => (0, 0, 0),
             Data::One(buffer) => (buffer.region(), buffer.region_offset(), 0),
@@ -207,15 +209,8 @@ impl Queue {
         if self.channel.end.push(&entry).is_err() {
             return Err(Refused { error: Error::QueueFull, request });
         }
-        self.slots.insert(Flight {
-            data: request.data,
-            tag: request.tag,
-            offset: request.offset,
-            length,
-            opcode: request.opcode,
-            transfer,
-        });
-        Ok(ticket)
+        let Request { data, tag, offset, opcode, .. } = request;
+        Ok(vacant.fill(Flight { data, tag, offset, length, opcode, transfer }))
     }
 
     /// Rings the doorbell: announces all requests prepared since the last time. Writes the adapter's eventfd if it
@@ -277,7 +272,8 @@ impl Queue {
     }
 
     /// Waits for the next completion, at most for `timeout`; rings first if there is something to announce. Spins for
-    /// about 50 µs, then sleeps. `None`: the time is over, or nothing is in flight.
+    /// 100 µs at most, less if the waits before took far longer, then sleeps. An embedded adapter is turned meanwhile, with
+    /// naps between after a millisecond. `None`: the time is over, or nothing is in flight.
     ///
     /// # Errors
     /// As [`Queue::ring`] and [`Queue::poll`]; [`Error::Transport`] if the adapter is gone.
@@ -441,15 +437,13 @@ impl Queue {
 
     #[inline]
     fn resolve(&mut self, entry: &CompletionEntry) -> Result<(Ticket, Flight, Result<u32, Error>), Error> {
-        let Some((ticket, flight)) = self.slots.take(entry.user_data) else {
-            return Err(Error::Protocol(format!(
-                "a completion came for {:#x} ({}), which is not in flight on this queue",
-                entry.user_data,
-                Status(entry.status)
-            )));
-        };
-        let result = outcome(&flight, entry);
-        Ok((ticket, flight, result))
+        match self.slots.take(entry.user_data) {
+            Some((ticket, flight)) => {
+                let result = outcome(&flight, entry);
+                Ok((ticket, flight, result))
+            }
+            None => Err(stray(entry)),
+        }
     }
 
     /// Waits for whichever request ends next.
@@ -488,15 +482,30 @@ fn completion(ticket: Ticket, flight: Flight, result: Result<u32, Error>) -> Com
 
 #[inline]
 fn outcome(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
+    if Status(entry.status).is_ok() && entry.bytes <= flight.length {
+        Ok(entry.bytes)
+    } else {
+        Err(failure(flight, entry))
+    }
+}
+
+#[cold]
+fn failure(flight: &Flight, entry: &CompletionEntry) -> Error {
     let status = Status(entry.status);
-    if !status.is_ok() {
-        let Flight { opcode, offset, length, .. } = *flight;
-        return Err(IoError { status, device_status: entry.device_status, opcode, offset, length }.into());
+    let Flight { opcode, offset, length, .. } = *flight;
+    if status.is_ok() {
+        return Error::Protocol(format!("{} bytes moved of {length} asked for", entry.bytes));
     }
-    if entry.bytes > flight.length {
-        return Err(Error::Protocol(format!("{} bytes moved of {} asked for", entry.bytes, flight.length)));
-    }
-    Ok(entry.bytes)
+    IoError { status, device_status: entry.device_status, opcode, offset, length }.into()
+}
+
+#[cold]
+fn stray(entry: &CompletionEntry) -> Error {
+    Error::Protocol(format!(
+        "a completion came for {:#x} ({}), which is not in flight on this queue",
+        entry.user_data,
+        Status(entry.status)
+    ))
 }
 
 #[inline]
@@ -506,23 +515,26 @@ fn checked_length(request: &Request) -> Result<u32, Error> {
         Data::One(buffer) => buffer.len() as u64,
         Data::Several(buffers) => check_several(request.length, buffers)?,
     };
-    if request.opcode == opcode::WRITE_BYTES && request.length > u64::from(MAX_WRITE_BYTES) {
-        return Err(Error::Argument(format!(
-            "a write of {} bytes at once: at most {MAX_WRITE_BYTES} can be written where they are not whole blocks",
-            request.length
-        )));
-    }
+    let writes_bytes = request.opcode == opcode::WRITE_BYTES;
+    let most_of_opcode = if writes_bytes { MAX_WRITE_BYTES } else { u32::MAX };
     match u32::try_from(request.length) {
-        Ok(length) if request.length <= most => Ok(length),
-        Ok(_) => Err(Error::Argument(format!(
-            "a length of {} is more than the {most} bytes of the buffer",
-            request.length
-        ))),
-        Err(_) => Err(Error::Argument(format!(
-            "a length of {} bytes does not fit a request: use several of less than 4 GiB",
-            request.length
-        ))),
+        Ok(length) if request.length <= most && length <= most_of_opcode => Ok(length),
+        _ => Err(too_long(request, most)),
     }
+}
+
+#[cold]
+fn too_long(request: &Request, most: u64) -> Error {
+    let length = request.length;
+    Error::Argument(if request.opcode == opcode::WRITE_BYTES && length > u64::from(MAX_WRITE_BYTES) {
+        format!(
+            "a write of {length} bytes at once: at most {MAX_WRITE_BYTES} can be written where they are not whole blocks"
+        )
+    } else if length > u64::from(u32::MAX) {
+        format!("a length of {length} bytes does not fit a request: use several of less than 4 GiB")
+    } else {
+        format!("a length of {length} is more than the {most} bytes of the buffer")
+    })
 }
 
 /// The bytes of several buffers, if a request can have them.

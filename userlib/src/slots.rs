@@ -1,5 +1,7 @@
 //! The requests in flight of one queue, by slot and generation.
 
+use std::num::NonZeroU64;
+
 use crate::request::{Data, Ticket};
 
 /// What is kept of a request while it is in flight.
@@ -11,7 +13,7 @@ pub(crate) struct Flight {
     pub(crate) length: u32,
     pub(crate) opcode: u8,
     /// Made by that blocking transfer for itself; never handed out.
-    pub(crate) transfer: Option<u64>,
+    pub(crate) transfer: Option<NonZeroU64>,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,7 @@ impl Slots {
         }
     }
 
+    #[inline]
     pub(crate) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -43,20 +46,17 @@ impl Slots {
         self.free.is_empty()
     }
 
-    /// The ticket of the next [`Slots::insert`]; `None` if all slots are taken.
-    pub(crate) fn next(&self) -> Option<Ticket> {
-        let slot = *self.free.last()?;
-        let generation = self.slots.get(slot as usize)?.generation;
-        Some(Ticket { generation, slot })
-    }
-
-    /// Takes the slot that [`Slots::next`] named.
-    pub(crate) fn insert(&mut self, flight: Flight) {
-        let slot = self.free.pop().expect("next() said that a slot is free");
-        self.slots[slot as usize].flight = Some(flight);
+    /// A slot that is free; `None` if all are taken.
+    #[inline]
+    pub(crate) fn vacant(&mut self) -> Option<Vacant<'_>> {
+        let number = *self.free.last()?;
+        let slot = self.slots.get_mut(number as usize)?;
+        let ticket = Ticket { generation: slot.generation, slot: number };
+        Some(Vacant { ticket, slot, free: &mut self.free })
     }
 
     /// Ends the request that `user_data` names; `None` if there is none. `user_data` comes from outside.
+    #[inline]
     pub(crate) fn take(&mut self, user_data: u64) -> Option<(Ticket, Flight)> {
         let ticket = Ticket::from_user_data(user_data);
         let slot = self.slots.get_mut(ticket.slot as usize)?;
@@ -77,9 +77,36 @@ impl Slots {
     }
 }
 
+/// A free slot, which stays so until it is filled.
+pub(crate) struct Vacant<'a> {
+    ticket: Ticket,
+    slot: &'a mut Slot,
+    free: &'a mut Vec<u32>,
+}
+
+impl Vacant<'_> {
+    /// Of the request that will fill it.
+    #[inline]
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// Takes the slot.
+    #[inline]
+    pub(crate) fn fill(self, flight: Flight) -> Ticket {
+        self.free.pop();
+        self.slot.flight = Some(flight);
+        self.ticket
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn insert(slots: &mut Slots, tag: u64) -> Ticket {
+        slots.vacant().unwrap().fill(flight(tag))
+    }
 
     fn flight(tag: u64) -> Flight {
         Flight { data: Data::None, tag, offset: 0, length: 0, opcode: 0, transfer: None }
@@ -88,19 +115,18 @@ mod tests {
     #[test]
     fn a_completion_ends_exactly_one_request() {
         let mut slots = Slots::new(2);
-        let first = slots.next().unwrap();
-        slots.insert(flight(1));
-        let second = slots.next().unwrap();
-        slots.insert(flight(2));
+        let named = slots.vacant().unwrap().ticket();
+        let first = insert(&mut slots, 1);
+        assert_eq!(first, named);
+        let second = insert(&mut slots, 2);
         assert_ne!(first, second);
-        assert!(slots.is_full() && slots.next().is_none());
+        assert!(slots.is_full() && slots.vacant().is_none());
 
         assert_eq!(slots.take(first.user_data()).unwrap().1.tag, 1);
         assert!(slots.take(first.user_data()).is_none(), "the same completion twice");
         assert_eq!(slots.in_flight(), 1);
 
-        let third = slots.next().unwrap();
-        slots.insert(flight(3));
+        let third = insert(&mut slots, 3);
         assert_eq!(third.slot, first.slot);
         assert!(slots.take(first.user_data()).is_none(), "a stale generation");
         assert_eq!(slots.take(third.user_data()).unwrap().1.tag, 3);
@@ -109,7 +135,7 @@ mod tests {
     #[test]
     fn user_data_that_was_never_given_ends_nothing() {
         let mut slots = Slots::new(4);
-        slots.insert(flight(1));
+        insert(&mut slots, 1);
         for user_data in [4, u64::from(u32::MAX), u64::MAX, 1, 1 << 32, 3] {
             assert!(slots.take(user_data).is_none(), "{user_data:#x}");
         }

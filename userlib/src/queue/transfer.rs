@@ -1,5 +1,7 @@
 //! Blocking reads and writes of any range, in pieces through buffers of the queue's own.
 
+use std::num::NonZeroU64;
+
 use wire::layout::MAX_WRITE_BYTES;
 
 use super::{BOUNCE_BUFFERS, BOUNCE_BYTES, Queue};
@@ -23,7 +25,7 @@ impl Queue {
             self.bounce = memory.buffers(BOUNCE_BYTES, 4096)?;
         }
         self.transfers += 1;
-        let this = Some(self.transfers);
+        let this = NonZeroU64::new(self.transfers);
         let (total, mut begun, mut running) = (pieces.len(), 0, 0usize);
         let mut failed = None;
         loop {
