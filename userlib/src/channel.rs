@@ -16,8 +16,15 @@ use crate::error::Error;
 use crate::memory::unexpected;
 use crate::session::Link;
 
-/// A wait spins so long before it sleeps: longer than a fast device takes, shorter than anybody notices.
-const SPIN: Duration = Duration::from_micros(50);
+/// A wait spins at most so long before it sleeps. To be woken on another core takes 30 to 60 µs, so less would cost more
+/// than it saves, and a fast disk answers within.
+const SPIN: Duration = Duration::from_micros(100);
+/// The same where this thread turns the adapter, which can only look whether the device is done: longer than most take.
+const EMBEDDED_SPIN: Duration = Duration::from_millis(1);
+/// A spin that is longer than this offers the core to others between looks: the adapter may be waiting for it.
+const YIELD_AFTER: Duration = Duration::from_micros(10);
+/// With each wait in a row that took far longer than the spin, the next spins half as long, so many times.
+const MOST_HALVINGS: u32 = 5;
 /// A sleep is interrupted so often to see whether the adapter still lives.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// An embedded adapter that waits for its device is looked after so often.
@@ -28,6 +35,8 @@ pub(crate) struct Channel {
     pub(crate) link: Arc<Link>,
     queue: u32,
     bell: Bell,
+    /// Waits in a row in which spinning was of no use.
+    outlasted: u32,
 }
 
 impl Channel {
@@ -52,7 +61,7 @@ impl Channel {
         };
         let bell = bell.ok_or_else(|| Error::Protocol("a queue came without eventfd".to_owned()))?;
         let bell = Bell::adopt(bell).map_err(|source| Error::os("taking the eventfd of a queue", source))?;
-        Ok(Self { end, link, queue, bell })
+        Ok(Self { end, link, queue, bell, outlasted: 0 })
     }
 
     /// Which queue of the session it is.
@@ -103,10 +112,14 @@ impl Channel {
         if let Some(entry) = self.poll() {
             return Ok(Some(entry));
         }
+        let embedded = self.link.embedded().is_some();
+        let longest = if embedded { EMBEDDED_SPIN } else { SPIN };
+        let spin = longest / (1 << self.outlasted);
         let start = Instant::now();
         loop {
             for _ in 0..16 {
                 if let Some(entry) = self.poll() {
+                    self.outlasted = 0;
                     return Ok(Some(entry));
                 }
                 hint::spin_loop();
@@ -115,11 +128,18 @@ impl Channel {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(None);
             }
-            if now.duration_since(start) >= SPIN {
-                let embedded = self.link.embedded().is_some();
-                return if embedded { self.nap(deadline) } else { self.sleep(deadline) };
+            let spun = now.duration_since(start);
+            if spun >= spin {
+                break;
+            }
+            if spun >= YIELD_AFTER {
+                thread::yield_now();
             }
         }
+        let waited = if embedded { self.nap(deadline) } else { self.sleep(deadline) };
+        let in_vain = start.elapsed() >= 2 * longest;
+        self.outlasted = if in_vain { (self.outlasted + 1).min(MOST_HALVINGS) } else { 0 };
+        waited
     }
 
     /// Sleeps on the futex until a completion is there.
