@@ -14,12 +14,16 @@ use crate::engine::{Limiter, Port, QueueId, Terms};
 const COMMANDS: usize = 1024;
 /// Denials that may wait to be logged.
 const DENIALS: usize = 64;
+/// Queues that one poller may be asked for at a time.
+const MOVING: usize = 4;
 
 /// What the control plane asks of a poller. Processed between turns, so that whatever was stored before is seen by every
 /// request admitted after.
 pub enum Command {
     /// Serve this queue.
     Attach(Box<Port>),
+    /// Stop taking from a queue, and hand it back when nothing of it runs any more.
+    Give(Box<Moving>),
     /// Stop serving it; acknowledged when its last request has ended.
     Detach(QueueId, Arc<Ticket>),
     /// What holds for the queues of this session from now on.
@@ -31,6 +35,15 @@ pub enum Command {
     Region(RegionIndex, Arc<SharedMemory>),
     /// Acknowledge when no request of this poller uses it.
     Drain(Drained, Arc<Ticket>),
+}
+
+/// A queue on its way from one poller to another. A poller that is asked for one gives this back, with the queue or, if
+/// it does not have it, keeps it or is to end it, without.
+pub struct Moving {
+    /// Which.
+    pub queue: QueueId,
+    /// On its way back: the adapter's end of it, with nothing in flight.
+    pub port: Option<Port>,
 }
 
 /// What is being drained.
@@ -119,9 +132,11 @@ impl DenialGate {
 pub struct PollerShared {
     commands: ArrayQueue<Command>,
     denials: ArrayQueue<Denial>,
+    moved: ArrayQueue<Box<Moving>>,
     denied: AtomicU64,
     queue_errors: AtomicU64,
     turns: AtomicU64,
+    busy_ns: AtomicU64,
     fetches: AtomicU64,
     evictions: AtomicU64,
     stuck: AtomicBool,
@@ -132,9 +147,11 @@ impl Default for PollerShared {
         Self {
             commands: ArrayQueue::new(COMMANDS),
             denials: ArrayQueue::new(DENIALS),
+            moved: ArrayQueue::new(MOVING),
             denied: AtomicU64::new(0),
             queue_errors: AtomicU64::new(0),
             turns: AtomicU64::new(0),
+            busy_ns: AtomicU64::new(0),
             fetches: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
@@ -166,6 +183,16 @@ impl PollerShared {
     /// Turns made, give or take a few.
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Time in which it found work, give or take a few turns.
+    pub fn busy_ns(&self) -> u64 {
+        self.busy_ns.load(Ordering::Relaxed)
+    }
+
+    /// The answer to a [`Command::Give`].
+    pub fn take_moved(&self) -> Option<Box<Moving>> {
+        self.moved.pop()
     }
 
     /// What its directory has done, up to a few turns ago.
@@ -201,8 +228,14 @@ impl PollerShared {
         self.queue_errors.store(self.queue_errors.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    pub(crate) fn record_turns(&self, turns: u64, directory: DirectoryCounters) {
+    /// Answers a [`Command::Give`].
+    pub(crate) fn give_back(&self, moving: Box<Moving>) {
+        assert!(self.moved.push(moving).is_ok(), "nobody asks for more than {MOVING} queues at a time");
+    }
+
+    pub(crate) fn record_turns(&self, turns: u64, busy_ns: u64, directory: DirectoryCounters) {
         self.turns.store(turns, Ordering::Relaxed);
+        self.busy_ns.store(busy_ns, Ordering::Relaxed);
         self.fetches.store(directory.fetches, Ordering::Relaxed);
         self.evictions.store(directory.evictions, Ordering::Relaxed);
     }

@@ -208,6 +208,7 @@ impl Control {
 
     /// Whether there is memory to be given back; `tell` is told when the last of it is.
     fn end_batch_for(&mut self, batch: Batch, tell: Option<Caller>) -> bool {
+        self.take_moved(); // A queue of it may have been on its way: then only this still has its memory.
         for (session, key, quiesce) in batch.grants {
             self.lift_limit(session, key);
             self.tables.finish_delete(quiesce);
@@ -230,6 +231,7 @@ impl Control {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             let Some(held) = session.queues.remove(&queue) else { continue };
             self.pollers[held.poller].waker().forget(held.eventfd.as_fd());
+            self.balance.went(held.poller);
             let bytes = held.memory.len() as u64;
             session.pinned_bytes -= bytes;
             self.completed_before += held.counters.completed();

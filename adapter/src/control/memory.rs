@@ -202,10 +202,9 @@ impl Control {
         let next = queue.checked_add(1).ok_or_else(|| {
             Refusal::new(Status::E_NO_RESOURCES, "the adapter has used up its queue numbers; restart it")
         })?;
-        let poller = self.next_poller % self.pollers.len();
+        let poller = self.balance.place();
         self.pollers[poller].waker().watch(eventfd.as_fd(), QueueId(queue)).map_err(os)?;
         self.next_queue = next;
-        self.next_poller = self.next_poller.wrapping_add(1);
         let gate = self.users.gate(uid);
         let port = Port::new(QueueId(queue), caller.session.0, domain, view, entries);
         let port = port.with_gate(gate).with_terms(self.terms_of(caller.session));
@@ -213,7 +212,10 @@ impl Control {
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             let memory = taken.memory.clone();
             session.pinned_bytes += entries.bytes() as u64;
-            session.queues.insert(queue, QueueHeld { poller, eventfd, memory, counters, ending: false });
+            let held =
+                QueueHeld { poller, eventfd, memory, counters, ending: false, completed_before: 0 };
+            session.queues.insert(queue, held);
+            self.balance.came(poller);
         }
         self.send(poller, Command::Attach(Box::new(port)));
         Ok((queue, theirs))

@@ -3,6 +3,7 @@
 //!
 //! It knows no socket. Requests come in by [`Control::request`], replies go out by [`Control::next_reply`].
 
+mod balance;
 mod drain;
 mod lane;
 mod limits;
@@ -34,6 +35,9 @@ use crate::device::Identity;
 use crate::mailbox::Command;
 use crate::poller::Poller;
 use crate::storage::Storage;
+use balance::Balance;
+#[cfg(test)]
+pub(crate) use balance::MOVED;
 use drain::Pending;
 use lane::Lane;
 use limits::{Ceilings, Held, What};
@@ -141,7 +145,7 @@ pub struct Control {
     unsent: VecDeque<(usize, Command)>,
     next_session: u64,
     next_queue: u32,
-    next_poller: usize,
+    balance: Balance,
     next_move: u64,
     /// Of queues that are gone.
     completed_before: u64,
@@ -167,6 +171,7 @@ impl Control {
             registrar: Registrar::new(mapper.clone())?,
             mapper,
             lock: if mapper_pins { Lock::PinnedElsewhere } else { Lock::Mlock },
+            balance: Balance::new(pollers.len()),
             pollers,
             tables,
             storage,
@@ -182,7 +187,6 @@ impl Control {
             unsent: VecDeque::new(),
             next_session: 1,
             next_queue: 1,
-            next_poller: 0,
             next_move: 0,
             completed_before: 0,
             urgent: false,
@@ -291,6 +295,7 @@ impl Control {
             || !self.unsent.is_empty()
             || self.urgent
             || self.registrar.is_busy()
+            || self.balance.is_moving()
     }
 
     /// Whether every session and everything that was theirs is gone.
@@ -350,6 +355,7 @@ impl Control {
     /// Looks after everything that takes time. Call often while [`Control::is_waiting`].
     pub fn advance(&mut self, now: Instant) {
         self.send_commands();
+        self.advance_balance(now);
         self.advance_pending(now);
         self.advance_memory();
         self.advance_lane();

@@ -46,6 +46,8 @@ pub(super) struct QueueHeld {
     pub(super) memory: Adopted,
     pub(super) counters: Arc<PortCounters>,
     pub(super) ending: bool,
+    /// Requests completed at the last look at the load.
+    pub(super) completed_before: u64,
 }
 
 /// A grant of a session.

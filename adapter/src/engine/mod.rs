@@ -26,7 +26,6 @@ use std::time::Duration;
 use driver::block::BlockQueue;
 use lists::Lists;
 use tpt::Directory;
-use wire::Status;
 use wire::shm::SharedMemory;
 
 use crate::mailbox::{Command, Drained, PollerShared, Ticket};
@@ -35,7 +34,6 @@ use bytes::Buffers;
 pub use gates::Gates;
 pub use limiter::Limiter;
 pub use parse::{Parsed, parse};
-use port::PortState;
 pub use port::{Port, PortCounters, QueueId};
 use schedule::Schedule;
 use share::Shares;
@@ -65,10 +63,14 @@ impl Clock for MonotonicClock {
     }
 }
 
+/// Cache lines are brought in pairs.
+const TWO_LINES: usize = 128;
+
 /// An empty vector with room for so many, each page of which was written to: what the kernel gives at the first touch only
-/// is given here, so that no turn waits for it.
+/// is given here, so that no turn waits for it. It has more room than it needs, so that what stands behind it in memory,
+/// and may be another poller's, shares no line with it.
 fn touched<T>(room: usize) -> Vec<T> {
-    let mut vector = Vec::with_capacity(room);
+    let mut vector = Vec::with_capacity(room + TWO_LINES.div_ceil(size_of::<T>().max(1)));
     std::hint::black_box(vector.spare_capacity_mut()).fill_with(std::mem::MaybeUninit::zeroed);
     vector
 }
@@ -148,6 +150,10 @@ struct State {
     now_ns: u64,
     next_scan_ns: u64,
     turns: u64,
+    /// Turns since the last look at the clock that found work, and the time that such turns took before, as it is told to
+    /// the control plane.
+    busy_turns: u64,
+    busy_ns: u64,
 }
 
 /// The tag of the one merged flush that runs at a time.
@@ -184,6 +190,8 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             now_ns: clock.now_ns(),
             next_scan_ns: 0,
             turns: 0,
+            busy_turns: 0,
+            busy_ns: 0,
         };
         Self { queue, clock, limits: TurnLimits::default(), state }
     }
@@ -236,11 +244,14 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
     pub fn turn(&mut self) -> usize {
         let Self { queue, clock, limits, state } = self;
         if state.turns % CLOCK_INTERVAL == 0 {
-            state.now_ns = clock.now_ns();
+            let now_ns = clock.now_ns();
+            let passed = now_ns.saturating_sub(state.now_ns);
+            state.busy_ns += passed / CLOCK_INTERVAL * std::mem::take(&mut state.busy_turns);
+            state.now_ns = now_ns;
             state.look_for_stuck(queue);
             state.end_late();
             state.park_idle();
-            state.shared.record_turns(state.turns, state.directory.counters());
+            state.shared.record_turns(state.turns, state.busy_ns, state.directory.counters());
         }
         state.turns += 1;
 
@@ -266,7 +277,9 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         if !state.drains.is_empty() {
             state.acknowledge_drains();
         }
-        work + state.finish_turn()
+        work += state.finish_turn();
+        state.busy_turns += u64::from(work > 0);
+        work
     }
 
     /// Requests admitted and not yet ended.
@@ -346,6 +359,7 @@ impl State {
             work += 1;
             match command {
                 Command::Attach(port) => self.attach(*port),
+                Command::Give(moving) => self.give(moving),
                 Command::Detach(queue, ticket) => self.detach(queue, ticket),
                 Command::Terms(session, terms) => self.shares.set_terms(session, &terms),
                 Command::Limit(entry, limiter) => self.throttle.limit(entry, limiter.as_ref()),
@@ -357,18 +371,6 @@ impl State {
             }
         }
         work
-    }
-
-    /// Stops taking from a queue. What has not started ends unanswered, what runs at the device is waited for.
-    fn detach(&mut self, queue: QueueId, ticket: Arc<Ticket>) {
-        let Some(index) = self.find(queue) else {
-            ticket.acknowledge();
-            return;
-        };
-        self.activate(index);
-        let port = self.ports[index].as_mut().expect("found above");
-        port.state = PortState::Detaching(ticket);
-        self.end_unstarted(index, Status::E_FLUSHED);
     }
 
     /// Tells the control plane of entries and regions that no request uses any more.

@@ -11,14 +11,16 @@ use wire::view::{QueueMemory, QueueView};
 
 use super::share::Terms;
 use super::slots::InFlight;
-use crate::mailbox::{DenialGate, Ticket};
+use crate::mailbox::{DenialGate, Moving, Ticket};
 
 /// Names a queue for the life of the adapter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct QueueId(pub u32);
 
-/// What has been counted for one queue: written by its poller alone, read by anyone.
+/// What has been counted for one queue: written by its poller alone, read by anyone. On lines of its own, as the next in
+/// memory may be another poller's.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct PortCounters {
     completed: AtomicU64,
     failed: AtomicU64,
@@ -40,6 +42,8 @@ pub(super) enum PortState {
     Ready,
     Error,
     Detaching(Arc<Ticket>),
+    /// To be handed back when nothing of it runs, if that is soon: until this moment.
+    Leaving(Box<Moving>, u64),
 }
 
 impl PartialEq for PortState {
@@ -150,6 +154,11 @@ impl Port {
     pub(super) fn end_turn(&mut self) -> bool {
         let asleep = std::mem::take(&mut self.posted) && self.ring.end_turn();
         asleep && !std::mem::replace(&mut self.wake_due, true)
+    }
+
+    /// Whether entries are taken from it, to be executed or flushed.
+    pub(super) fn is_served(&self) -> bool {
+        matches!(self.state, PortState::Ready | PortState::Error)
     }
 
     /// Whether something was posted of which the application does not know yet, or it is to be woken.

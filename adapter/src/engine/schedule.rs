@@ -5,16 +5,22 @@
 //! queue asks to be woken, by the same protocol as that of an engine that sleeps, and costs nothing until its application
 //! rings and [`super::Engine::unpark`] is called. Where nobody does, each turn looks at one parked queue.
 
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use driver::block::BlockQueue;
+use wire::Status;
 
 use super::port::{Port, PortState};
 use super::{QueueId, State, touched};
+use crate::mailbox::{Moving, Ticket};
 
 /// A queue that gave nothing for so long is parked, unless told otherwise. Long enough that an application with one request at a time, which does
 /// something between two, is not.
 const PARK_AFTER_NS: u64 = 500_000;
+
+/// A queue that is asked for is handed back within this time, or stays.
+const LEAVE_WITHIN_NS: u64 = 20_000_000;
 
 /// Which ports are looked at. Each port is in one of the two lists.
 pub(super) struct Schedule {
@@ -173,9 +179,7 @@ impl State {
     fn is_idle(&mut self, index: usize) -> bool {
         let (now_ns, after) = (self.now_ns, self.schedule.park_after_ns);
         let port = self.port(index);
-        let waits = matches!(port.state, PortState::Ready | PortState::Error)
-            && port.in_flight.is_empty()
-            && !port.has_news();
+        let waits = port.is_served() && port.in_flight.is_empty() && !port.has_news();
         let completed = port.completed();
         let attention = &mut port.attention;
         if !waits || completed != attention.completed {
@@ -248,8 +252,30 @@ impl State {
         ports.into_iter().any(|(index, port)| match port.state {
             PortState::Ready => !self.is_throttled(index, port) && port.ring.has_rung(),
             PortState::Error => port.ring.has_rung(),
-            PortState::Detaching(_) => false,
+            PortState::Detaching(_) | PortState::Leaving(..) => false,
         })
+    }
+
+    /// Stops taking from a queue. What has not started ends unanswered, what runs at the device is waited for.
+    pub(super) fn detach(&mut self, queue: QueueId, ticket: Arc<Ticket>) {
+        let Some(index) = self.find(queue) else { return ticket.acknowledge() };
+        self.activate(index);
+        let before = std::mem::replace(&mut self.port(index).state, PortState::Detaching(ticket));
+        if let PortState::Leaving(moving, _) = before {
+            self.shared.give_back(moving); // It goes nowhere any more.
+        }
+        self.end_unstarted(index, Status::E_FLUSHED);
+    }
+
+    /// Stops taking from a queue, to hand it back. What was taken ends as it will.
+    pub(super) fn give(&mut self, moving: Box<Moving>) {
+        let Some(index) = self.find(moving.queue) else { return self.shared.give_back(moving) };
+        if self.port(index).state != PortState::Ready {
+            return self.shared.give_back(moving);
+        }
+        self.activate(index);
+        let until = self.now_ns.saturating_add(LEAVE_WITHIN_NS);
+        self.port(index).state = PortState::Leaving(moving, until);
     }
 
     /// Notes who sleeps, and lets go of queues whose last request has ended. Returns how many are to be woken, which is
@@ -257,22 +283,37 @@ impl State {
     pub(super) fn finish_turn(&mut self) -> usize {
         let mut at = 0;
         while let Some(&index) = self.schedule.active.get(at) {
-            at += 1;
             let port = self.ports[index].as_mut().expect("the lists have ports that are there");
             if port.end_turn() {
                 self.schedule.due.push(index);
             }
-            if !port.wake_due // It goes only when it has been woken.
-                && port.in_flight.is_empty()
-                && let PortState::Detaching(ticket) = &port.state
-            {
-                let ticket = ticket.clone();
-                drop(self.remove(index));
-                ticket.acknowledge();
-                at -= 1; // Another one stands in its place.
-            }
+            let goes = !port.is_served() && self.part_with(index);
+            at += usize::from(!goes); // Otherwise another one stands in its place.
         }
         self.schedule.due.len()
+    }
+
+    /// Lets go of a queue that is not served any more, if its last request has ended and nobody is to be woken for it.
+    #[cold]
+    fn part_with(&mut self, index: usize) -> bool {
+        let now_ns = self.now_ns;
+        let port = self.port(index);
+        let goes = port.in_flight.is_empty() && !port.wake_due;
+        let is_late = matches!(port.state, PortState::Leaving(_, until) if now_ns > until);
+        if goes || is_late {
+            match std::mem::replace(&mut port.state, PortState::Ready) {
+                PortState::Detaching(ticket) => {
+                    drop(self.remove(index));
+                    ticket.acknowledge();
+                }
+                PortState::Leaving(mut moving, _) => {
+                    moving.port = if goes { self.remove(index) } else { None };
+                    self.shared.give_back(moving);
+                }
+                served @ (PortState::Ready | PortState::Error) => port.state = served,
+            }
+        }
+        goes
     }
 
     /// Wakes whom the turns since the last call found asleep.
@@ -307,7 +348,7 @@ impl State {
         match port.state {
             PortState::Ready => {}
             PortState::Error => return port.flush(burst),
-            PortState::Detaching(_) => return 0,
+            PortState::Detaching(_) | PortState::Leaving(..) => return 0,
         }
         if port.ring.poll_doorbell().is_err() {
             self.fail_port(index);

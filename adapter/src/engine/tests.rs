@@ -11,6 +11,7 @@ use tpt::{
     Access, Domain, GrantSpec, Iova, Key, KeyInstance, LbaRange, Modification, Purpose, RegionKey,
     RegionSpec, Tables,
 };
+use wire::Status;
 use wire::layout::{CompletionEntry, Entries, STATE_ERROR, SubmissionEntry, flag, opcode};
 use wire::ring::ApplicationEnd;
 use wire::shm::SharedMemory;

@@ -181,3 +181,73 @@ fn an_engine_sleeps_and_wakes_beside_parked_queues() {
         assert!(!active.ring_for_a_read() && !parked.ring_for_a_read(), "it is awake");
     }
 }
+
+fn asked_for(rig: &mut Rig, queue: QueueId) {
+    let moving = crate::mailbox::Moving { queue, port: None };
+    assert!(rig.shared.send(Command::Give(Box::new(moving))).is_ok());
+}
+
+#[test]
+fn a_queue_is_handed_over_when_nothing_of_it_runs_and_goes_on_elsewhere() {
+    let (mut rig, mut other) = (Rig::new(), Rig::new());
+    let mut app = rig.app(1, 8, 0, Access::READ);
+    rig.engine.queue.automatic = false;
+    app.read(1);
+    rig.turns(1);
+    asked_for(&mut rig, app.id);
+    let refused = app.request(2, opcode::CANCEL, 1, 0);
+    app.submit(&refused);
+    rig.turns(2 * MANY);
+    assert!(rig.shared.take_moved().is_none(), "the device has a request of it");
+    rig.engine.queue.automatic = true;
+    rig.turns(1);
+    let moving = rig.shared.take_moved().expect("nothing of it runs");
+    assert_eq!(app.statuses(), [(1, Status::OK)], "what came after is not taken");
+    rig.turns(MANY);
+    assert!(app.statuses().is_empty());
+
+    let port = moving.port.expect("it had the queue");
+    assert!(other.shared.send(Command::Attach(Box::new(port))).is_ok());
+    other.turns(1);
+    assert_eq!(app.statuses(), [(2, Status::E_NOT_FOUND)]);
+    assert_eq!((rig.engine.in_flight(), other.engine.in_flight()), (0, 0));
+}
+
+#[test]
+fn a_queue_that_cannot_go_soon_stays() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 8, 0, Access::READ);
+    rig.engine.queue.automatic = false;
+    app.read(1);
+    rig.turns(1);
+    asked_for(&mut rig, app.id);
+    rig.turns(MANY);
+    app.read(2);
+    rig.clock.0.fetch_add(1_000_000_000, Ordering::Relaxed);
+    rig.turns(MANY);
+    assert!(rig.shared.take_moved().is_some_and(|moving| moving.port.is_none()));
+    assert_eq!(rig.engine.queue.running.len(), 2, "it is served again");
+}
+
+#[test]
+fn a_queue_that_ends_while_it_is_asked_for_goes_nowhere() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 8, 0, Access::READ);
+    rig.engine.queue.automatic = false;
+    app.read(1);
+    rig.turns(1);
+    asked_for(&mut rig, app.id);
+    let ticket = Ticket::new(1);
+    assert!(rig.shared.send(Command::Detach(app.id, ticket.clone())).is_ok());
+    rig.turns(1);
+    assert!(rig.shared.take_moved().is_some_and(|moving| moving.port.is_none()));
+    assert!(!ticket.is_done());
+    rig.engine.queue.automatic = true;
+    rig.turns(1);
+    assert!(ticket.is_done());
+    for unknown in [app.id, QueueId(99)] {
+        asked_for(&mut rig, unknown);
+        rig.turns(1);
+        assert!(rig.shared.take_moved().is_some_and(|moving| moving.port.is_none()));
+    }
+}
