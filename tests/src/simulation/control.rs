@@ -328,6 +328,11 @@ impl Outside {
                 }
             }
         }
+        let is_done =
+            |&queue: &u32| matches!(&self.queues[queue as usize].life, Life::Detaching(t) if t.is_done());
+        if self.pollers[engine].queues.iter().any(is_done) {
+            self.take_moved(); // It may have been on its way, and nobody else has its memory then.
+        }
         let mut at = 0;
         while at < self.pollers[engine].queues.len() {
             let queue = self.pollers[engine].queues[at] as usize;
@@ -470,6 +475,7 @@ impl Outside {
     /// Ends what can be ended; whether nothing is pending.
     pub(super) fn control_settles(&mut self) -> bool {
         self.resets_what_is_stuck();
+        self.take_moved();
         for pending in &mut self.control.pending {
             pending.until = None; // Nothing is given up any more.
         }

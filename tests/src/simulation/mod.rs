@@ -137,8 +137,9 @@ pub struct Outcome {
     pub hash: u64,
     /// Completions, by status.
     pub statuses: [u64; STATUSES],
-    /// Requests with a scatter list, and writes of bytes, that ended well, and parked queues that rang and were heard.
-    pub special: [u64; 3],
+    /// Requests with a scatter list, and writes of bytes, that ended well, parked queues that rang and were
+    /// heard, and queues that moved.
+    pub special: [u64; 4],
     /// What was wrong.
     pub finding: Option<Finding>,
 }

@@ -164,7 +164,7 @@ pub(super) struct Outside {
     pub(super) steps: u64,
     /// Completions seen, by status.
     pub(super) statuses: [u64; super::STATUSES],
-    pub(super) special: [u64; 3],
+    pub(super) special: [u64; 4],
     /// Nanoseconds, for every clock there is.
     pub(super) now: Arc<AtomicU64>,
     pub(super) tables: Tables,
@@ -228,7 +228,7 @@ impl Outside {
             trace: Trace::new(kept),
             steps: 0,
             statuses: [0; super::STATUSES],
-            special: [0; 3],
+            special: [0; 4],
             now: Arc::new(AtomicU64::new(1_000_000)),
             calm: false,
             blind: false,
@@ -284,6 +284,7 @@ impl Outside {
         match actor {
             Actor::Client => {
                 self.make_noise();
+                self.move_queues();
                 self.client_step();
             }
             Actor::Device => self.device_step(),
