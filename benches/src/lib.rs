@@ -43,3 +43,4 @@ pub mod ring;
 pub mod rounds;
 pub mod shares;
 pub mod uring;
+pub mod wake;
