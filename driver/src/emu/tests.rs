@@ -9,6 +9,7 @@ use crate::hal::{DmaAccess, Mapping, Registers};
 use crate::spec::nvme::{Sqe, Status, admin, nvm, offset};
 
 mod sgl;
+mod shadows;
 
 const ENTRIES: u16 = 8;
 
