@@ -96,8 +96,8 @@ pub enum Operation {
 }
 
 /// What each operation needs of its entry, in the order of the variants, so that looking it up is no decision for the
-/// machine. It may say too much, for what is looked at again then: a flush, which names no range, and write zeroes, which
-/// is here as if it deallocated.
+/// machine. It may say too much, for what is then decided with more care: a flush, which names no range; write zeroes,
+/// which is here as if it deallocated; a write of bytes, whose range and memory need not be aligned.
 static OF_ENTRY: [Needed; 7] = [
     Needed::of(Access::READ),
     Needed::of(Access::WRITE),
@@ -105,16 +105,16 @@ static OF_ENTRY: [Needed; 7] = [
     Needed::of(Access(Access::WRITE.0 | Access::TRIM.0)),
     Needed::of(Access::TRIM),
     Needed::of(Access::READ),
-    Needed::of(Access::WRITE),
+    Needed::TOO_MUCH,
 ];
 
-/// What each needs of its memory region.
+/// What each needs of its memory region; too much of those that move no data.
 static OF_MEMORY: [Needed; 7] = [
     Needed::of(Access::WRITE),
     Needed::of(Access::READ),
-    Needed::NOTHING,
-    Needed::NOTHING,
-    Needed::NOTHING,
+    Needed::TOO_MUCH,
+    Needed::TOO_MUCH,
+    Needed::TOO_MUCH,
     Needed::of(Access::READ),
     Needed::of(Access::READ),
 ];
@@ -196,7 +196,9 @@ mod tests {
         let (key, stale) = (7 << 32 | 5, 6 << 32 | 5);
         for operation in operations {
             let (entry, memory) = (operation.enough(), operation.needed_of_memory());
-            let again = matches!(operation, Operation::Flush | Operation::WriteZeroes { deallocate: false });
+            let again = operation == Operation::Flush
+                || operation == Operation::WriteBytes
+                || operation == zeroes(false);
             for (bits, stage) in (0..=7).flat_map(|bits| STAGES.map(|stage| (bits, stage))) {
                 let access = Access::from_bits(bits).unwrap();
                 let word = StateWord::new(KeyInstance(7), access, stage);
@@ -213,13 +215,15 @@ mod tests {
                     "{operation:?} {access} {stage:?}"
                 );
                 let needed = operation.required_memory_access();
-                let allowed = needed.is_none_or(|needed| open && access.allows(needed));
+                let allowed = needed.is_some_and(|needed| open && access.allows(needed));
                 assert_eq!(state.admits(key, memory), allowed, "{operation:?} {access} {stage:?}");
-                assert!(!state.admits(stale, entry) && (needed.is_none() || !state.admits(stale, memory)));
+                assert!(!state.admits(stale, entry) && !state.admits(stale, memory));
             }
         }
         let open = State::new(5);
         open.set(5, StateWord::new(KeyInstance(7), Access::ALL, Stage::Valid));
-        assert!(open.admits(key, Needed::NOTHING) && !open.admits(key, Operation::Flush.enough()));
+        for operation in [Operation::Flush, Operation::WriteBytes] {
+            assert!(!open.admits(key, operation.enough()));
+        }
     }
 }

@@ -187,10 +187,12 @@ impl<S: SegmentSource> Directory<S> {
         memory: Memory,
         length: u64,
     ) -> Result<Hold, Denied> {
-        if length == 0 || operation.required_memory_access().is_none() {
+        let aligned = memory.offset & 3 == 0 || operation == Operation::WriteBytes;
+        if length == 0 || !aligned {
             return Err(Denied::Memory);
         }
-        let (region, iova) = published::memory(&self.regions, domain, operation, memory, length)?;
+        let found = published::memory(&self.regions, domain, operation, memory, length);
+        let (region, iova) = found.ok_or(Denied::Memory)?;
         self.regions_active[region as usize] += 1;
         Ok(Hold { iova, region, directory: self.number })
     }
@@ -232,8 +234,10 @@ impl<S: SegmentSource> Directory<S> {
         }
         let Place { lba, blocks, block_shift } = entry.find(domain, request)?;
         let memory = if MEMORY {
-            published::memory(&self.regions, domain, request.operation, request.memory, request.length)
-                .ok()?
+            if request.memory.offset & 3 != 0 {
+                return None;
+            }
+            published::memory(&self.regions, domain, request.operation, request.memory, request.length)?
         } else {
             (NONE, 0)
         };
@@ -278,17 +282,30 @@ impl<S: SegmentSource> Directory<S> {
             return Err(Denied::Access);
         }
         check_range(request, entry.bytes.load(Relaxed), shape.shift())?;
-        let memory = if MEMORY {
-            published::memory(&self.regions, domain, request.operation, request.memory, request.length)?
-        } else {
-            (NONE, 0)
-        };
+        let memory = if MEMORY { self.memory(domain, request)? } else { (NONE, 0) };
         let blocks = locate(&self.lba, entry, request).ok_or(Denied::TableCorrupt)?;
         // The first use does not count: what is used only once goes before what is used again and again.
         if !fetched {
             self.pointers[segment as usize] = Pointer::Used;
         }
         Ok(self.count(request, blocks, memory))
+    }
+
+    /// Which region the memory of a request is in, and where the device finds it; neither where no data moves, and no place
+    /// for a write of bytes, whose data is copied.
+    fn memory(&self, domain: Domain, request: &Request) -> Result<(u32, u64), Denied> {
+        let Request { operation, memory, length, .. } = *request;
+        if operation.required_memory_access().is_none() {
+            return Ok((NONE, 0));
+        }
+        let copied = operation == Operation::WriteBytes;
+        let found = published::memory(&self.regions, domain, operation, memory, length);
+        let (region, iova) = found.ok_or(Denied::Memory)?;
+        match memory.offset & 3 {
+            _ if copied => Ok((region, 0)),
+            0 => Ok((region, iova)),
+            _ => Err(Denied::Memory),
+        }
     }
 
     /// Counts a request as active and makes the token of it.
@@ -372,8 +389,7 @@ impl<S: SegmentSource> Directory<S> {
     /// read. `None` otherwise, and for a flush, which has no blocks: [`Directory::pieces`] tells then.
     #[inline]
     pub fn only_piece(&self, grant: &Grant) -> Option<Piece> {
-        let iova = Iova(if grant.names_memory() { grant.iova } else { 0 });
-        let whole = Piece { lba: Lba(grant.first), blocks: grant.blocks, iova };
+        let whole = Piece { lba: Lba(grant.first), blocks: grant.blocks, iova: Iova(grant.iova) };
         (grant.root == NONE && grant.blocks != 0).then_some(whole)
     }
 

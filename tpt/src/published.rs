@@ -33,7 +33,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use crate::{Access, Denied, Domain, Key, KeyInstance, Limits, Memory, Operation};
+use crate::{Access, Domain, Key, KeyInstance, Limits, Memory, Operation};
 
 /// Entries of the adapter protection table in one segment; a segment is 1 KiB.
 pub const SEGMENT_ENTRIES: u32 = 16;
@@ -130,8 +130,6 @@ impl State {
 pub(crate) struct Needed(u64);
 
 impl Needed {
-    /// Everything has that.
-    pub(crate) const NOTHING: Self = Self(0);
     /// Nothing has that.
     pub(crate) const TOO_MUCH: Self = Self(ALWAYS);
 
@@ -512,7 +510,7 @@ pub(crate) fn extent(table: &[LbaEntry], owner: u32, root: u32, block: u64) -> O
 }
 
 /// In which region `length` bytes of memory are and where in the device's address space they start, if all of it may be
-/// used as the operation does. `NONE` where no data moves.
+/// used for an operation that moves data. Where it begins is not looked at.
 #[inline(always)]
 pub(crate) fn memory(
     table: &[Region],
@@ -520,18 +518,16 @@ pub(crate) fn memory(
     operation: Operation,
     memory: Memory,
     length: u64,
-) -> Result<(u32, u64), Denied> {
-    let needed = operation.needed_of_memory();
-    if needed == Needed::NOTHING {
-        return Ok((NONE, 0));
-    }
+) -> Option<(u32, u64)> {
     let Memory { region: key, offset } = memory;
-    let region = table.get(key.index().0 as usize).ok_or(Denied::Memory)?;
-    let left = region.bytes.load(Relaxed).checked_sub(offset).ok_or(Denied::Memory)?;
-    let allowed = region.state.admits(key.0, needed)
-        && region.domain.load(Relaxed) == domain.0
-        && length <= left
-        && (offset & 3 == 0 || operation == Operation::WriteBytes);
+    let region = table.get(key.index().0 as usize)?;
+    if !region.state.admits(key.0, operation.needed_of_memory()) || region.domain.load(Relaxed) != domain.0 {
+        return None;
+    }
+    let left = region.bytes.load(Relaxed).checked_sub(offset)?;
+    if length > left {
+        return None;
+    }
     // Does not wrap: the region does not, and the range is inside it.
-    if allowed { Ok((key.index().0, region.iova.load(Relaxed) + offset)) } else { Err(Denied::Memory) }
+    Some((key.index().0, region.iova.load(Relaxed) + offset))
 }
