@@ -99,11 +99,11 @@ pub struct Directory<S: SegmentSource = Published> {
     source: Arc<S>,
 }
 
-/// So many zeroes, each page of which was written to: no check waits for the kernel to give one.
-fn touched<T: Copy + From<u8>>(count: usize) -> Box<[T]> {
-    let mut words = vec![T::from(1); count];
-    hint::black_box(&mut words).fill(T::from(0));
-    words.into()
+/// So many of `value`, each page of which was written to, first with another: no check waits for the kernel to give one.
+fn touched<T: Copy>(count: usize, other: T, value: T) -> Box<[T]> {
+    let mut all = vec![other; count];
+    hint::black_box(&mut all).fill(value);
+    all.into()
 }
 
 impl Directory {
@@ -121,10 +121,10 @@ impl<S: SegmentSource> Directory<S> {
         let residents = resident_segments.clamp(1, published.segment_count().max(1));
         Self {
             entries: Arc::clone(&published.entries),
-            pointers: vec![Pointer::Dropped; published.segment_count()].into(),
-            active: touched(published.segment_count() * SEGMENT_ENTRIES as usize),
+            pointers: touched(published.segment_count(), Pointer::Used, Pointer::Dropped),
+            active: touched(published.segment_count() * SEGMENT_ENTRIES as usize, 1, 0),
             regions: Arc::clone(&published.regions),
-            regions_active: touched(limits.regions as usize),
+            regions_active: touched(limits.regions as usize, 1, 0),
             lba: Arc::clone(&published.lba),
             number: published.enrol(),
             residents: vec![NONE; residents].into(),

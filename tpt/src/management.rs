@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use crate::{Access, Blocks, Domain, Iova, Key, LbaRange};
 
 /// How large the tables are. All of it is allocated when the tables are made: 64 bytes an entry and an LBA entry, 32 a
-/// region, and 4 for each entry and region in each poller's directory.
+/// region; and in each poller's directory 2 an entry, 1 a segment and 4 a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Entries of the adapter protection table, handed to domains in segments of
