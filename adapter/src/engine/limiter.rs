@@ -90,31 +90,29 @@ impl Limiter {
     }
 }
 
-/// Tokens of one kind that were taken out of a bucket; less than none if more was used than there was.
+/// Tokens of one kind that were taken out of a bucket.
 #[derive(Clone, Copy, Default, Debug)]
-struct Coins(i64);
+struct Coins(u64);
 
 impl Coins {
     /// Takes more if there are none. Returns from when on they may be used, 0 for at once.
     fn fill(&mut self, bucket: Option<&Bucket>, now_ns: u64) -> u64 {
         let Some(bucket) = bucket else {
-            self.0 = i64::MAX;
+            self.0 = u64::MAX;
             return 0;
         };
         if self.0 > 0 {
             return 0;
         }
-        let tokens = self.0.unsigned_abs().saturating_add(bucket.lease);
-        self.0 = self.0.saturating_add_unsigned(tokens);
-        bucket.take(tokens, now_ns)
+        self.0 = bucket.lease;
+        bucket.take(bucket.lease, now_ns)
     }
 
-    fn pay(&mut self, tokens: u64) {
-        self.0 = self.0.saturating_sub_unsigned(tokens);
-    }
-
-    fn left(self) -> u64 {
-        u64::try_from(self.0).unwrap_or(0)
+    /// Uses some. What is missing is taken at once, so that nobody gets rid of what it owes: returns when that is paid.
+    fn pay(&mut self, tokens: u64, bucket: Option<&Bucket>, now_ns: u64) -> u64 {
+        let missing = tokens.saturating_sub(self.0);
+        self.0 = self.0.saturating_sub(tokens);
+        bucket.filter(|_| missing > 0).map_or(0, |bucket| bucket.take(missing, now_ns))
     }
 }
 
@@ -142,7 +140,7 @@ impl Purse {
         if now_ns < self.due_ns {
             return Tokens { requests: 0, bytes: 0 };
         }
-        Tokens { requests: self.requests.left(), bytes: self.bytes.left() }
+        Tokens { requests: self.requests.0, bytes: self.bytes.0 }
     }
 
     /// When those come that it waits for; in the past if it waits for none.
@@ -151,15 +149,16 @@ impl Purse {
     }
 
     /// Some were used.
-    pub(super) fn pay(&mut self, tokens: Tokens) {
-        self.requests.pay(tokens.requests);
-        self.bytes.pay(tokens.bytes);
+    pub(super) fn pay(&mut self, tokens: Tokens, now_ns: u64) {
+        let requests = self.requests.pay(tokens.requests, self.limiter.requests.as_ref(), now_ns);
+        let bytes = self.bytes.pay(tokens.bytes, self.limiter.bytes.as_ref(), now_ns);
+        self.due_ns = self.due_ns.max(requests).max(bytes);
     }
 
     /// What was paid for came to nothing.
     pub(super) fn pay_back(&mut self, tokens: Tokens) {
-        self.requests.0 = self.requests.0.saturating_add_unsigned(tokens.requests);
-        self.bytes.0 = self.bytes.0.saturating_add_unsigned(tokens.bytes);
+        self.requests.0 = self.requests.0.saturating_add(tokens.requests);
+        self.bytes.0 = self.bytes.0.saturating_add(tokens.bytes);
     }
 
     pub(super) fn is_of(&self, limiter: &Arc<Limiter>) -> bool {
@@ -187,7 +186,7 @@ mod tests {
             if left.requests == 0 || left.bytes == 0 {
                 break;
             }
-            purse.pay(Tokens { requests: 1, bytes });
+            purse.pay(Tokens { requests: 1, bytes }, now_ns);
             used += 1;
         }
         used
@@ -232,6 +231,19 @@ mod tests {
             moved += use_all(&mut purse, (1000 + ms) * MILLISECOND, 1 << 20, u64::MAX) << 20;
         }
         assert!((19 << 20..=21 << 20).contains(&moved), "{moved} bytes in two seconds");
+    }
+
+    #[test]
+    fn nobody_gets_rid_of_what_it_owes_by_beginning_anew() {
+        let rate = Rate { rate: 1 << 20, burst: 0 };
+        let limiter = Limiter::new(None, Some(rate), 1).unwrap();
+        let now = 1_000 * MILLISECOND;
+        let mut begun = 0;
+        for ms in 0..1000 {
+            let mut purse = Purse::new(limiter.clone());
+            begun += use_all(&mut purse, now + ms * MILLISECOND, 256 << 10, u64::MAX);
+        }
+        assert!(begun <= 5, "{begun} times a quarter of what a second has");
     }
 
     #[test]

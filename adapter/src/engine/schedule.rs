@@ -385,7 +385,7 @@ impl State {
             work += 1;
         }
         let more = !stopped && self.ports[index].as_ref().is_some_and(|port| port.ring.waiting() > 0);
-        self.shares.charge(account, &allowance, more);
+        self.shares.charge(account, &allowance, more, self.now_ns);
         work
     }
 

@@ -53,7 +53,7 @@ impl Cost {
 }
 
 /// How much time a unit of cost is for a session of this weight.
-pub(super) fn step(weight: u32) -> u64 {
+pub fn step(weight: u32) -> u64 {
     SCALE / u64::from(weight.clamp(1, MAX_WEIGHT))
 }
 
@@ -134,7 +134,13 @@ struct Account {
 impl Account {
     fn set_terms(&mut self, terms: &Terms) {
         self.step = step(terms.weight);
-        self.purses = terms.limiters.iter().cloned().map(Purse::new).collect();
+        // A limit that stays keeps what was taken of it.
+        let mut old = std::mem::take(&mut self.purses);
+        let purse = |limiter: &Arc<Limiter>| match old.iter().position(|purse| purse.is_of(limiter)) {
+            Some(at) => old.swap_remove(at),
+            None => Purse::new(limiter.clone()),
+        };
+        self.purses = terms.limiters.iter().map(purse).collect();
         self.due_ns = 0;
     }
 
@@ -275,15 +281,15 @@ impl Shares {
 
     /// What became of an allowance, and whether the queue would have given more.
     #[inline]
-    pub(super) fn charge(&mut self, at: usize, allowance: &Allowance, more: bool) {
+    pub(super) fn charge(&mut self, at: usize, allowance: &Allowance, more: bool, now_ns: u64) {
         if allowance.counted {
-            self.charge_counted(at, allowance, more);
+            self.charge_counted(at, allowance, more, now_ns);
         }
     }
 
-    fn charge_counted(&mut self, at: usize, allowance: &Allowance, more: bool) {
+    fn charge_counted(&mut self, at: usize, allowance: &Allowance, more: bool, now_ns: u64) {
         let account = self.account(at);
-        account.purses.iter_mut().for_each(|purse| purse.pay(allowance.spent));
+        account.purses.iter_mut().for_each(|purse| purse.pay(allowance.spent, now_ns));
         if allowance.units == u64::MAX {
             return; // Alone.
         }
@@ -329,7 +335,7 @@ mod tests {
                     allowance.take(&read(length));
                     taken += Cost::of(&read(length)).units;
                 }
-                shares.charge(at, &allowance, true);
+                shares.charge(at, &allowance, true, 0);
                 taken
             };
             wants.iter().map(take).collect()
@@ -370,7 +376,7 @@ mod tests {
         for _ in 0..=LATELY {
             shares.begin_turn();
             let allowance = shares.allowance(0, 0);
-            shares.charge(0, &allowance, true);
+            shares.charge(0, &allowance, true, 0);
         }
         assert_eq!(shares.allowance(0, 0), Allowance::FREE, "the other one has not come back");
     }
@@ -417,12 +423,12 @@ mod tests {
                 flood.take(&read(4096));
                 taken += 1;
             }
-            shares.charge(0, &flood, true);
+            shares.charge(0, &flood, true, 0);
             assert!(turn == 0 || taken <= 4, "{taken}");
             let mut one = shares.allowance(1, 0);
             assert!(one.is_left());
             one.take(&read(4096));
-            shares.charge(1, &one, false);
+            shares.charge(1, &one, false, 0);
         }
     }
 
@@ -441,13 +447,13 @@ mod tests {
         for _ in 0..10 {
             shares.begin_turn();
             let blocked = shares.allowance(0, 0);
-            shares.charge(0, &blocked, false);
+            shares.charge(0, &blocked, false, 0);
             let mut other = shares.allowance(1, 0);
             assert!(other.is_left());
             while other.is_left() {
                 other.take(&read(4096));
             }
-            shares.charge(1, &other, true);
+            shares.charge(1, &other, true, 0);
         }
     }
 
@@ -467,7 +473,7 @@ mod tests {
                 allowance.take(&read(4096));
                 taken += 1;
             }
-            shares.charge(at, &allowance, true);
+            shares.charge(at, &allowance, true, now);
             assert!(shares.allowance(at, now).is_left() || shares.is_throttled(at, now));
             now = shares.next_due_ns().unwrap().max(now + 1000);
         }

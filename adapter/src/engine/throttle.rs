@@ -158,7 +158,7 @@ impl Throttle {
         if left.requests == 0 || left.bytes == 0 || its.waiting > 0 && !looking {
             return Err(at);
         }
-        its.purse.pay(tokens_of(request));
+        its.purse.pay(tokens_of(request), now_ns);
         Ok(())
     }
 
