@@ -1,6 +1,6 @@
 //! The engine in simulation: clock, device, applications, control plane and faults, all from one seed.
 //!
-//! A world has one to three engines over one device, applications with queues, and a control plane that gives and takes
+//! A world has one to three engines over one device, applications with queues that park and move, and a control plane that gives and takes
 //! grants and regions. Everything but the engines and the tables is simulated (`outside`); each step some actor does
 //! something, also in the middle of an engine's turn, when it calls the device. No thread runs beside it, no clock but the
 //! simulated one is read: a seed replays exactly.
@@ -50,6 +50,8 @@
 //! | a request goes on after a piece of it failed | 3 | a command though an earlier one failed |
 //! | the bytes done are those of the whole request | 1 | the bytes done are wrong |
 //! | a gate is not looked at; acknowledged early; out of order; not waited for | 9; 105; 105; 73 | a part is put back to what it was |
+//! | a queue is parked though it rang; without asking to be woken; and never let go of | 5; 3; 3 | nothing ends within the bound |
+//! | a queue is handed to another engine while it runs | 5 | handed back, and runs a request |
 //! | a merge that is a byte too short | 1 | a merged part of two writers |
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::similar_names)] // numbers of its own
 
