@@ -174,6 +174,39 @@ impl Queue {
 
     #[inline]
     fn submit(&mut self, request: Request, transfer: Option<NonZeroU64>) -> Result<Ticket, Refused> {
+        match request.data {
+            Data::None => self.submit_with(request, (0, 0), 0, transfer),
+            Data::One(ref buffer) => {
+                let memory = (buffer.region(), buffer.region_offset());
+                self.submit_with(request, memory, 0, transfer)
+            }
+            Data::Several(_) => self.submit_several(request, transfer),
+        }
+    }
+
+    #[cold]
+    fn submit_several(&mut self, request: Request, transfer: Option<NonZeroU64>) -> Result<Ticket, Refused> {
+        let Data::Several(buffers) = &request.data else { unreachable!("asked for several buffers only") };
+        let several = u8::try_from(buffers.len()).unwrap_or(u8::MAX);
+        let written = check_several(request.length, buffers).and_then(|()| match self.slots.vacant() {
+            Some(vacant) => self.lists.write(&self.channel, vacant.ticket().slot(), buffers),
+            None => Err(Error::QueueFull),
+        });
+        match written {
+            Ok(memory) => self.submit_with(request, memory, several, transfer),
+            Err(error) => Err(Refused { error, request }),
+        }
+    }
+
+    /// With its memory, or the list of its `segments` buffers, at that region and offset.
+    #[inline]
+    fn submit_with(
+        &mut self,
+        request: Request,
+        (region, region_offset): (u64, u64),
+        segments: u8,
+        transfer: Option<NonZeroU64>,
+    ) -> Result<Ticket, Refused> {
         let length = match checked_length(&request) {
             Ok(length) => length,
             Err(error) => return Err(Refused { error, request }),
@@ -184,21 +217,12 @@ impl Queue {
         if self.channel.is_down() {
             return Err(Refused { error: Error::QueueDown, request });
         }
-        let ticket = vacant.ticket();
-        let (region, region_offset, segments) = match &request.data {
-            Data::None => (0, 0, 0),
-            Data::One(buffer) => (buffer.region(), buffer.region_offset(), 0),
-            Data::Several(buffers) => match self.lists.write(&self.channel, ticket.slot(), buffers) {
-                Ok((region, offset)) => (region, offset, buffers.len()),
-                Err(error) => return Err(Refused { error, request }),
-            },
-        };
         let entry = SubmissionEntry {
             opcode: request.opcode,
             flags: request.flags | if segments > 0 { flag::SCATTER } else { 0 },
-            scatter_count: u8::try_from(segments).unwrap_or(u8::MAX),
+            scatter_count: segments,
             deadline_us: request.deadline_us,
-            user_data: ticket.user_data(),
+            user_data: vacant.ticket().user_data(),
             key: request.key,
             offset: request.offset,
             length,
@@ -426,24 +450,23 @@ impl Queue {
     /// Finds what a completion entry ends. `None`: something that nobody waits for any more.
     #[inline]
     fn end_request(&mut self, entry: &CompletionEntry) -> Result<Option<Completion>, Error> {
-        let (ticket, flight, result) = self.resolve(entry)?;
+        let Some((ticket, flight)) = self.slots.end(entry.user_data) else { return Err(stray(entry)) };
+        let data = flight.take_data();
         if flight.transfer.is_some() {
             // A transfer gave up on it; its buffer is of use again.
-            self.bounce.extend(flight.data.into_one());
+            self.bounce.extend(data.into_one());
             return Ok(None);
         }
-        Ok(Some(completion(ticket, flight, result)))
+        let result = outcome(flight, entry);
+        let (buffer, buffers) = data.into_parts();
+        Ok(Some(Completion { ticket, tag: flight.tag, result, buffer, buffers }))
     }
 
-    #[inline]
     fn resolve(&mut self, entry: &CompletionEntry) -> Result<(Ticket, Flight, Result<u32, Error>), Error> {
-        match self.slots.take(entry.user_data) {
-            Some((ticket, flight)) => {
-                let result = outcome(&flight, entry);
-                Ok((ticket, flight, result))
-            }
-            None => Err(stray(entry)),
-        }
+        let Some((ticket, flight)) = self.slots.end(entry.user_data) else { return Err(stray(entry)) };
+        let result = outcome(flight, entry);
+        let flight = Flight { data: flight.take_data(), ..*flight };
+        Ok((ticket, flight, result))
     }
 
     /// Waits for whichever request ends next.
@@ -511,9 +534,8 @@ fn stray(entry: &CompletionEntry) -> Error {
 #[inline]
 fn checked_length(request: &Request) -> Result<u32, Error> {
     let most = match &request.data {
-        Data::None => u64::MAX,
         Data::One(buffer) => buffer.len() as u64,
-        Data::Several(buffers) => check_several(request.length, buffers)?,
+        Data::None | Data::Several(_) => u64::MAX,
     };
     let writes_bytes = request.opcode == opcode::WRITE_BYTES;
     let most_of_opcode = if writes_bytes { MAX_WRITE_BYTES } else { u32::MAX };
@@ -537,9 +559,9 @@ fn too_long(request: &Request, most: u64) -> Error {
     })
 }
 
-/// The bytes of several buffers, if a request can have them.
+/// Whether a request of that length can have these buffers.
 #[cold]
-fn check_several(length: u64, buffers: &[Buffer]) -> Result<u64, Error> {
+fn check_several(length: u64, buffers: &[Buffer]) -> Result<(), Error> {
     let all: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
     if !(1..=MAX_SEGMENTS).contains(&buffers.len()) {
         let text = format!("{} buffers for one request: it takes 1 to {MAX_SEGMENTS}", buffers.len());
@@ -549,7 +571,7 @@ fn check_several(length: u64, buffers: &[Buffer]) -> Result<u64, Error> {
         let text = format!("a length of {length} with several buffers of {all} bytes: all of them take part");
         return Err(Error::Argument(text));
     }
-    Ok(all)
+    Ok(())
 }
 
 impl Drop for Queue {

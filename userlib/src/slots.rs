@@ -16,10 +16,22 @@ pub(crate) struct Flight {
     pub(crate) transfer: Option<NonZeroU64>,
 }
 
+impl Flight {
+    /// What no request is.
+    const NONE: Self = Self { data: Data::None, tag: 0, offset: 0, length: 0, opcode: 0, transfer: None };
+
+    /// Its data, which is out of the device's reach now.
+    #[inline]
+    pub(crate) fn take_data(&mut self) -> Data {
+        std::mem::replace(&mut self.data, Data::None)
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     generation: u32,
-    flight: Option<Flight>,
+    in_flight: bool,
+    flight: Flight,
 }
 
 /// As many slots as the queue has entries. Nothing is allocated after [`Slots::new`].
@@ -32,7 +44,9 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(entries: u32) -> Self {
         Self {
-            slots: (0..entries).map(|_| Slot { generation: 0, flight: None }).collect(),
+            slots: (0..entries)
+                .map(|_| Slot { generation: 0, in_flight: false, flight: Flight::NONE })
+                .collect(),
             free: (0..entries).rev().collect(),
         }
     }
@@ -55,24 +69,25 @@ impl Slots {
         Some(Vacant { ticket, slot, free: &mut self.free })
     }
 
-    /// Ends the request that `user_data` names; `None` if there is none. `user_data` comes from outside.
+    /// Ends the request that `user_data` names, and shows what was kept of it until its slot is filled again; `None` if
+    /// there is none. `user_data` comes from outside.
     #[inline]
-    pub(crate) fn take(&mut self, user_data: u64) -> Option<(Ticket, Flight)> {
+    pub(crate) fn end(&mut self, user_data: u64) -> Option<(Ticket, &mut Flight)> {
         let ticket = Ticket::from_user_data(user_data);
         let slot = self.slots.get_mut(ticket.slot as usize)?;
-        if slot.generation != ticket.generation {
+        if slot.generation != ticket.generation || !slot.in_flight {
             return None;
         }
-        let flight = slot.flight.take()?;
+        slot.in_flight = false;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(ticket.slot);
-        Some((ticket, flight))
+        Some((ticket, &mut slot.flight))
     }
 
     /// Gives up whatever is in flight without running a destructor: its memory may still be written by the device.
     pub(crate) fn leak(&mut self) {
         for slot in &mut self.slots {
-            std::mem::forget(slot.flight.take());
+            std::mem::forget(slot.flight.take_data());
         }
     }
 }
@@ -95,7 +110,8 @@ impl Vacant<'_> {
     #[inline]
     pub(crate) fn fill(self, flight: Flight) -> Ticket {
         self.free.pop();
-        self.slot.flight = Some(flight);
+        self.slot.in_flight = true;
+        self.slot.flight = flight;
         self.ticket
     }
 }
@@ -122,14 +138,14 @@ mod tests {
         assert_ne!(first, second);
         assert!(slots.is_full() && slots.vacant().is_none());
 
-        assert_eq!(slots.take(first.user_data()).unwrap().1.tag, 1);
-        assert!(slots.take(first.user_data()).is_none(), "the same completion twice");
+        assert_eq!(slots.end(first.user_data()).unwrap().1.tag, 1);
+        assert!(slots.end(first.user_data()).is_none(), "the same completion twice");
         assert_eq!(slots.in_flight(), 1);
 
         let third = insert(&mut slots, 3);
         assert_eq!(third.slot, first.slot);
-        assert!(slots.take(first.user_data()).is_none(), "a stale generation");
-        assert_eq!(slots.take(third.user_data()).unwrap().1.tag, 3);
+        assert!(slots.end(first.user_data()).is_none(), "a stale generation");
+        assert_eq!(slots.end(third.user_data()).unwrap().1.tag, 3);
     }
 
     #[test]
@@ -137,7 +153,7 @@ mod tests {
         let mut slots = Slots::new(4);
         insert(&mut slots, 1);
         for user_data in [4, u64::from(u32::MAX), u64::MAX, 1, 1 << 32, 3] {
-            assert!(slots.take(user_data).is_none(), "{user_data:#x}");
+            assert!(slots.end(user_data).is_none(), "{user_data:#x}");
         }
         assert_eq!(slots.in_flight(), 1);
     }
