@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::scale::{counted, number, soak};
-use tests::simulation::{Driver, Finding, STATUSES, Simulator, hush};
+use tests::simulation::{Driver, Finding, STATUSES, Simulator, hush, shares};
 use wire::Status;
 
 /// Seeds of a run by every change, and of a soak.
@@ -170,6 +170,19 @@ fn a_driver_that_is_wrong_is_noticed() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Worlds in which shares are counted.
+const SHARES: u64 = 300;
+
+fn sessions_share() -> Result<(), Failed> {
+    let first = number("PORTCULLIS_SEED").unwrap_or(1);
+    let count = if soak() { 20 * SHARES } else { SHARES };
+    for seed in first..first + count {
+        shares(seed)?;
+    }
+    counted(count, "simulated worlds of shares");
+    Ok(())
+}
+
 fn main() -> ExitCode {
     hush();
     let mut arguments = Arguments::from_args();
@@ -178,6 +191,7 @@ fn main() -> ExitCode {
     let trials = vec![
         Trial::test("a_seed_replays_exactly", a_seed_replays_exactly),
         Trial::test("a_driver_that_is_wrong_is_noticed", a_driver_that_is_wrong_is_noticed),
+        Trial::test("s5_r13_in_each_turn_sessions_get_what_their_weights_say", sessions_share),
         Trial::test("s4_r2_r3_r4_r6_r7_r11_r13_r15_s8_r2_r5_r6_r9_every_rule_holds", every_rule_holds),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()

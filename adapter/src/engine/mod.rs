@@ -37,7 +37,7 @@ pub use parse::{Parsed, parse};
 pub use port::{Port, PortCounters, QueueId};
 use schedule::Schedule;
 use share::Shares;
-pub use share::{Cost, DEFAULT_WEIGHT, MAX_WEIGHT, QUANTUM, Terms};
+pub use share::{Cost, DEFAULT_WEIGHT, MAX_WEIGHT, QUANTUM, Terms, step};
 use slots::Slots;
 use throttle::Throttle;
 

@@ -65,6 +65,9 @@ impl Outside {
         if self.resets_what_is_stuck() {
             return;
         }
+        if self.limits_step() {
+            return;
+        }
         if !self.control.pending.is_empty() && self.rng.once_in(2) {
             let at = self.rng.index(self.control.pending.len());
             return self.advance(at);
@@ -407,6 +410,7 @@ impl Outside {
         if quiesce.purpose() == Purpose::Modify && !(self.calm || self.rng.once_in(8)) {
             return self.change(life, quiesce, overtaken);
         }
+        self.lift_limit(self.model.grants[life].key.index());
         self.tables.finish_delete(quiesce);
         if !overtaken {
             self.model.held_until(life, self.moment());

@@ -20,7 +20,8 @@
 //!   what was given out is nobody else's.
 //! - E_FLUSHED and the error state come only to queues that broke the protocol or go; a cancel ends only what the device
 //!   has not got; a deadline only what is late.
-//! - In one turn no queue gets more than its share. When faults have stopped everything ends within a bounded number of
+//! - In one turn no queue gets more than its share; what each session gets of it is looked at in worlds of their own
+//!   (`shares`). When faults have stopped everything ends within a bounded number of
 //!   turns, pollers and applications sleep only when nothing waits for them, and in the end nothing is left over.
 //!
 //! What it does not see: two accesses to shared memory inside one call of the engine, as no one else acts between them (an
@@ -61,11 +62,13 @@ mod client;
 mod control;
 mod device;
 mod ends;
+mod limits;
 mod memory;
 mod model;
 mod outside;
 mod queue;
 mod random;
+mod shares;
 mod trace;
 mod watch;
 mod world;
@@ -77,6 +80,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use driver::block::Command;
 
 use memory::Pool;
+pub use shares::shares;
 use world::World;
 
 /// What the watcher found.

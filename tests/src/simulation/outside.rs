@@ -12,6 +12,7 @@ use super::bells::Bells;
 use super::client::Client;
 use super::control::Control;
 use super::device::Device;
+use super::limits::Limits as SimLimits;
 use super::memory::{Memories, Pool};
 use super::model::Model;
 use super::queue::AppQueue;
@@ -172,6 +173,7 @@ pub(super) struct Outside {
     pub(super) device: Device,
     pub(super) memories: Memories,
     pub(super) control: Control,
+    pub(super) limits: SimLimits,
     pub(super) pollers: Vec<Poller>,
     pub(super) clients: Vec<Client>,
     pub(super) queues: Vec<AppQueue>,
@@ -221,6 +223,7 @@ impl Outside {
             device: Device::new(config.engines, config.geometry.blocks),
             memories: Memories::new(REGIONS as usize),
             control: Control::default(),
+            limits: SimLimits::new(seed),
             pollers: pollers.collect(),
             clients,
             queues: Vec::new(),

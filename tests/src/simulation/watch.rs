@@ -218,9 +218,9 @@ impl Outside {
     }
 
     /// Whether a request may have been taken in an earlier turn than the one in which anything is seen of it: one with a
-    /// list waits for room for the list, too.
+    /// list waits for room for the list, too, and where grants have limits any may.
     pub(super) fn may_wait(&self, asked: &Asked) -> bool {
-        self.may_have_waited(asked) || asked.is_scattered()
+        self.may_have_waited(asked) || asked.is_scattered() || self.limits.of_grants
     }
 
     /// The decision about a request that starts now: made now, unless it may have waited since.

@@ -141,7 +141,6 @@ impl World {
     }
 
     fn sleep(&mut self, number: usize) {
-        let until = (self.engines[number].in_flight() > 0).then_some(SLEEP_WITH_WORK);
         self.engines[number].queue_mut().arm_interrupt(true);
         let device_wakes = {
             let mut outside = lock(&self.outside);
@@ -149,8 +148,11 @@ impl World {
             outside.config.device_wakes
         };
         if self.turn(number) == 0 && self.engines[number].prepare_sleep(device_wakes) {
+            let engine = &self.engines[number];
+            let with_work = (engine.in_flight() > 0).then_some(SLEEP_WITH_WORK);
+            let due = engine.next_due().and_then(|due| u64::try_from(due.as_nanos()).ok());
             let mut outside = lock(&self.outside);
-            let until = until.map(|by| outside.now() + by);
+            let until = with_work.into_iter().chain(due).min().map(|by| outside.now() + by);
             let poller = &mut outside.pollers[number];
             (poller.asleep, poller.until) = (true, until);
             event!(outside, "poller sleeps", engine = number);
@@ -181,6 +183,7 @@ impl World {
     /// Everybody behaves, the device does its work: all that was asked for must end, and all that was begun.
     fn calm_down(&mut self) {
         lock(&self.outside).calm = true;
+        lock(&self.outside).lift_all_limits();
         self.settle("after the faults had stopped", |outside| {
             outside.queues.iter().all(|queue| queue.is_gone() || queue.open.is_empty())
         });
