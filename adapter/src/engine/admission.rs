@@ -5,20 +5,42 @@
 
 use driver::block::{self, BlockQueue};
 use driver::hal::Iova;
-use tpt::{Denied, Grant, Operation};
+use tpt::{Denied, Grant, Key, Operation};
 use wire::Status;
-use wire::layout::SubmissionEntry;
+use wire::layout::{SubmissionEntry, opcode};
 
+use super::State;
 use super::bytes::writes;
 use super::gates::Claim;
 use super::lists::Refused;
+use super::parse::{self, Parsed, parse};
 use super::port::PortState;
+use super::share::Allowance;
 use super::slots::{Aside, Asked, SlotState};
-use super::{Parsed, State, parse};
 use crate::mailbox::Denial;
 
 /// Requests that a cancel looks at for the price of one more entry of its queue's share.
 const CANCEL_COST: usize = 8;
+
+/// Entries that are copied, and whose keys are looked for, before the first is decided.
+pub(super) const BATCH: usize = 8;
+
+/// Entries that were taken from a queue.
+pub(super) struct Batch {
+    pub(super) number: usize,
+    pub(super) end: End,
+}
+
+/// Why no more were taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// No more were wanted.
+    Full,
+    /// There are no more, or the application does not consume completions.
+    Empty,
+    /// The application says what cannot be.
+    Violation,
+}
 
 impl State {
     /// Ends every request of the port that the device has not got; what it has ends with `status` too, but only when
@@ -31,12 +53,12 @@ impl State {
         self.gated.retain(keep);
         self.flush_next.retain(keep);
         self.throttle.retain(keep);
-        let mut at = self.ports[index].as_ref().and_then(|port| port.in_flight.first());
-        while let Some(slot) = at {
-            at = self.slots.after(slot);
+        let mut next = 0;
+        while let Some(slot) = self.ports[index].as_ref().and_then(|port| port.in_flight.from(next)) {
+            next = slot + 1;
             self.slots.get_mut(slot).fail(status, 0);
             if self.slots.get(slot).outstanding == 0 {
-                self.finish(slot); // takes it out of the list
+                self.finish(slot);
             }
         }
     }
@@ -48,7 +70,7 @@ impl State {
         for _ in 0..most.min(self.held.len()) {
             let Some(slot) = self.held.pop_front() else { break };
             let asked = *self.slots.asked(slot);
-            self.admit(queue, asked, Some(slot));
+            self.admit(queue, &asked, Some(slot), None);
             // Still held: it is at the end now, and the others have their turn first.
             work += usize::from(self.held.back() != Some(&slot));
         }
@@ -68,15 +90,113 @@ impl State {
         work
     }
 
-    /// Returns what it costs of the queue's share: 1, and for a cancel more, as it looks through the queue's requests.
+    /// Copies the next entries of a queue, each once, into memory of the engine: at most `most`, and nothing behind a cancel,
+    /// which may cost more than its part of a turn. Room for their completions is theirs from then on.
+    pub(super) fn take_batch(&mut self, index: usize, most: usize, allowance: &mut Allowance) -> Batch {
+        let Self { ports, taken, directory, .. } = self;
+        let Some(port) = ports[index].as_mut() else { return Batch { number: 0, end: End::Empty } };
+        let most = most.min(BATCH);
+        for (number, taken) in taken[..most].iter_mut().enumerate() {
+            if !allowance.is_left() {
+                return Batch { number, end: End::Full };
+            }
+            *taken = match port.ring.take() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Batch { number, end: End::Empty },
+                Err(_) => return Batch { number, end: End::Violation },
+            };
+            allowance.take(taken);
+            directory.prefetch(Key(taken.key));
+            if taken.opcode == opcode::CANCEL {
+                return Batch { number: number + 1, end: End::Full };
+            }
+        }
+        Batch { number: most, end: End::Full }
+    }
+
+    /// Does what the first `number` entries that were copied ask for. Returns what it costs of the queue's share: 1 for each,
+    /// and for a cancel more, as it looks through the queue's requests.
+    #[inline(never)] // The turn around it would take registers from its loop.
+    pub(super) fn process_batch<Q: BlockQueue>(
+        &mut self,
+        queue: &mut Q,
+        index: usize,
+        number: usize,
+    ) -> usize {
+        let (mut at, mut cost) = (0, 0);
+        loop {
+            let (begun, granted) = self.begin_plain(queue, index, at, number);
+            at += begun;
+            cost += begun;
+            if at >= number {
+                return cost;
+            }
+            let entry = self.taken[at];
+            cost += self.process(queue, index, &entry, granted);
+            at += 1;
+        }
+    }
+
+    /// The short way of nearly all requests: reads and writes in the first range of their grants, of one range of memory and
+    /// a size that the device takes, under no limit and with no gate in sight, while the device has room. Nothing is written
+    /// of them but what their end will need, and only when the device has taken their one command. Begins those from `at` to
+    /// the first of which any of this is not so. Returns how many have begun, and the grant of that one, if it has it.
     #[inline]
-    pub(super) fn process<Q: BlockQueue>(
+    fn begin_plain<Q: BlockQueue>(
+        &mut self,
+        queue: &mut Q,
+        index: usize,
+        at: usize,
+        number: usize,
+    ) -> (usize, Option<Grant>) {
+        let Self { ports, slots, directory, gates, throttle, taken, now_ns, .. } = self;
+        let (Some(port), Some(entries)) = (ports[index].as_mut(), taken.get(at..number)) else {
+            return (0, None);
+        };
+        let mut begun = 0;
+        for entry in entries {
+            let Some(request) = parse::plain(entry) else { break };
+            let operation = match request.operation {
+                Operation::Read => block::Operation::Read,
+                Operation::Write { fua } if !gates.any() => block::Operation::Write { fua },
+                _ => break,
+            };
+            if throttle.limits(request.key) {
+                break;
+            }
+            let Some(grant) = directory.check_plain(port.domain, &request) else { break };
+            let Some(piece) = directory.only_piece(&grant) else { return (begun, Some(grant)) };
+            let most = queue.geometry().most_blocks(operation);
+            #[allow(clippy::cast_possible_truncation)] // of what is no more than `most`
+            let blocks = piece.blocks as u32;
+            let tag = slots.next_tag() | piece.blocks << 32;
+            let command =
+                block::Command { operation, lba: piece.lba.0, blocks, data: Iova(piece.iova.0), tag };
+            if piece.blocks > u64::from(most) || queue.submit(&command).is_err() {
+                return (begun, Some(grant));
+            }
+            slots.allocate(index, entry.user_data, &mut port.in_flight).begin(grant, blocks, *now_ns);
+            begun += 1;
+        }
+        (begun, None)
+    }
+
+    /// The long way, for anything that an entry may ask for, and may be `granted` already. Returns what it costs of the
+    /// queue's share.
+    #[cold]
+    fn process<Q: BlockQueue>(
         &mut self,
         queue: &mut Q,
         index: usize,
         entry: &SubmissionEntry,
+        granted: Option<Grant>,
     ) -> usize {
         match parse(entry) {
+            Ok(Parsed::Io { request, .. })
+                if request.operation == Operation::WriteBytes && !self.takes_bytes() =>
+            {
+                self.answer(index, entry.user_data, Status::E_OPCODE)
+            }
             Ok(Parsed::Io { request, deadline_us, segments, durable }) => {
                 let deadline_ns = match deadline_us {
                     0 => u64::MAX,
@@ -84,30 +204,12 @@ impl State {
                 };
                 let user_data = entry.user_data;
                 let asked = Asked { port: index, user_data, request, segments, durable, deadline_ns };
-                let operation = match request.operation {
-                    Operation::Read => block::Operation::Read,
-                    Operation::Write { fua } if !self.gates.any() => block::Operation::Write { fua },
-                    _ => return self.process_rare(queue, asked),
-                };
-                if segments != 0 || self.throttle.limits(request.key) {
-                    return self.process_rare(queue, asked);
-                }
-                self.admit_plain(queue, &asked, operation);
+                self.admit(queue, &asked, None, granted);
                 1
             }
             Ok(Parsed::Cancel { target }) => self.cancel(index, entry.user_data, target),
             Err(status) => self.answer(index, entry.user_data, status),
         }
-    }
-
-    /// What needs more than a grant.
-    #[cold]
-    fn process_rare<Q: BlockQueue>(&mut self, queue: &mut Q, asked: Asked) -> usize {
-        if asked.request.operation == Operation::WriteBytes && !self.takes_bytes() {
-            return self.answer(asked.port, asked.user_data, Status::E_OPCODE);
-        }
-        self.admit(queue, asked, None);
-        1
     }
 
     /// Answers a request that never got a slot. Returns what it costs of the queue's share.
@@ -119,74 +221,43 @@ impl State {
         1
     }
 
-    /// The short way of nearly all requests: a read or write in the first range of its grant, of one range of memory and
-    /// of the device's size, with no gate in sight, and a device that has room. Nothing is written of it but what its end
-    /// will need, and only when the device has taken its one command. Where the short way ends the long one begins.
-    #[inline]
-    fn admit_plain<Q: BlockQueue>(&mut self, queue: &mut Q, asked: &Asked, operation: block::Operation) {
-        let Self { ports, slots, directory, now_ns, .. } = self;
-        let Some(port) = ports[asked.port].as_mut() else { unreachable!("a queue outlives its requests") };
-        let grant = match directory.check(port.domain, &asked.request) {
-            Ok(grant) => grant,
-            Err(denied) => return self.turn_away(*asked, None, denied),
-        };
-        if let Some(piece) = directory.only_piece(&grant)
-            && piece.blocks <= u64::from(queue.geometry().most_blocks(operation))
-        {
-            #[allow(clippy::cast_possible_truncation)] // at most what `most_blocks` says
-            let blocks = piece.blocks as u32;
-            let tag = slots.next_tag() | piece.blocks << 32;
-            let command =
-                block::Command { operation, lba: piece.lba.0, blocks, data: Iova(piece.iova.0), tag };
-            if queue.submit(&command).is_ok() {
-                let s = slots.allocate(asked.port, asked.user_data, &mut port.in_flight);
-                s.grant = Some(grant);
-                s.blocks = blocks;
-                s.record_submitted(blocks, *now_ns);
-                s.state = SlotState::Running;
-                return;
-            }
-        }
-        self.start_slowly(queue, *asked, grant);
-    }
-
-    /// Starts a request that is several commands, or for which the device had no room.
+    /// Checks a request against the tables, unless it is `granted`, and starts it, holds it or ends it. One that was held has
+    /// a slot already.
     #[cold]
-    fn start_slowly<Q: BlockQueue>(&mut self, queue: &mut Q, asked: Asked, grant: Grant) {
-        let slot = self.slot_for(&asked, None);
-        self.slots.get_mut(slot).give(grant);
-        self.start(queue, slot);
-    }
-
-    /// Checks a request against the tables and starts it, holds it or ends it. One that was held has a slot already.
-    #[cold]
-    pub(super) fn admit<Q: BlockQueue>(&mut self, queue: &mut Q, asked: Asked, slot: Option<u32>) {
-        if self.now_ns > asked.deadline_ns {
-            return self.refuse(&asked, slot, Status::E_DEADLINE);
+    pub(super) fn admit<Q: BlockQueue>(
+        &mut self,
+        queue: &mut Q,
+        asked: &Asked,
+        slot: Option<u32>,
+        granted: Option<Grant>,
+    ) {
+        if granted.is_none() && self.now_ns > asked.deadline_ns {
+            return self.refuse(asked, slot, Status::E_DEADLINE);
         }
         let Some(port) = self.ports[asked.port].as_ref() else {
             unreachable!("a queue outlives its requests")
         };
-        let checked = match asked.segments {
-            0 => self.directory.check(port.domain, &asked.request),
-            _ => self.directory.check_scattered(port.domain, &asked.request),
+        let checked = match (granted, asked.segments) {
+            (Some(grant), _) => Ok(grant),
+            (None, 0) => self.directory.check(port.domain, &asked.request),
+            (None, _) => self.directory.check_scattered(port.domain, &asked.request),
         };
         let grant = match checked {
             Ok(grant) => grant,
             Err(denied) => return self.turn_away(asked, slot, denied),
         };
-        let slot = self.slot_for(&asked, slot);
-        if let Err(volume) = self.pay_for(&asked) {
+        let slot = self.slot_for(asked, slot);
+        if let Err(volume) = self.pay_for(asked) {
             self.directory.release(grant);
-            return self.wait_for_tokens(&asked, slot, volume);
+            return self.wait_for_tokens(asked, slot, volume);
         }
-        let claim = match self.gather(slot, &asked, &grant) {
+        let claim = match self.gather(slot, asked, &grant) {
             Ok(claim) => claim,
             Err(refused) => {
                 self.directory.release(grant);
                 self.throttle.pay_back(&asked.request);
                 return match refused {
-                    Refused::Later => self.hold(&asked, Some(slot)),
+                    Refused::Later => self.hold(asked, Some(slot)),
                     Refused::Denied(denied) => self.turn_away(asked, Some(slot), denied),
                 };
             }
@@ -244,16 +315,16 @@ impl State {
 
     /// The tables did not grant it: it waits, or ends.
     #[cold]
-    fn turn_away(&mut self, asked: Asked, slot: Option<u32>, denied: Denied) {
+    fn turn_away(&mut self, asked: &Asked, slot: Option<u32>, denied: Denied) {
         if denied == Denied::Held {
-            return self.hold(&asked, slot);
+            return self.hold(asked, slot);
         }
         let status = status_of(denied);
         if let Some(port) = &self.ports[asked.port] {
             let denial = Denial { session: port.session, key: asked.request.key, status };
             self.shared.record_denial(denial, &port.gate);
         }
-        self.refuse(&asked, slot, status);
+        self.refuse(asked, slot, status);
     }
 
     /// It waits, with nothing counted as active, and is checked again from the start.
@@ -283,9 +354,8 @@ impl State {
     fn cancel(&mut self, index: usize, user_data: u64, target: u64) -> usize {
         let Some(port) = self.ports[index].as_ref() else { return 1 };
         let cost = 1 + port.in_flight.len() / CANCEL_COST;
-        let slots = &self.slots;
-        let mut all = std::iter::successors(port.in_flight.first(), |&slot| slots.after(slot));
-        let Some(slot) = all.find(|&slot| slots.get(slot).user_data == target) else {
+        let all = std::iter::successors(port.in_flight.from(0), |slot| port.in_flight.from(slot + 1));
+        let Some(slot) = { all }.find(|&slot| self.slots.get(slot).user_data == target) else {
             self.answer(index, user_data, Status::E_NOT_FOUND);
             return cost;
         };

@@ -346,13 +346,13 @@ impl State {
         let some = gates.answer(|blocks| {
             let mut busy = false;
             for port in ports.iter().flatten() {
-                let mut at = port.in_flight.first();
-                while let Some(slot) = at {
+                let mut next = 0;
+                while let Some(slot) = port.in_flight.from(next) {
+                    next = slot + 1;
                     if slots.get(slot).writes_to(blocks, directory) {
                         slots.beside_mut(slot).delays = true;
                         busy = true;
                     }
-                    at = slots.after(slot);
                 }
             }
             busy

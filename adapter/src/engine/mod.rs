@@ -26,6 +26,7 @@ use std::time::Duration;
 use driver::block::BlockQueue;
 use lists::Lists;
 use tpt::Directory;
+use wire::layout::SubmissionEntry;
 use wire::shm::SharedMemory;
 
 use crate::mailbox::{Command, Drained, PollerShared, Ticket};
@@ -121,6 +122,8 @@ struct State {
     directory: Directory,
     ports: Vec<Option<Port>>,
     slots: Slots,
+    /// Entries that are being processed, as they were copied.
+    taken: [SubmissionEntry; admission::BATCH],
     /// Admitted, waiting for room in the device queue, oldest first.
     starved: std::collections::VecDeque<u32>,
     /// To be admitted later: under an entry that is being modified, or short of something that others use.
@@ -176,6 +179,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             late: touched(room),
             ports: touched(64),
             slots: Slots::new(requests),
+            taken: [SubmissionEntry::default(); admission::BATCH],
             starved: touched(room).into(),
             held: touched(room).into(),
             flushing: touched(room),

@@ -27,8 +27,46 @@ pub enum Parsed {
 
 /// Parses `entry`. Unknown operations and flags, and reserved fields that are not zero, are E_OPCODE: a later version
 /// may give them a meaning that this one would get wrong. A write of too many bytes is E_PARAM.
-#[inline]
 pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
+    if let Some(request) = plain(entry) {
+        let durable = entry.flags & flag::FUA != 0;
+        return Ok(Parsed::Io { request, deadline_us: entry.deadline_us, segments: 0, durable });
+    }
+    parse_rare(entry)
+}
+
+/// The first four bytes of entries that read or write one range of memory.
+const READ: u32 = u32::from_le_bytes([opcode::READ, 0, 0, 0]);
+const WRITE: u32 = u32::from_le_bytes([opcode::WRITE, 0, 0, 0]);
+const WRITE_FUA: u32 = u32::from_le_bytes([opcode::WRITE, flag::FUA, 0, 0]);
+
+/// A read or a write of one range of memory, as nearly all are; `None` if it is another operation, or nonsense.
+#[inline]
+pub(super) fn plain(entry: &SubmissionEntry) -> Option<Request> {
+    if u64::from(entry.reserved2) | entry.extension != 0 {
+        return None;
+    }
+    match u32::from_le_bytes([entry.opcode, entry.flags, entry.scatter_count, entry.reserved]) {
+        READ => Some(request(entry, Operation::Read)),
+        WRITE => Some(request(entry, Operation::Write { fua: false })),
+        WRITE_FUA => Some(request(entry, Operation::Write { fua: true })),
+        _ => None,
+    }
+}
+
+#[inline]
+fn request(entry: &SubmissionEntry, operation: Operation) -> Request {
+    Request {
+        operation,
+        key: Key(entry.key),
+        offset: entry.offset,
+        length: u64::from(entry.length),
+        memory: Memory { region: RegionKey(entry.region), offset: entry.region_offset },
+    }
+}
+
+/// Any other entry.
+fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     let segments = entry.scatter_count;
     let scattered = entry.flags & flag::SCATTER != 0;
     if entry.reserved != 0
@@ -40,36 +78,23 @@ pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
         return Err(Status::E_OPCODE);
     }
     let operation = match (entry.opcode, entry.flags & !flag::SCATTER) {
-        (opcode::READ, 0) => Operation::Read,
-        (opcode::WRITE, 0) => Operation::Write { fua: false },
-        (opcode::WRITE, flag::FUA) => Operation::Write { fua: true },
-        (opcode::FLUSH, 0) => Operation::Flush,
-        (opcode::WRITE_ZEROES, 0) => Operation::WriteZeroes { deallocate: false },
-        (opcode::WRITE_ZEROES, flag::DEALLOCATE) => Operation::WriteZeroes { deallocate: true },
-        (opcode::DEALLOCATE, 0) => Operation::Deallocate,
+        (opcode::READ, 0) if scattered => Operation::Read,
+        (opcode::WRITE, 0) if scattered => Operation::Write { fua: false },
+        (opcode::WRITE, flag::FUA) if scattered => Operation::Write { fua: true },
         (opcode::COMPARE, 0) => Operation::Compare,
-        (opcode::WRITE_BYTES, 0 | flag::FUA) => Operation::WriteBytes,
+        (opcode::FLUSH, 0) if !scattered => Operation::Flush,
+        (opcode::WRITE_ZEROES, 0) if !scattered => Operation::WriteZeroes { deallocate: false },
+        (opcode::WRITE_ZEROES, flag::DEALLOCATE) if !scattered => Operation::WriteZeroes { deallocate: true },
+        (opcode::DEALLOCATE, 0) if !scattered => Operation::Deallocate,
+        (opcode::WRITE_BYTES, 0 | flag::FUA) if !scattered => Operation::WriteBytes,
         (opcode::CANCEL, 0) if !scattered => return Ok(Parsed::Cancel { target: entry.offset }),
         _ => return Err(Status::E_OPCODE),
     };
-    if scattered && !matches!(operation, Operation::Read | Operation::Write { .. } | Operation::Compare) {
-        return Err(Status::E_OPCODE);
-    }
     if operation == Operation::WriteBytes && entry.length > MAX_WRITE_BYTES {
         return Err(Status::E_PARAM);
     }
-    Ok(Parsed::Io {
-        request: Request {
-            operation,
-            key: Key(entry.key),
-            offset: entry.offset,
-            length: u64::from(entry.length),
-            memory: Memory { region: RegionKey(entry.region), offset: entry.region_offset },
-        },
-        deadline_us: entry.deadline_us,
-        segments,
-        durable: entry.flags & flag::FUA != 0,
-    })
+    let durable = entry.flags & flag::FUA != 0;
+    Ok(Parsed::Io { request: request(entry, operation), deadline_us: entry.deadline_us, segments, durable })
 }
 
 #[cfg(test)]

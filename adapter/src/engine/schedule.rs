@@ -11,7 +11,9 @@ use std::sync::atomic::{Ordering, fence};
 use driver::block::BlockQueue;
 use wire::Status;
 
+use super::admission::{BATCH, End};
 use super::port::{Port, PortState};
+use super::slots::InFlight;
 use super::{QueueId, State, touched};
 use crate::mailbox::{Moving, Ticket};
 
@@ -95,6 +97,7 @@ impl State {
         let Schedule { active, parked, by_id, due, .. } = &mut self.schedule;
         port.attention = Attention { parked: false, at: active.len(), used_ns: self.now_ns, completed: 0 };
         port.ring.set_need_wake(false);
+        port.in_flight = InFlight::new(self.slots.count());
         port.account = self.shares.join(port.session, &port.terms, index);
         active.push(index);
         // So that no turn has to make room.
@@ -364,36 +367,30 @@ impl State {
         // All that was rung, also in earlier turns whose share was used up.
         let mut share = waiting.min(burst) as usize;
         let mut stopped = false;
-        while share > 0 && allowance.is_left() {
-            stopped = true;
-            if self.has_enough(index, burst) || !self.slots.has_room() {
-                break;
+        while share > 0 && allowance.is_left() && !stopped {
+            let most = self.room_for(index, burst).min(share);
+            let batch = self.take_batch(index, most, &mut allowance);
+            share = share.saturating_sub(self.process_batch(queue, index, batch.number));
+            work += batch.number;
+            stopped = batch.number == 0 || batch.end != End::Full;
+            if batch.end == End::Violation {
+                self.fail_port(index);
             }
-            let Some(port) = self.ports[index].as_mut() else { break };
-            match port.ring.take() {
-                Ok(Some(entry)) => {
-                    allowance.take(&entry);
-                    share = share.saturating_sub(self.process(queue, index, &entry));
-                }
-                Ok(None) => break, // No room for its completion: the application does not consume.
-                Err(_) => {
-                    self.fail_port(index);
-                    break;
-                }
-            }
-            stopped = false;
-            work += 1;
         }
         let more = !stopped && self.ports[index].as_ref().is_some_and(|port| port.ring.waiting() > 0);
         self.shares.charge(account, &allowance, more, self.now_ns);
         work
     }
 
-    /// Whether a queue, or its session, has as much in flight as it may have while others wait.
+    /// How many entries may be taken from a queue at once: one, or none, where it may have as much in flight as it may have
+    /// while others wait.
     #[inline]
-    fn has_enough(&self, index: usize, burst: u32) -> bool {
+    fn room_for(&self, index: usize, burst: u32) -> usize {
         let full = !self.starved.is_empty();
-        (full || self.slots.is_crowded()) && self.has_its_part(index, burst as usize, full)
+        if full || self.slots.is_crowded() {
+            return usize::from(self.slots.has_room() && !self.has_its_part(index, burst as usize, full));
+        }
+        self.slots.until_crowded().min(BATCH)
     }
 
     /// Where the device is full, or half of the slots are in use.

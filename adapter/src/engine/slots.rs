@@ -81,23 +81,22 @@ pub(super) struct Beside {
     pub(super) delays: bool,
 }
 
-/// The end of a list of slots.
+/// No slot.
 const NONE: u32 = u32::MAX;
 
-/// The requests of one queue that have a slot, oldest first: a list through their slots.
+/// The requests of one queue that have a slot: a bit for each slot of its engine.
+#[derive(Default)]
 pub(super) struct InFlight {
-    first: u32,
-    last: u32,
+    bits: Box<[u64]>,
     count: u32,
 }
 
-impl Default for InFlight {
-    fn default() -> Self {
-        Self { first: NONE, last: NONE, count: 0 }
-    }
-}
-
 impl InFlight {
+    /// Of an engine with so many slots.
+    pub(super) fn new(slots: usize) -> Self {
+        Self { bits: vec![0; slots.div_ceil(64)].into(), count: 0 }
+    }
+
     #[inline]
     pub(super) fn len(&self) -> usize {
         self.count as usize
@@ -108,9 +107,27 @@ impl InFlight {
         self.count == 0
     }
 
-    /// The oldest; [`Slots::after`] gives the next.
-    pub(super) fn first(&self) -> Option<u32> {
-        (self.first != NONE).then_some(self.first)
+    #[inline]
+    fn insert(&mut self, slot: u32) {
+        self.bits[(slot / 64) as usize] |= 1 << (slot % 64);
+        self.count += 1;
+    }
+
+    #[inline]
+    fn remove(&mut self, slot: u32) {
+        self.bits[(slot / 64) as usize] &= !(1 << (slot % 64));
+        self.count -= 1;
+    }
+
+    /// The first one from a slot on. To look at all of them, of which some may end meanwhile.
+    pub(super) fn from(&self, slot: u32) -> Option<u32> {
+        let mut at = (slot / 64) as usize;
+        let mut word = self.bits.get(at)? & u64::MAX << (slot % 64);
+        while word == 0 {
+            at += 1;
+            word = *self.bits.get(at)?;
+        }
+        u32::try_from(at).ok().map(|at| at * 64 + word.trailing_zeros())
     }
 }
 
@@ -124,9 +141,8 @@ pub(super) struct Slot {
     /// The slot's number, and from bit 16 on how many requests were here before: in the tags of this one's commands.
     mark: u32,
     port: u32,
-    /// In its queue's list; a free slot's `next` is the next free one.
+    /// Of a free slot, the next free one.
     next: u32,
-    previous: u32,
     /// Device blocks of the request, handed to the device, and ended well.
     pub(super) blocks: u32,
     pub(super) submitted: u32,
@@ -153,7 +169,6 @@ impl Slot {
             mark: number,
             port: 0,
             next: NONE,
-            previous: NONE,
             blocks: 0,
             submitted: 0,
             done: 0,
@@ -186,6 +201,17 @@ impl Slot {
         self.grant = Some(grant);
     }
 
+    /// It was granted, and the device took all of it, new as it is, as one command.
+    #[inline]
+    pub(super) fn begin(&mut self, grant: Grant, blocks: u32, now_ns: u64) {
+        // A slot is freed without a grant, so that none is to be dropped here.
+        std::mem::forget(self.grant.replace(grant));
+        (self.blocks, self.submitted) = (blocks, blocks);
+        self.outstanding = 1;
+        self.progress_ns = now_ns;
+        self.state = SlotState::Running;
+    }
+
     /// The device took a command of it.
     #[inline]
     pub(super) fn record_submitted(&mut self, blocks: u32, now_ns: u64) {
@@ -214,16 +240,6 @@ impl Slot {
             self.device_status = device_status;
         }
     }
-}
-
-/// What is left of a request when its slot is free.
-pub(super) struct Over {
-    pub(super) grant: Option<Grant>,
-    pub(super) user_data: u64,
-    pub(super) status: Status,
-    pub(super) device_status: u16,
-    /// Device blocks that ended well.
-    pub(super) done: u32,
 }
 
 /// A fixed number of slots. Each has a life count in its device tag, so that a tag never resolves to a later request.
@@ -263,7 +279,13 @@ impl Slots {
     /// Whether half of them are in use.
     #[inline]
     pub(super) fn is_crowded(&self) -> bool {
-        self.slots.len() - self.used <= self.slots.len() / 2
+        self.until_crowded() == 0
+    }
+
+    /// How many more can be used before half of them are.
+    #[inline]
+    pub(super) fn until_crowded(&self) -> usize {
+        self.slots.len().div_ceil(2).saturating_sub(self.used)
     }
 
     pub(super) fn used(&self) -> usize {
@@ -281,20 +303,14 @@ impl Slots {
         self.get(self.free).tag()
     }
 
-    /// Gives a request a slot, the last in its queue's list. The caller saw [`Slots::has_room`].
+    /// Gives a request a slot. The caller saw [`Slots::has_room`].
     #[inline]
-    pub(super) fn allocate(&mut self, port: usize, user_data: u64, list: &mut InFlight) -> &mut Slot {
+    pub(super) fn allocate(&mut self, port: usize, user_data: u64, its: &mut InFlight) -> &mut Slot {
         let number = self.free;
-        let last = std::mem::replace(&mut list.last, number);
-        match self.slots.get_mut(last as usize) {
-            Some(last) => last.next = number,
-            None => list.first = number,
-        }
-        list.count += 1;
+        its.insert(number);
         self.used += 1;
         let slot = &mut self.slots[number as usize];
-        self.free = std::mem::replace(&mut slot.next, NONE);
-        slot.previous = last;
+        self.free = slot.next;
         // Field by field: what the last request left is as good as new where nothing is written.
         #[allow(clippy::cast_possible_truncation)] // ports are counted in a vector
         let port = port as u32;
@@ -305,45 +321,21 @@ impl Slots {
         slot
     }
 
-    /// Ends the life of a slot, of which the device has nothing and which has nothing beside its grant, and takes it out
-    /// of its queue's list.
+    /// Ends the life of a slot, of which the device has nothing, and whose request has nothing any more.
     #[inline]
-    pub(super) fn free(&mut self, number: u32, list: &mut InFlight) -> Over {
+    pub(super) fn free(&mut self, number: u32, its: &mut InFlight) {
         let slot = &mut self.slots[number as usize];
-        assert_eq!(slot.outstanding, 0, "a request ends only when the device has ended all its pieces");
+        assert!(slot.outstanding == 0, "a request ends only when the device has ended all its pieces");
         assert!(
-            slot.state != SlotState::Free && !slot.beside,
+            slot.state != SlotState::Free && slot.grant.is_none() && !slot.beside,
             "a slot is freed once, when all was given back"
         );
-        let over = Over {
-            grant: slot.grant.take(),
-            user_data: slot.user_data,
-            status: slot.status,
-            device_status: slot.device_status,
-            done: slot.done,
-        };
         slot.state = SlotState::Free;
         slot.mark = slot.mark.wrapping_add(1 << 16);
-        let previous = slot.previous;
-        let next = std::mem::replace(&mut slot.next, self.free);
+        slot.next = self.free;
         self.free = number;
         self.used -= 1;
-        match self.slots.get_mut(previous as usize) {
-            Some(previous) => previous.next = next,
-            None => list.first = next,
-        }
-        match self.slots.get_mut(next as usize) {
-            Some(next) => next.previous = previous,
-            None => list.last = previous,
-        }
-        list.count -= 1;
-        over
-    }
-
-    /// The one behind it in its queue's list.
-    pub(super) fn after(&self, number: u32) -> Option<u32> {
-        let next = self.get(number).next;
-        (next != NONE).then_some(next)
+        its.remove(number);
     }
 
     #[inline]

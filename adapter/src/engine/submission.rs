@@ -5,7 +5,7 @@ use driver::hal::Iova;
 use tpt::Operation;
 use wire::Status;
 
-use super::slots::{Aside, Beside, Over, SlotState};
+use super::slots::{Aside, Beside, SlotState};
 use super::{FLUSH_TAG, SCAN_INTERVAL_NS, State};
 
 impl State {
@@ -201,16 +201,16 @@ impl State {
     #[inline]
     fn end(&mut self, slot: u32, bytes: Option<u64>) {
         let Self { ports, slots, directory, .. } = self;
-        let Some(port) = ports[slots.get(slot).port()].as_mut() else {
-            unreachable!("a queue outlives its requests")
-        };
-        let Over { grant, user_data, status, device_status, done } = slots.free(slot, &mut port.in_flight);
+        let s = slots.get_mut(slot);
+        let Some(port) = ports[s.port()].as_mut() else { unreachable!("a queue outlives its requests") };
         let mut blocks = 0;
-        if let Some(grant) = grant {
-            blocks = u64::from(done) << grant.block_shift();
+        if let Some(grant) = s.grant.take() {
+            blocks = u64::from(s.done) << grant.block_shift();
             directory.release(grant);
         }
         let bytes = u32::try_from(bytes.unwrap_or(blocks)).unwrap_or(u32::MAX);
+        let (user_data, status, device_status) = (s.user_data, s.status, s.device_status);
+        slots.free(slot, &mut port.in_flight);
         port.complete(user_data, status, bytes, device_status);
     }
 

@@ -245,7 +245,7 @@ impl State {
             }
             if let Some(slot) = self.throttle.next(self.now_ns) {
                 let asked = *self.slots.asked(slot);
-                self.admit(queue, asked, Some(slot));
+                self.admit(queue, &asked, Some(slot), None);
                 work += 1;
             }
         }
