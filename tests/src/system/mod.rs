@@ -10,6 +10,7 @@ pub mod confined;
 mod grants;
 mod guess;
 mod hostile;
+mod limits;
 pub mod memory;
 mod scatter;
 mod silent;
@@ -94,6 +95,7 @@ pub fn all() -> Vec<Case> {
         memory::CASES,
         scatter::CASES,
         bytes::CASES,
+        limits::CASES,
     ]
     .concat()
 }
