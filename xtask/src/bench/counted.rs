@@ -68,7 +68,7 @@ fn figure(name: &str, unit: &str, sides: [(&str, f64); 2]) -> Figure {
 
 /// What a turn with 32 requests costs for each of them, and the device queue alone.
 pub(crate) fn turn(quick: bool) -> Result<Figure> {
-    let program = build(&["--example", "turns"])?;
+    let program = build("turns")?;
     let each = |inside: &str| in_turns(&program, rounds(quick), 1, inside);
     let sides = [("turn", each("turns::turned*")?), ("submit and reap", each("turns::bare*")?)];
     Ok(figure("turn-instructions", "instructions/request", sides))
@@ -76,7 +76,7 @@ pub(crate) fn turn(quick: bool) -> Result<Figure> {
 
 /// The same turn, alone and with a thousand more queues attached.
 pub(crate) fn idle_queues(quick: bool) -> Result<Figure> {
-    let program = build(&["--example", "turns"])?;
+    let program = build("turns")?;
     let each = |queues| in_turns(&program, rounds(quick), queues, "turns::turned*");
     let sides = [("1,000 idle queues", each(1001)?), ("none", each(1)?)];
     Ok(figure("idle-instructions", "instructions/request", sides))
@@ -95,7 +95,7 @@ fn in_turns(program: &Path, rounds: u64, queues: u64, inside: &str) -> Result<f6
 /// What the table part of a check takes, and a bare index, without the loop that makes up requests.
 pub(crate) fn check(quick: bool) -> Result<Figure> {
     const ENTRIES: u64 = 1000;
-    let program = build(&["--bench", "check"])?;
+    let program = build("check")?;
     let requests = if quick { 1000 } else { 100_000_u32 };
     let each = |subject: &str| -> Result<f64> {
         let arguments = ["--count".to_owned(), subject.to_owned(), ENTRIES.to_string(), requests.to_string()];

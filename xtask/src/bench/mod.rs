@@ -108,10 +108,11 @@ fn asked(args: &Args, criterion: &judge::Criterion) -> bool {
 /// Measures what is asked for and keeps it, figure by figure.
 fn measure(args: &Args, results: &mut Results) -> Result<()> {
     let mut names = wanted(args);
+    names.retain(|name| !args.no_guest || !sources::in_a_guest(name));
     if args.resume {
         names.retain(|name| !results.is_fresh(name));
     }
-    let mut sources = sources::Sources::new(args.quick, args.fifo, args.no_guest);
+    let mut sources = sources::Sources::new(args.quick, args.fifo);
     let total = names.len();
     for (at, name) in names.iter().enumerate() {
         if results.is_new(name) {

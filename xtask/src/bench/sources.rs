@@ -3,35 +3,34 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::figure::Figure;
 use super::{counted, in_guest};
 use crate::{process, tree};
 
+/// Whether a figure is measured in a guest.
+pub(crate) fn in_a_guest(name: &str) -> bool {
+    name.starts_with("guest-") || name == "doorbells"
+}
+
 /// Builds what measures when it is first needed.
 pub(crate) struct Sources {
     quick: bool,
     fifo: bool,
-    no_guest: bool,
     measure: Option<PathBuf>,
 }
 
 impl Sources {
-    pub(crate) fn new(quick: bool, fifo: bool, no_guest: bool) -> Self {
-        Self { quick, fifo, no_guest, measure: None }
+    pub(crate) fn new(quick: bool, fifo: bool) -> Self {
+        Self { quick, fifo, measure: None }
     }
 
     /// Measures the figure called `name`; others may come with it.
     pub(crate) fn measure(&mut self, name: &str) -> Result<Vec<Figure>> {
-        if name.starts_with("guest-") || name == "doorbells" {
-            ensure!(!self.no_guest, "it was left out by --no-guest");
-            return match name {
-                "doorbells" => Ok(vec![in_guest::doorbells(self.quick)?]),
-                _ => in_guest::compare(self.quick),
-            };
-        }
         match name {
+            "doorbells" => Ok(vec![in_guest::doorbells(self.quick)?]),
+            _ if in_a_guest(name) => in_guest::compare(self.quick),
             "turn-instructions" => Ok(vec![counted::turn(self.quick)?]),
             "idle-instructions" => Ok(vec![counted::idle_queues(self.quick)?]),
             "check-instructions" => Ok(vec![counted::check(self.quick)?]),
@@ -42,7 +41,7 @@ impl Sources {
     fn on_this_machine(&mut self, name: &str) -> Result<Figure> {
         let program = match &self.measure {
             Some(program) => program.clone(),
-            None => self.measure.insert(build(&["--bin", "measure"])?).clone(),
+            None => self.measure.insert(build("measure")?).clone(),
         };
         let listed = process::output(Command::new(&program).arg("list"))?;
         if !listed.lines().any(|line| line == name) {
@@ -62,21 +61,19 @@ impl Sources {
     }
 }
 
-/// Builds a target of `benches` for release, and gives its path.
-pub(crate) fn build(target: &[&str]) -> Result<PathBuf> {
+/// Builds the programs that measure, and gives the path of the one called `name`.
+pub(crate) fn build(name: &str) -> Result<PathBuf> {
     let mut command = process::cargo();
-    command.args(["build", "--quiet", "--release", "--package", "benches"]).args(target);
+    // All at once, always: another choice of targets has other features, and everything would be built again.
+    command.args(["build", "--quiet", "--release", "--package", "benches"]);
+    command.args(["--bin", "measure", "--example", "turns", "--bench", "check"]);
     command.args(["--message-format", "json-render-diagnostics"]);
-    command.stderr(std::process::Stdio::inherit());
     let messages = process::output(&mut command)?;
-    let wanted = target.last().copied().unwrap_or_default();
     let executable = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let fits = message["target"]["name"] == wanted;
+        let fits = message["target"]["name"] == name;
         message["executable"].as_str().filter(|_| fits).map(PathBuf::from)
     };
-    messages
-        .lines()
-        .find_map(executable)
-        .with_context(|| format!("`{}` made no program", process::line(&command)))
+    let found = messages.lines().find_map(executable);
+    found.with_context(|| format!("`{}` made no program {name}", process::line(&command)))
 }
