@@ -174,14 +174,12 @@ impl Queue {
 
     #[inline]
     fn submit(&mut self, request: Request, transfer: Option<NonZeroU64>) -> Result<Ticket, Refused> {
-        match request.data {
-            Data::None => self.submit_with(request, (0, 0), 0, transfer),
-            Data::One(ref buffer) => {
-                let memory = (buffer.region(), buffer.region_offset());
-                self.submit_with(request, memory, 0, transfer)
-            }
-            Data::Several(_) => self.submit_several(request, transfer),
-        }
+        let memory = match &request.data {
+            Data::None => (0, 0),
+            Data::One(buffer) => (buffer.region(), buffer.region_offset()),
+            Data::Several(_) => return self.submit_several(request, transfer),
+        };
+        self.submit_with(request, memory, 0, transfer)
     }
 
     #[cold]
@@ -199,7 +197,7 @@ impl Queue {
     }
 
     /// With its memory, or the list of its `segments` buffers, at that region and offset.
-    #[inline]
+    #[inline(always)] // there are two callers, and one of them is where requests come through
     fn submit_with(
         &mut self,
         request: Request,
