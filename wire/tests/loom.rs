@@ -199,6 +199,32 @@ fn adapter_sleep() {
     });
 }
 
+/// The adapter leaves a queue alone until its eventfd is written. It says so once, and looks once for each write, also for one
+/// that was for nothing: no ring is lost.
+#[test]
+fn adapter_parks() {
+    check(3, || {
+        let (mut application, mut adapter) = pair();
+        let eventfd = Arc::new(Notify::new());
+        let bell = eventfd.clone();
+        let producer = thread::spawn(move || {
+            bell.notify(); // Anybody may write it at any time.
+            push(&mut application, 1);
+            if application.ring() {
+                bell.notify();
+            }
+        });
+        adapter.set_need_wake(true);
+        while !adapter.has_rung() {
+            eventfd.wait();
+        }
+        adapter.set_need_wake(false);
+        assert_eq!(adapter.poll_doorbell(), Ok(1));
+        assert_eq!(take(&mut adapter), Some(1));
+        producer.join().unwrap();
+    });
+}
+
 /// FUTEX_WAIT and FUTEX_WAKE: the comparison and going to sleep are one step.
 #[derive(Default)]
 struct Futex {
