@@ -293,7 +293,8 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
 
     /// How long until something is due that waits for its limits: the thread that turns the engine sleeps no longer.
     pub fn next_due(&self) -> Option<Duration> {
-        let (shares, throttle) = (self.state.shares.next_due_ns(), self.state.throttle.next_due_ns());
+        let (shares, throttle) =
+            (self.state.shares.next_due_ns(self.state.now_ns), self.state.throttle.next_due_ns());
         let due_ns = shares.into_iter().chain(throttle).min()?;
         Some(Duration::from_nanos(due_ns.saturating_sub(self.clock.now_ns())))
     }

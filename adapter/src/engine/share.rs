@@ -307,12 +307,13 @@ impl Shares {
         self.limited && self.accounts[at].as_ref().is_some_and(|account| now_ns < account.due_ns)
     }
 
-    /// When the next tokens come that a session waits for.
-    pub(super) fn next_due_ns(&self) -> Option<u64> {
+    /// When the next tokens come that a session is throttled for. One whose tokens are there is not: if it has more it is
+    /// looked at, and else nobody waits.
+    pub(super) fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
         if !self.limited {
             return None;
         }
-        self.accounts.iter().flatten().map(|account| account.due_ns).filter(|&due| due > 0).min()
+        self.accounts.iter().flatten().map(|account| account.due_ns).filter(|&due| due > now_ns).min()
     }
 }
 
@@ -475,11 +476,11 @@ mod tests {
             }
             shares.charge(at, &allowance, true, now);
             assert!(shares.allowance(at, now).is_left() || shares.is_throttled(at, now));
-            now = shares.next_due_ns().unwrap().max(now + 1000);
+            now = shares.next_due_ns(now).unwrap_or(now + 1000);
         }
         assert!((950..=1001).contains(&taken), "{taken}");
         shares.set_terms(7, &Terms::default());
-        assert_eq!((shares.next_due_ns(), shares.is_throttled(at, now)), (None, false));
+        assert_eq!((shares.next_due_ns(now), shares.is_throttled(at, now)), (None, false));
         shares.leave(at, 0);
         assert_eq!(shares.sessions(), 0);
     }

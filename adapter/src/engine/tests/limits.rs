@@ -208,6 +208,15 @@ fn a_throttled_session_lets_the_engine_sleep_and_does_not_wake_it() {
     assert!(!rig.engine.prepare_sleep(true), "now it is");
     rig.turns(1);
     assert_eq!(app.statuses(), [(1, Status::OK)]);
+
+    // When its tokens are there and nobody asks for them there is nothing to wake for.
+    rig.clock.0.fetch_add(SECOND, Ordering::Relaxed);
+    rig.turns(33);
+    assert_eq!(app.statuses(), [(2, Status::OK)]);
+    rig.clock.0.fetch_add(10 * SECOND, Ordering::Relaxed);
+    rig.turns(33);
+    assert!(rig.engine.prepare_sleep(true));
+    assert_eq!(rig.engine.next_due(), None);
 }
 
 #[test]
