@@ -190,25 +190,26 @@ pub fn measure(entries: u32, requests: u32) -> Figures {
     let mut rig = Rig::new(entries);
     rig.assert_agreement();
     let scenes = Scene::ALL.iter().map(|&scene| {
-        let mut ns = [[0.0; RUNS]; 4];
         for subject in Subject::ALL {
             rig.run(subject, scene, requests / 4); // warm
         }
-        for run in 0..RUNS {
-            for subject in Subject::ALL {
+        // One row a run, in which all subjects have their turn.
+        let rows: [[f64; 4]; RUNS] = std::array::from_fn(|_| {
+            Subject::ALL.map(|subject| {
                 let start = Instant::now();
                 rig.run(subject, scene, requests);
-                ns[subject as usize][run] = start.elapsed().as_nanos() as f64 / f64::from(requests);
-            }
-        }
+                start.elapsed().as_nanos() as f64 / f64::from(requests)
+            })
+        });
+        let column = |subject: Subject| Spread::of(rows.map(|row| row[subject as usize]));
         let to_bare = |subject: Subject| {
-            Spread::of(std::array::from_fn(|run| ns[subject as usize][run] / ns[Subject::Bare as usize][run]))
+            Spread::of(rows.map(|row| row[subject as usize] / row[Subject::Bare as usize]))
         };
         Figure {
             scene,
             table_to_bare: to_bare(Subject::Table),
             whole_to_bare: to_bare(Subject::Whole),
-            ns: ns.map(Spread::of),
+            ns: Subject::ALL.map(column),
         }
     });
     Figures { entries, scenes: scenes.collect() }
@@ -455,9 +456,8 @@ impl Asker {
     #[inline(always)]
     fn step(&mut self) -> u32 {
         self.state = self.state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        #[expect(clippy::cast_possible_truncation, reason = "less than `entries`")]
-        let place = (u64::from(self.state) * u64::from(self.entries) >> 32) as u32;
-        place
+        let scaled = u64::from(self.state) * u64::from(self.entries);
+        (scaled >> 32) as u32
     }
 
     /// Asks at that place. The compiler does not know what is asked, nor what it knew of the tables at the last question:
