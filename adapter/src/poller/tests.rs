@@ -46,16 +46,17 @@ fn read_on(session: &Session, depth: u32, stop: &AtomicBool, count: &AtomicU64) 
         region: memory.key(),
         ..SubmissionEntry::default()
     };
-    let mut running = 0;
+    let (mut running, mut last) = (0, Instant::now());
     while !stop.load(Ordering::Relaxed) || running > 0 {
         while running < depth && !stop.load(Ordering::Relaxed) {
             queue.push(&read).unwrap();
             running += 1;
         }
         queue.ring().unwrap();
+        assert!(last.elapsed() < PATIENCE, "{running} requests are running, and no more end");
         while let Some(done) = queue.poll() {
             assert_eq!(done.status, 0);
-            running -= 1;
+            (running, last) = (running - 1, Instant::now());
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
