@@ -17,8 +17,10 @@ use rustix::event::epoll;
 use crate::cpu::Pinned;
 use crate::figure::{Figure, median};
 use crate::path::Client;
+use crate::ping::ping_pong;
 use crate::process::Served;
 use crate::rounds::{Cores, Plan, interleave};
+use crate::wake::{self, Wakes};
 
 const DEVICE: &str = "null:1G";
 const VOLUME: u64 = 16 << 20;
@@ -62,6 +64,34 @@ pub fn wake(name: &str, plan: Plan) -> Result<Figure> {
     })?;
     client.end()?;
     Ok(figure)
+}
+
+/// The same where the application sleeps, too, on its futex; see [`crate::wake`].
+///
+/// # Errors
+/// The kernel's.
+pub fn wake_both(name: &str, plan: Plan) -> Result<Figure> {
+    let cores = Cores::two()?;
+    let mut figure = Figure::new(name, "ns/wake-up");
+    figure.note(
+        "each value is the median of the wake-ups of its turn, of which both sides have theirs in turns",
+    );
+    let wakes = usize::try_from(plan.slice.as_millis() / 4)?.max(3);
+    for _ in 0..plan.rounds {
+        let before = ping_pong_from(cores)?;
+        let Wakes { ours, bare } = wake::wakes(wakes, cores.here, cores.other)?;
+        #[expect(clippy::cast_precision_loss, reason = "seconds at most")]
+        let nanoseconds = |time: Duration| time.as_nanos() as f64;
+        figure.add("both asleep", nanoseconds(ours));
+        figure.add("bare", nanoseconds(bare));
+        figure.pings.push([before, ping_pong_from(cores)?]);
+    }
+    Ok(figure)
+}
+
+fn ping_pong_from(cores: Cores) -> Result<f64> {
+    let _pinned = Pinned::to(cores.here)?;
+    ping_pong(cores.other)
 }
 
 /// The median of what `once` takes, each time after a pause.

@@ -24,6 +24,7 @@ const FIGURES: &[(&str, Measure)] = &[
     ("memory-1", |name, plan, folder| cached::reads(name, 1, plan, folder)),
     ("memory-32", |name, plan, folder| cached::reads(name, 32, plan, folder)),
     ("idle-cores", |name, plan, _| asleep::cores(name, plan)),
+    ("wake-both", |name, plan, _| asleep::wake_both(name, plan)),
     ("wake", |name, plan, _| asleep::wake(name, plan)),
     ("flood", |name, plan, _| shares::quiet(name, plan)),
     ("limits", |name, plan, _| shares::limited(name, plan)),
