@@ -410,6 +410,22 @@ fn a_large_request_is_cut_and_ends_once_when_all_pieces_have() {
 }
 
 #[test]
+fn a_large_request_is_cut_also_when_its_grant_was_used_before() {
+    let mut rig = Rig::new();
+    let mut app = rig.app(1, 8, 100, Access::READ);
+    for user_data in 0..3 {
+        app.read(user_data);
+        rig.turns(1);
+    }
+    rig.engine.queue.seen.clear();
+    let entry = app.request(3, opcode::READ, 0, 64 * 512);
+    app.submit(&entry);
+    rig.turns(1);
+    assert_eq!(rig.engine.queue.seen.iter().map(|c| c.blocks).collect::<Vec<_>>(), [8; 8]);
+    assert_eq!(app.completions().last().map(|done| (done.user_data, done.bytes)), Some((3, 64 * 512)));
+}
+
+#[test]
 fn s8_r9_one_failing_piece_fails_the_request_with_the_device_status_kept() {
     let mut rig = Rig::new();
     let mut app = rig.app(1, 8, 0, Access::READ);
