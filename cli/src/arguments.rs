@@ -417,8 +417,9 @@ Measures in a volume of its own, which it makes and deletes. In the same run, ro
 fall on all alike, it measures the kernel's path: pread or pwrite on a file that it makes and deletes, with one thread for \
 each request in flight. Where the device is in memory so is the file; else it is opened with O_DIRECT.
 
---compare adds io_uring on the same file with everything registered, io_uring with requests that do nothing, and the driver \
-alone: a device queue that is polled with no tables and no rings above it (--raw adds only that).
+--compare adds io_uring on the same file with everything registered, with interrupts and (where file and device can) polled, io_uring \
+with requests that do nothing, and the driver alone: a device queue that is polled with no tables and no rings above it (--raw adds \
+only that).
 
 IOPS is the median of the rounds; IOPS/CORE divides it by the cores that this process kept busy, and is not told of a running \
 adapter, which is another process.

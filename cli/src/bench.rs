@@ -1,5 +1,6 @@
 //! `portcullis bench`: requests by the queue, and beside them by the kernel and by the driver alone.
 
+mod counters;
 mod kernel;
 mod plot;
 mod queue;
@@ -299,13 +300,20 @@ impl<'a> Bench<'a> {
         let threads = kernel::Threads::new(file.clone(), self.lanes);
         let mut entries = vec![Entry::new(Box::new(threads), &self.depths, true)?];
         if self.options.compare {
-            for (name, kind) in [("io_uring", uring::Kind::Data), ("io_uring nop", uring::Kind::Nop)] {
+            let kinds = [
+                ("io_uring", uring::Kind::Data),
+                ("io_uring polled", uring::Kind::Polled),
+                ("io_uring nop", uring::Kind::Nop),
+            ];
+            for (name, kind) in kinds {
                 match self.rings(&file, kind) {
                     Ok(rings) => entries.push(Entry::new(Box::new(rings), &self.depths, true)?),
                     Err(error) => self.leave_out(name, format!("{error:#}")),
                 }
             }
             self.notes.push("io_uring: the same file, file and buffers registered".to_owned());
+            self.notes
+                .push("io_uring polled: the same without interrupts, where file and device can".to_owned());
             self.notes.push("io_uring nop: requests that do nothing, the floor of io_uring".to_owned());
         }
         Ok(entries)
@@ -399,6 +407,7 @@ impl<'a> Bench<'a> {
             ));
         }
         text.push('\n');
+        text.push_str(&format!("cycles and instructions: {}\n", counted(rows)));
         self.notes.iter().for_each(|note| text.push_str(&format!("{note}\n")));
         self.left_out.iter().for_each(|(path, why)| text.push_str(&format!("left out: {path}: {why}\n")));
         let cells: Vec<Vec<String>> = rows.iter().map(|row| row.as_cells(self.work)).collect();
@@ -407,6 +416,22 @@ impl<'a> Bench<'a> {
         );
         text.push_str(&output::table(&sample::HEADS, &cells));
         output::print(&text)
+    }
+}
+
+/// Of a request, for each path and depth where they were counted.
+fn counted(rows: &[Row]) -> String {
+    let one = |row: &Row| {
+        let [cycles, instructions] = row.per_request()?;
+        Some(format!("{} at {}: {cycles:.0} and {instructions:.0} a request", row.path, row.depth))
+    };
+    let all: Vec<String> = rows.iter().filter_map(one).collect();
+    if !all.is_empty() {
+        return all.join("; ");
+    }
+    match counters::Counters::start() {
+        Err(error) => format!("not counted, as the machine or the kernel gives no counters ({error})"),
+        Ok(_) => "not counted, as the adapter is another process".to_owned(),
     }
 }
 

@@ -241,7 +241,13 @@ mod tests {
         for round in 1..=3 {
             let mut latencies = histogram().unwrap();
             nanoseconds.iter().for_each(|value| latencies.record(*value).unwrap());
-            row.add(&Sample { latencies, took: Duration::from_millis(round), cpu: Duration::ZERO }).unwrap();
+            row.add(&Sample {
+                latencies,
+                took: Duration::from_millis(round),
+                cpu: Duration::ZERO,
+                counted: None,
+            })
+            .unwrap();
         }
         row
     }

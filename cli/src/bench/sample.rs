@@ -8,6 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use super::Work;
+use super::counters::{Counted, Counters};
 
 /// Latencies are recorded up to a minute, to three digits.
 const LONGEST: u64 = 60_000_000_000;
@@ -25,16 +26,20 @@ pub(super) fn nanoseconds(time: Duration) -> u64 {
 pub(super) struct Clocks {
     wall: Instant,
     cpu: Duration,
+    counters: Option<Counters>,
 }
 
 impl Clocks {
     pub(super) fn start() -> Self {
-        Self { wall: Instant::now(), cpu: cpu() }
+        let counters = Counters::start().ok();
+        Self { wall: Instant::now(), cpu: cpu(), counters }
     }
 
     /// What was recorded since the start.
-    pub(super) fn sample(&self, latencies: Histogram<u64>) -> Sample {
-        Sample { latencies, took: self.wall.elapsed(), cpu: cpu().saturating_sub(self.cpu) }
+    pub(super) fn sample(mut self, latencies: Histogram<u64>) -> Sample {
+        let (took, cpu) = (self.wall.elapsed(), cpu().saturating_sub(self.cpu));
+        let counted = self.counters.as_mut().and_then(|counters| counters.read().ok());
+        Sample { latencies, took, cpu, counted }
     }
 }
 
@@ -49,6 +54,8 @@ pub(super) struct Sample {
     pub(super) took: Duration,
     /// Of all threads of this process.
     pub(super) cpu: Duration,
+    /// If the machine counts.
+    pub(super) counted: Option<Counted>,
 }
 
 /// All rounds on one path at one depth.
@@ -62,6 +69,8 @@ pub(super) struct Row {
     rounds: Vec<(f64, f64)>,
     requests: u64,
     took: Duration,
+    /// Of all rounds; `None` if one was not counted.
+    counted: Option<Counted>,
 }
 
 impl Row {
@@ -74,6 +83,7 @@ impl Row {
             rounds: Vec::new(),
             requests: 0,
             took: Duration::ZERO,
+            counted: Some(Counted::default()),
         })
     }
 
@@ -85,6 +95,10 @@ impl Row {
         }
         self.requests += sample.latencies.len();
         self.took += sample.took;
+        self.counted = self.counted.zip(sample.counted).map(|(sum, more)| Counted {
+            cycles: sum.cycles + more.cycles,
+            instructions: sum.instructions + more.instructions,
+        });
         self.latencies.add(&sample.latencies).map_err(|error| anyhow!("adding latencies: {error}"))
     }
 
@@ -98,6 +112,12 @@ impl Row {
         let per_core = self.rounds.iter().filter(|(_, cores)| *cores > 0.0);
         let [_, median, _] = middle(per_core.map(|(iops, cores)| iops / cores).collect());
         (self.own_cpu && median > 0.0).then_some(median)
+    }
+
+    /// Cycles and instructions of a request, if they were counted and all of them are spent in this process.
+    pub(super) fn per_request(&self) -> Option<[f64; 2]> {
+        let counted = self.counted.filter(|_| self.own_cpu && self.requests > 0)?;
+        Some([counted.cycles, counted.instructions].map(|sum| float(sum) / float(self.requests)))
     }
 
     fn megabytes(&self, work: Work) -> f64 {
@@ -120,6 +140,8 @@ impl Row {
             "iops_high": high,
             "iops_rounds": self.rounds.iter().map(|(iops, _)| *iops).collect::<Vec<_>>(),
             "iops_per_core": self.iops_per_core(),
+            "cycles_per_request": self.per_request().map(|[cycles, _]| cycles),
+            "instructions_per_request": self.per_request().map(|[_, instructions]| instructions),
             "mb_per_s": self.megabytes(work),
             "latency_us": {
                 "mean": self.latencies.mean() / 1e3,
@@ -186,7 +208,12 @@ mod tests {
     fn sample(requests: u64, nanoseconds: u64, took_ms: u64, cpu_ms: u64) -> Sample {
         let mut latencies = histogram().unwrap();
         latencies.record_n(nanoseconds, requests).unwrap();
-        Sample { latencies, took: Duration::from_millis(took_ms), cpu: Duration::from_millis(cpu_ms) }
+        Sample {
+            latencies,
+            took: Duration::from_millis(took_ms),
+            cpu: Duration::from_millis(cpu_ms),
+            counted: None,
+        }
     }
 
     #[test]
@@ -215,11 +242,24 @@ mod tests {
     }
 
     #[test]
+    fn instructions_of_a_request_are_told_if_all_rounds_were_counted() {
+        let mut row = Row::new("portcullis", 1, true).unwrap();
+        let counted = Some(Counted { cycles: 400, instructions: 1000 });
+        row.add(&Sample { counted, ..sample(5, 1000, 100, 100) }).unwrap();
+        row.add(&Sample { counted, ..sample(5, 1000, 100, 100) }).unwrap();
+        let [cycles, instructions] = row.per_request().unwrap();
+        assert!(near(cycles, 80.0) && near(instructions, 200.0));
+        row.add(&sample(5, 1000, 100, 100)).unwrap();
+        assert!(row.per_request().is_none());
+    }
+
+    #[test]
     fn what_cannot_be_known_is_not_told() {
         let mut row = Row::new("portcullis", 1, false).unwrap();
         assert_eq!(row.iops(), [0.0; 3]);
         row.add(&sample(5, 1000, 100, 100)).unwrap();
         assert!(row.iops_per_core().is_none());
+        assert!(row.per_request().is_none());
         let mut empty = Row::new("portcullis", 1, true).unwrap();
         empty.add(&sample(0, 1, 0, 0)).unwrap();
         assert!(empty.iops_per_core().is_none());

@@ -18,6 +18,8 @@ use super::{Path, Place, Places, Work, pattern};
 pub(super) enum Kind {
     /// Reads and writes.
     Data,
+    /// The same, with completions found by polling the device (IOPOLL): needs O_DIRECT and a device with queues for it.
+    Polled,
     /// Requests that do nothing: what the ring itself costs.
     Nop,
 }
@@ -49,11 +51,17 @@ impl Uring {
     ) -> Result<Self> {
         let entries = depth.next_power_of_two();
         let mut builder = IoUring::builder();
-        if !moves {
+        if kind == Kind::Polled {
+            builder.setup_iopoll();
+        } else if !moves {
             // What a careful application asks for, where the kernel is new enough (6.1).
             builder.setup_single_issuer().setup_defer_taskrun();
         }
-        let ring = builder.build(entries).or_else(|_| IoUring::new(entries)).context(NO_RING)?;
+        let ring = match builder.build(entries) {
+            Err(_) if kind != Kind::Polled => IoUring::new(entries),
+            ring => ring,
+        };
+        let ring = ring.context(NO_RING)?;
         let mut made = Self {
             ring,
             buffers: (0..depth).map(|_| Aligned::new(work.block)).collect(),
@@ -78,6 +86,10 @@ impl Uring {
         // their bytes.
         unsafe { submitter.register_buffers(&memory) }
             .context("registering memory with io_uring (its limit is that of locked memory)")?;
+        if kind == Kind::Polled {
+            // Only a request tells whether file and device can be polled.
+            made.run(1, Duration::ZERO, 0)?;
+        }
         Ok(made)
     }
 
@@ -89,10 +101,12 @@ impl Uring {
         let length = u32::try_from(self.work.block).unwrap_or(u32::MAX);
         let entry = match self.kind {
             Kind::Nop => opcode::Nop::new().build(),
-            Kind::Data if write => {
+            Kind::Data | Kind::Polled if write => {
                 opcode::WriteFixed::new(file, bytes.as_ptr(), length, slot).offset(at).build()
             }
-            Kind::Data => opcode::ReadFixed::new(file, bytes.as_mut_ptr(), length, slot).offset(at).build(),
+            Kind::Data | Kind::Polled => {
+                opcode::ReadFixed::new(file, bytes.as_mut_ptr(), length, slot).offset(at).build()
+            }
         };
         entry.user_data(u64::from(slot))
     }
@@ -112,7 +126,7 @@ impl Uring {
     fn reap(&mut self, latencies: &mut Histogram<u64>, ended: &mut Vec<u16>) -> Result<()> {
         let wanted = match self.kind {
             Kind::Nop => 0,
-            Kind::Data => i32::try_from(self.work.block).unwrap_or(i32::MAX),
+            Kind::Data | Kind::Polled => i32::try_from(self.work.block).unwrap_or(i32::MAX),
         };
         for done in self.ring.completion() {
             let slot = u16::try_from(done.user_data()).context("io_uring answered what was not asked")?;
@@ -139,6 +153,7 @@ impl Path for Uring {
     fn name(&self) -> &'static str {
         match self.kind {
             Kind::Data => "io_uring",
+            Kind::Polled => "io_uring polled",
             Kind::Nop => "io_uring nop",
         }
     }
@@ -187,5 +202,12 @@ mod tests {
                 assert!(sample.latencies.len() >= u64::from(depth), "{kind:?} at {depth}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_polled_is_refused_before_anything_is_measured() {
+        let work = Work::test(Workload::Read);
+        let file = KernelFile::in_memory(work).unwrap();
+        assert!(Uring::new(file.file(), work, Kind::Polled, 4, 0, false).is_err());
     }
 }

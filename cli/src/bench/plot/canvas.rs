@@ -19,14 +19,16 @@ enum Mark {
     Triangle,
     Diamond,
     Cross,
+    Spike,
 }
 
-const INKS: [Ink; 5] = [
+const INKS: [Ink; 6] = [
     Ink { colour: "#0072B2", width: "3.5", dashes: "", mark: Mark::Circle },
     Ink { colour: "#D55E00", width: "2.5", dashes: "", mark: Mark::Square },
     Ink { colour: "#B8860B", width: "2.5", dashes: "8 4", mark: Mark::Triangle },
     Ink { colour: "#777777", width: "2", dashes: "2 4", mark: Mark::Cross },
     Ink { colour: "#009E73", width: "2.5", dashes: "10 3 2 3", mark: Mark::Diamond },
+    Ink { colour: "#CC79A7", width: "2.5", dashes: "14 4", mark: Mark::Spike },
 ];
 
 impl Ink {
@@ -138,6 +140,7 @@ impl Canvas {
             Mark::Square => &[(-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5)],
             Mark::Triangle => &[(0.0, -6.0), (5.5, 4.0), (-5.5, 4.0)],
             Mark::Diamond => &[(0.0, -6.5), (6.5, 0.0), (0.0, 6.5), (-6.5, 0.0)],
+            Mark::Spike => &[(0.0, 6.0), (5.5, -4.0), (-5.5, -4.0)],
             Mark::Cross => {
                 self.straight((x - 4.0, y - 4.0), (x + 4.0, y + 4.0), colour, "2");
                 self.straight((x - 4.0, y + 4.0), (x + 4.0, y - 4.0), colour, "2");
