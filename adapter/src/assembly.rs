@@ -10,7 +10,7 @@ use tpt::{Directory, Tables};
 
 use crate::control::{Control, INSTANCES_STOCK, Parts, Policy};
 use crate::device::{DeviceUri, Health, OpenError, Opened, Supervisor, emu, null, vfio};
-use crate::engine::{Bounce, DEVICE_TIMEOUT, Engine, Gates, MonotonicClock};
+use crate::engine::{Bounce, DEVICE_TIMEOUT, Engine, Gates, MonotonicClock, QueueId};
 use crate::mailbox::PollerShared;
 use crate::poller::{Idle, Poller};
 use crate::storage::Storage;
@@ -108,6 +108,9 @@ pub struct Assembled {
 pub trait Turn: Send {
     /// One turn; 0 if there was nothing to do.
     fn turn(&mut self) -> usize;
+
+    /// The next turn looks at this queue, if it is one that turns have ceased to look at.
+    fn attend(&mut self, queue: QueueId);
 }
 
 impl<Q: BlockQueue> Turn for Engine<Q, MonotonicClock> {
@@ -115,6 +118,13 @@ impl<Q: BlockQueue> Turn for Engine<Q, MonotonicClock> {
         let work = Engine::turn(self);
         self.wake_sleepers();
         work
+    }
+
+    #[inline]
+    fn attend(&mut self, queue: QueueId) {
+        if self.parked() > 0 {
+            self.unpark(queue);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use wire::socket::Credentials;
 use crate::assembly::{Assembled, Options, StartError, Turn, Turned, assemble, build};
 use crate::control::{Caller, Control, SessionId};
 use crate::device::{Health, Opened, Supervisor};
+use crate::engine::QueueId;
 
 /// The device is looked after this often.
 const TEND: Duration = Duration::from_millis(250);
@@ -132,9 +133,12 @@ impl Shared {
 }
 
 impl EmbeddedAdapter for Shared {
-    fn turn(&self) -> bool {
+    fn turn_for(&self, queue: u32) -> bool {
         match self.0.try_lock() {
-            Ok(mut inner) => inner.turn(),
+            Ok(mut inner) => {
+                inner.engine.attend(QueueId(queue));
+                inner.turn()
+            }
             Err(TryLockError::WouldBlock) => false,
             Err(TryLockError::Poisoned(_)) => panic!("{BROKEN}"),
         }

@@ -103,7 +103,7 @@ impl Channel {
         if ready.is_some() {
             return ready;
         }
-        self.link.embedded()?.turn();
+        self.link.embedded()?.turn_for(self.queue);
         self.end.pop()
     }
 
@@ -173,7 +173,7 @@ impl Channel {
     fn nap(&mut self, deadline: Option<Instant>) -> Result<Option<CompletionEntry>, Error> {
         let mut idle = 0u32;
         loop {
-            let worked = self.link.embedded().is_some_and(|adapter| adapter.turn());
+            let worked = self.link.embedded().is_some_and(|adapter| adapter.turn_for(self.queue));
             if let Some(entry) = self.end.pop() {
                 return Ok(Some(entry));
             }

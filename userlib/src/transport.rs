@@ -36,13 +36,14 @@ pub enum TransportError {
 /// use portcullis::Transport;
 /// let adapter = adapter::Embedded::open("emu:16M")?;
 /// let transport = adapter.transport_as(adapter::embedded::own_credentials())?;
-/// transport.embedded().expect("it is one").turn();
+/// let queue = 1;
+/// transport.embedded().expect("it is one").turn_for(queue);
 /// # Ok(()) }
 /// ```
 pub trait EmbeddedAdapter: Send + Sync {
-    /// One turn; says whether there was something to do. Does not wait: if another thread is turning it, that one does the
-    /// work.
-    fn turn(&self) -> bool;
+    /// One turn, in which it looks at this queue whatever else it looks at; says whether there was something to do. Does not
+    /// wait: if another thread is turning it, that one does the work.
+    fn turn_for(&self, queue: u32) -> bool;
 }
 
 /// Carries control messages to an adapter.

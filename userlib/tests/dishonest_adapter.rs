@@ -113,7 +113,7 @@ impl Transport for Line {
 }
 
 impl EmbeddedAdapter for Line {
-    fn turn(&self) -> bool {
+    fn turn_for(&self, _queue: u32) -> bool {
         let adapter = &mut *self.0.lock().unwrap();
         let Some(end) = &mut adapter.end else { return false };
         end.poll_doorbell().unwrap();
