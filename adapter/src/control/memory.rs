@@ -212,8 +212,7 @@ impl Control {
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             let memory = taken.memory.clone();
             session.pinned_bytes += entries.bytes() as u64;
-            let held =
-                QueueHeld { poller, eventfd, memory, counters, ending: false, completed_before: 0 };
+            let held = QueueHeld { poller, eventfd, memory, counters, ending: false, completed_before: 0 };
             session.queues.insert(queue, held);
             self.balance.came(poller);
         }
