@@ -19,8 +19,6 @@ pub(crate) struct Machine {
     pub(crate) governor: String,
     /// The hypervisor, if there is one.
     pub(crate) virtualised: String,
-    /// Load averages of 1, 5 and 15 minutes.
-    pub(crate) load: String,
     pub(crate) rustc: String,
     pub(crate) qemu: String,
     pub(crate) guest_kernel: String,
@@ -43,7 +41,6 @@ impl Machine {
             governor: line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
                 .unwrap_or_else(|| "none that the kernel shows".to_owned()),
             virtualised: if has("hypervisor") { hypervisor() } else { "no".to_owned() },
-            load: line("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" "),
             rustc: first_line("rustc", "--version"),
             qemu: first_line("qemu-system-x86_64", "--version"),
             guest_kernel: qemu::Kernel::cached()

@@ -5,8 +5,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::figure::{Figure, Spread};
-use super::judge::{Bound, Judgement};
+use super::figure::{Figure, Side, Spread};
+use super::judge::{Bound, Judgement, Verdict};
 use super::machine::Machine;
 use super::picture::{Line, Picture, Unit};
 use super::results::Results;
@@ -92,7 +92,6 @@ fn this_machine(page: &mut String, results: &Results, machine: &Machine) {
         ("frequency governor", &machine.governor),
         ("virtualised", &machine.virtualised),
         ("kernel", &machine.kernel),
-        ("load averages when this was written", &machine.load),
         ("rustc", &machine.rustc),
         ("QEMU", &machine.qemu),
         ("guest's kernel", &guest),
@@ -106,6 +105,9 @@ fn this_machine(page: &mut String, results: &Results, machine: &Machine) {
     let first = results.kept().map(|(_, kept)| kept.at).min().unwrap_or(0);
     let last = results.kept().map(|(_, kept)| kept.at).max().unwrap_or(0);
     let _ = writeln!(page, "| measured | {} to {} (UTC) |", date(first), date(last));
+    let loads = Spread::of(results.kept().map(|(_, kept)| kept.load));
+    let loads = loads.map_or_else(String::new, |loads| format!("{} to {}", loads.low, loads.high));
+    let _ = writeln!(page, "| load average after each figure (what is measured is in it) | {loads} |");
     let _ = writeln!(page, "| commits (`+`: with changes) | {} |\n", commits.join(", "));
 }
 
@@ -161,21 +163,39 @@ fn margins(judgements: &[Judgement]) -> Vec<Line> {
         let drawn =
             [spread.low, spread.median, spread.high].iter().all(|value| value.is_finite() && *value > 0.0);
         let name = format!("{}: {}", judgement.criterion.row, judgement.criterion.what);
-        drawn.then(|| Line { name, marks: vec![("margin".to_owned(), spread)] })
+        let holds = if judgement.verdict == Verdict::Missed { "missed" } else { "held" };
+        drawn.then(|| Line { name, marks: vec![(holds.to_owned(), spread)] })
     };
     judgements.iter().filter_map(line).collect()
 }
 
-/// All sides of the figures whose names begin so.
+/// Ours first, so that they look alike in all pictures.
+const SIDES: [&str; 3] = ["embedded", "isolated", "driver"];
+
+/// All sides of the figures whose names begin so, by name and then by how many are in flight.
 fn sides(results: &Results, begins: &[&str]) -> Vec<Line> {
     let fits = |figure: &&Figure| begins.iter().any(|begin| figure.name.starts_with(begin));
-    let figures = results.kept().filter_map(|(_, kept)| kept.figure.as_ref()).filter(fits);
+    let mut figures: Vec<&Figure> =
+        results.kept().filter_map(|(_, kept)| kept.figure.as_ref()).filter(fits).collect();
+    figures.sort_by_key(|figure| parts(&figure.name));
+    let place = |name: &str| SIDES.iter().position(|side| *side == name).unwrap_or(SIDES.len());
     let line = |figure: &Figure| {
-        let spread =
-            |side: &super::figure::Side| Some((side.name.clone(), Spread::of(side.rounds.iter().copied())?));
-        Line { name: figure.name.clone(), marks: figure.sides.iter().filter_map(spread).collect() }
+        let spread = |side: &Side| Some((side.name.clone(), Spread::of(side.rounds.iter().copied())?));
+        let mut marks: Vec<(String, Spread)> = figure.sides.iter().filter_map(spread).collect();
+        marks.sort_by_key(|(name, _)| place(name));
+        let (name, depth) = parts(&figure.name);
+        Line { name: format!("{}, {depth}", name.replace('-', " ")), marks }
     };
-    figures.map(line).collect()
+    let mut lines: Vec<Line> = figures.into_iter().map(line).collect();
+    // Sides get their inks in the order in which they appear: where all of ours are comes first.
+    lines.sort_by_key(|line| line.marks.first().map_or(SIDES.len(), |(name, _)| place(name)));
+    lines
+}
+
+/// `null-32`: the name and the number.
+fn parts(name: &str) -> (&str, u32) {
+    let (name, number) = name.rsplit_once('-').unwrap_or((name, ""));
+    (name, number.parse().unwrap_or(0))
 }
 
 /// File, description, picture.
@@ -205,8 +225,8 @@ fn pictures(
             "path.svg",
             "time for a request on this machine, by path and requests in flight",
             "What the path costs",
-            "Time for each request over a device that does nothing (null-, isolated-) or copies 4 KiB (memory-); the number is \
-             how many are in flight",
+            "Time for each request over a device that does nothing (null, isolated) or copies 4 KiB (memory); the number is how many \
+             are in flight",
             None,
             sides(results, &["null-", "isolated-", "memory-"]),
             Unit::Time,
@@ -231,8 +251,7 @@ fn pictures(
 
 #[cfg(test)]
 mod tests {
-    use super::super::figure::Side;
-    use super::super::judge::{Verdict, judge};
+    use super::super::judge::judge;
     use super::super::rows::CRITERIA;
     use super::*;
 
@@ -286,6 +305,8 @@ mod tests {
         assert_eq!(files, ["gates.svg", "path.svg"]);
         assert!(pictures[0].2.contains("5: embedded, 1, beside io_uring NOP"));
         assert_eq!(margins(&judgements).len(), 2);
+        let lines: Vec<String> = sides(&results, &["null-"]).into_iter().map(|line| line.name).collect();
+        assert_eq!(lines, ["null, 1", "null, 128"]);
     }
 
     #[test]

@@ -18,7 +18,9 @@ const WIDTH: f64 = 1280.0;
 /// Where the axis is.
 const PLOT: (f64, f64) = (400.0, 1180.0);
 const TOP: f64 = 150.0;
-const LINE: f64 = 34.0;
+/// Between two lines of one mark, and of several.
+const LINE: f64 = 30.0;
+const WIDE: f64 = 46.0;
 
 /// A picture to be.
 pub(super) struct Picture<'a> {
@@ -66,9 +68,11 @@ impl Picture<'_> {
     pub(super) fn svg(&self) -> String {
         let names = self.names();
         let legend = if names.len() > 1 { LINE } else { 0.0 };
+        let wide = self.lines.iter().any(|line| line.marks.len() > 1);
+        let between = if wide { WIDE } else { LINE };
         let top = TOP + legend;
         #[expect(clippy::cast_precision_loss, reason = "some dozens")]
-        let bottom = top + LINE * self.lines.len() as f64;
+        let bottom = top + between * self.lines.len() as f64;
         let mut canvas = Canvas::new(WIDTH, bottom + 92.0);
         canvas.text((24.0, 48.0), Anchor::Start, "title", self.title);
         canvas.text((24.0, 78.0), Anchor::Start, "subtitle", self.subtitle);
@@ -94,16 +98,19 @@ impl Picture<'_> {
         }
         for (number, line) in self.lines.iter().enumerate() {
             #[expect(clippy::cast_precision_loss, reason = "some dozens")]
-            let y = top + LINE * (number as f64 + 0.5);
+            let y = top + between * (number as f64 + 0.5);
             canvas.text((PLOT.0 - 16.0, y + 5.0), Anchor::End, "name", &line.name);
             canvas.grid((PLOT.0, y), (PLOT.1, y));
-            for (side, spread) in &line.marks {
-                let ink = Ink::number(names.iter().position(|name| name == side).unwrap_or(0));
-                canvas.line(&[(axis.at(spread.low), y), (axis.at(spread.high), y)], ink);
-                canvas.mark((axis.at(spread.median), y), ink);
+            let ink = |side: &str| Ink::number(names.iter().position(|name| *name == side).unwrap_or(0));
+            for (at, (side, spread)) in line.marks.iter().enumerate() {
+                // Beside one another, so that no spread hides another.
+                #[expect(clippy::cast_precision_loss, reason = "a few")]
+                let y = y + 5.0 * (at as f64 - (line.marks.len() as f64 - 1.0) / 2.0);
+                canvas.line(&[(axis.at(spread.low), y), (axis.at(spread.high), y)], ink(side));
+                canvas.mark((axis.at(spread.median), y), ink(side));
             }
-            if let ([(_, spread)], 1) = (&line.marks[..], names.len()) {
-                canvas.value((PLOT.1 + 12.0, y + 5.0), &self.unit.write(spread.median), Ink::number(0));
+            if let [(side, spread)] = &line.marks[..] {
+                canvas.value((PLOT.1 + 12.0, y + 5.0), &self.unit.write(spread.median), ink(side));
             }
         }
         canvas.finish()

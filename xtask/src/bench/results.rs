@@ -30,6 +30,9 @@ pub(crate) struct Kept {
     pub(crate) at: u64,
     /// The commit, with a plus if files differed from it.
     pub(crate) commit: String,
+    /// The load average of the minute before its end.
+    #[serde(default)]
+    pub(crate) load: f64,
     pub(crate) figure: Option<Figure>,
     /// Why there is none.
     pub(crate) trouble: Option<String>,
@@ -41,6 +44,12 @@ fn file() -> PathBuf {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Of the last minute (proc_loadavg(5)).
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
 
 /// What is checked out.
@@ -87,7 +96,7 @@ impl Results {
 
     fn put(&mut self, name: String, figure: Option<Figure>, trouble: Option<String>) {
         self.new.push(name.clone());
-        self.kept.insert(name, Kept { at: now(), commit: commit(), figure, trouble });
+        self.kept.insert(name, Kept { at: now(), commit: commit(), load: load(), figure, trouble });
     }
 
     /// A figure, or why there is none.
