@@ -141,6 +141,33 @@ fn rights_are_granted_and_revoked() {
 }
 
 #[test]
+fn limits_are_set_shown_and_cleared() {
+    let adapter = Adapter::start("emu:64M");
+    adapter.run(&["volume", "create", "v", "1M"]);
+    assert!(adapter.run(&["limit", "show"]).contains("portcullis limit set"));
+    let set = adapter.json(&["limit", "set", "v", "--iops", "2000", "--bandwidth", "100M"]);
+    assert_eq!((&set["volume"], &set["iops"]["rate"]), (&"v".into(), &2000.into()));
+    let text = adapter.run(&["limit", "set", "v", "--iops", "3000", "--iops-burst", "10"]);
+    assert!(text.contains("3000, 10 at once") && text.contains("100 MiB/s"), "the other one stays: {text}");
+    adapter.run(&["limit", "set", "--user", "root", "--weight", "50"]);
+    let shown = adapter.json(&["limit", "show"]);
+    assert_eq!((&shown[0]["bandwidth"]["rate"], &shown[1]["weight"]), (&(100 << 20).into(), &50.into()));
+    assert_eq!(shown[1]["user"], 0);
+    assert!(adapter.run(&["limit", "show"]).contains("user:root"));
+    assert!(adapter.run(&["volume", "show", "v"]).contains("at most 3000"));
+    assert_eq!(adapter.json(&["volume", "show", "v"])["iops"]["burst"], 10);
+    adapter.run(&["limit", "clear", "v"]);
+    adapter.run(&["limit", "clear", "--user", "root"]);
+    assert_eq!(adapter.json(&["limit", "show"]).as_array().unwrap().len(), 0);
+
+    assert!(adapter.fail(&["limit", "set", "v"]).contains("--iops"));
+    assert!(adapter.fail(&["limit", "set", "none", "--iops", "1"]).contains("E_NO_RESOURCE"));
+    assert!(adapter.fail(&["limit", "set", "--session", "99", "--iops", "1"]).contains("no session 99"));
+    let output = adapter.run_with(&["limit", "set", "v", "--user", "root", "--iops", "1"], b"");
+    assert_eq!(output.status.code(), Some(2), "one of them");
+}
+
+#[test]
 fn files_go_in_and_come_out_as_they_were() {
     let adapter = Adapter::start("emu:64M");
     adapter.run(&["volume", "create", "v", "4M"]);
