@@ -21,6 +21,9 @@ pub struct DirectoryCounters {
     pub evictions: u64,
 }
 
+/// So many segments stay in a processor's own cache: 256 KiB.
+const NEAR: u64 = 256;
+
 /// What a poller knows of one segment of the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -199,11 +202,12 @@ impl<S: SegmentSource> Directory<S> {
 
     /// A hint: brings nearer what a check of the key will read. Changes nothing and answers nothing.
     ///
-    /// It pays before several checks: their entries then come from memory all at once and not one after another.
+    /// It pays before several checks: their entries then come from memory all at once and not one after another. Of few
+    /// entries nothing is far.
     #[inline]
     pub fn prefetch(&self, key: Key) {
         let index = key.index().0;
-        if self.is_at_hand(segment_of(key)) {
+        if self.counters.fetches - self.counters.evictions > NEAR && self.is_at_hand(segment_of(key)) {
             // Nobody waits for what is loaded here.
             hint::black_box(self.entries[index as usize].shape());
             hint::black_box(self.active[index as usize]);

@@ -23,7 +23,7 @@ use crate::mailbox::Denial;
 const CANCEL_COST: usize = 8;
 
 /// Entries that are copied, and whose keys are looked for, before the first is decided.
-pub(super) const BATCH: usize = 8;
+pub(super) const BATCH: usize = 32;
 
 /// Entries that were taken from a queue.
 pub(super) struct Batch {
@@ -95,23 +95,18 @@ impl State {
     pub(super) fn take_batch(&mut self, index: usize, most: usize, allowance: &mut Allowance) -> Batch {
         let Self { ports, taken, directory, .. } = self;
         let Some(port) = ports[index].as_mut() else { return Batch { number: 0, end: End::Empty } };
-        let most = most.min(BATCH);
-        for (number, taken) in taken[..most].iter_mut().enumerate() {
-            if !allowance.is_left() {
-                return Batch { number, end: End::Full };
-            }
-            *taken = match port.ring.take() {
-                Ok(Some(entry)) => entry,
-                Ok(None) => return Batch { number, end: End::Empty },
-                Err(_) => return Batch { number, end: End::Violation },
-            };
-            allowance.take(taken);
-            directory.prefetch(Key(taken.key));
-            if taken.opcode == opcode::CANCEL {
-                return Batch { number: number + 1, end: End::Full };
-            }
+        let into = &mut taken[..most.min(BATCH)];
+        let (most, mut enough) = (into.len(), false);
+        let number = port.ring.take_into(into, |entry| {
+            directory.prefetch(Key(entry.key));
+            enough = !allowance.take(entry) || entry.opcode == opcode::CANCEL;
+            !enough
+        });
+        match number {
+            Ok(number) if enough || number == most => Batch { number, end: End::Full },
+            Ok(number) => Batch { number, end: End::Empty },
+            Err(_) => Batch { number: 0, end: End::Violation },
         }
-        Batch { number: most, end: End::Full }
     }
 
     /// Does what the first `number` entries that were copied ask for. Returns what it costs of the queue's share: 1 for each,

@@ -106,15 +106,16 @@ impl Allowance {
         self.spent.requests >= self.tokens.requests || self.spent.bytes >= self.tokens.bytes
     }
 
-    /// An entry was taken.
+    /// An entry was taken. Whether more may be.
     #[inline]
-    pub(super) fn take(&mut self, entry: &SubmissionEntry) {
+    pub(super) fn take(&mut self, entry: &SubmissionEntry) -> bool {
         if self.counted {
             let cost = Cost::of(entry);
             self.units_spent += cost.units;
             self.spent.requests += 1;
             self.spent.bytes += cost.bytes;
         }
+        self.is_left()
     }
 }
 

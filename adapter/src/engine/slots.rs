@@ -114,7 +114,7 @@ impl InFlight {
     }
 
     #[inline]
-    fn remove(&mut self, slot: u32) {
+    pub(super) fn remove(&mut self, slot: u32) {
         self.bits[(slot / 64) as usize] &= !(1 << (slot % 64));
         self.count -= 1;
     }
@@ -321,13 +321,14 @@ impl Slots {
         slot
     }
 
-    /// Ends the life of a slot, of which the device has nothing, and whose request has nothing any more.
+    /// Ends the life of a slot, of which the device has nothing, and whose request has nothing beside its grant. Its queue
+    /// still lists it. Gives the grant, which is to be released.
     #[inline]
-    pub(super) fn free(&mut self, number: u32, its: &mut InFlight) {
+    pub(super) fn free(&mut self, number: u32) -> Option<Grant> {
         let slot = &mut self.slots[number as usize];
         assert!(slot.outstanding == 0, "a request ends only when the device has ended all its pieces");
         assert!(
-            slot.state != SlotState::Free && slot.grant.is_none() && !slot.beside,
+            slot.state != SlotState::Free && !slot.beside,
             "a slot is freed once, when all was given back"
         );
         slot.state = SlotState::Free;
@@ -335,7 +336,7 @@ impl Slots {
         slot.next = self.free;
         self.free = number;
         self.used -= 1;
-        its.remove(number);
+        slot.grant.take()
     }
 
     #[inline]

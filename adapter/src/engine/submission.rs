@@ -126,13 +126,14 @@ impl State {
         let (slot, blocks) = self.slots.resolve(done.tag);
         let s = self.slots.get_mut(slot);
         s.outstanding -= 1;
-        s.progress_ns = self.now_ns;
         match done.status {
             DeviceStatus::OK => s.done += blocks,
             DeviceStatus::COMPARE_FAILURE => s.fail(Status::E_MISCOMPARE, done.status.0),
             status => s.fail(Status::E_DEVICE, status.0),
         }
-        if s.outstanding == 0 && s.state == SlotState::Running {
+        if s.outstanding != 0 {
+            s.progress_ns = self.now_ns;
+        } else if s.state == SlotState::Running {
             if s.beside { self.ended_all(slot) } else { self.end(slot, None) }
         }
     }
@@ -201,16 +202,17 @@ impl State {
     #[inline]
     fn end(&mut self, slot: u32, bytes: Option<u64>) {
         let Self { ports, slots, directory, .. } = self;
-        let s = slots.get_mut(slot);
-        let Some(port) = ports[s.port()].as_mut() else { unreachable!("a queue outlives its requests") };
+        let s = slots.get(slot);
+        let (index, done, user_data) = (s.port(), u64::from(s.done), s.user_data);
+        let (status, device_status) = (s.status, s.device_status);
         let mut blocks = 0;
-        if let Some(grant) = s.grant.take() {
-            blocks = u64::from(s.done) << grant.block_shift();
+        if let Some(grant) = slots.free(slot) {
+            blocks = done << grant.block_shift();
             directory.release(grant);
         }
         let bytes = u32::try_from(bytes.unwrap_or(blocks)).unwrap_or(u32::MAX);
-        let (user_data, status, device_status) = (s.user_data, s.status, s.device_status);
-        slots.free(slot, &mut port.in_flight);
+        let Some(port) = ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
+        port.in_flight.remove(slot);
         port.complete(user_data, status, bytes, device_status);
     }
 

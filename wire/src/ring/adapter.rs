@@ -169,33 +169,55 @@ impl<M: QueueMemory> AdapterEnd<M> {
         }
     }
 
-    /// Copies the next announced request out of the shared memory, once, and reserves the slot of its completion.
-    /// `None`: nothing more is announced, no completion slot is free, or the queue is in the error state.
+    /// Copies the next announced request out of the shared memory, as [`Self::take_into`] does.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn take(&mut self) -> Result<Option<SubmissionEntry>, Violation> {
+        let mut one = [SubmissionEntry::default()];
+        let number = self.take_into(&mut one, |_| false)?;
+        Ok((number != 0).then_some(one[0]))
+    }
+
+    /// Copies announced requests out of the shared memory, each once, and reserves the slots of their completions: as many
+    /// as are there, as `into` has room for, and as completion slots are known to be free or turn out to be; none in the
+    /// error state. `goes_on` sees each copy and says whether another one is wanted. Gives how many they are.
     ///
     /// Each request given out must be completed, exactly once, in any order.
     ///
     /// # Errors
     /// [`Violation`], found where completion room had to be asked for; nothing was taken.
     #[inline]
-    pub fn take(&mut self) -> Result<Option<SubmissionEntry>, Violation> {
+    pub fn take_into(
+        &mut self,
+        into: &mut [SubmissionEntry],
+        mut goes_on: impl FnMut(&SubmissionEntry) -> bool,
+    ) -> Result<usize, Violation> {
         if self.failed || self.waiting() == 0 {
-            return Ok(None);
+            return Ok(0);
         }
         if self.room() == 0 {
             self.consumed = self.read_consumed()?;
-            if self.room() == 0 {
-                return Ok(None);
+        }
+        let most = (self.waiting().min(self.room()) as usize).min(into.len());
+        let mut number = 0;
+        for entry in &mut into[..most] {
+            let slot = advance(self.taken, number) as usize; // The memory comes round by itself.
+            // Relaxed: the Acquire load of the tail came before. Each word is read exactly once.
+            let words: SubmissionWords =
+                core::array::from_fn(|i| self.memory.sq_word(slot, i).load(Ordering::Relaxed));
+            *entry = zerocopy::transmute!(words);
+            number += 1;
+            if !goes_on(entry) {
+                break;
             }
         }
-        let slot = self.entries.slot(self.taken);
-        // Relaxed: the Acquire load of the tail came before. Each word is read exactly once.
-        let words: SubmissionWords =
-            core::array::from_fn(|i| self.memory.sq_word(slot, i).load(Ordering::Relaxed));
-        self.taken = advance(self.taken, 1);
+        self.taken = advance(self.taken, number);
         if self.waiting() != 0 {
             self.memory.prefetch(self.entries.slot(self.taken));
         }
-        Ok(Some(zerocopy::transmute!(words)))
+        Ok(number as usize)
     }
 
     /// The application's count of consumed completions, if it can be true.
@@ -226,7 +248,7 @@ impl<M: QueueMemory> AdapterEnd<M> {
             sq_head: self.taken,
         };
         let words: CompletionWords = zerocopy::transmute!(entry);
-        let slot = self.entries.slot(self.posted);
+        let slot = self.posted as usize; // The memory comes round by itself.
         for (i, word) in words.into_iter().enumerate().take(3) {
             self.memory.cq_word(slot, i).store(word, Ordering::Relaxed);
         }

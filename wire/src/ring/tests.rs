@@ -247,6 +247,34 @@ fn no_request_is_taken_without_room_for_its_completion() {
     }
 }
 
+/// Several at once: in order, each once, no more than there is room for on either side, and none behind the last wanted.
+#[test]
+fn several_requests_are_taken_at_once() {
+    let (mut application, mut adapter) = pair(8);
+    let mut into = [SubmissionEntry::default(); 4];
+    let taken = |into: &[SubmissionEntry]| into.iter().map(|entry| entry.user_data).collect::<Vec<_>>();
+    push(&mut application, 1..=8);
+    application.ring();
+    assert_eq!(adapter.take_into(&mut into, |_| true), Ok(0), "nothing that was not seen to be announced");
+    adapter.poll_doorbell().unwrap();
+    assert_eq!(adapter.take_into(&mut [], |_| true), Ok(0));
+    assert_eq!(adapter.take_into(&mut into, |entry| entry.user_data != 2), Ok(2));
+    assert_eq!((taken(&into[..2]), adapter.waiting()), (vec![1, 2], 6));
+    assert_eq!(adapter.take_into(&mut into, |_| true), Ok(4));
+    assert_eq!(taken(&into), [3, 4, 5, 6]);
+    assert_eq!(adapter.take_into(&mut into, |_| true), Ok(2), "there are no more");
+    (1..=8).for_each(|user_data| adapter.complete(&Completion::ok(user_data, 0)));
+    announce(&mut application, 16);
+    adapter.poll_doorbell().unwrap();
+    assert_eq!(adapter.take_into(&mut into, |_| true), Ok(0), "no completion was consumed");
+    (0..3).for_each(|_| assert!(application.pop().is_some()));
+    assert_eq!(adapter.take_into(&mut into, |_| true), Ok(3));
+    assert_eq!((adapter.waiting(), adapter.room(), adapter.in_flight()), (5, 0, 3));
+    adapter.fail();
+    application.pop().unwrap();
+    assert_eq!(adapter.take_into(&mut into, |_| true), Ok(0), "none in the error state");
+}
+
 #[test]
 fn a_consumed_count_that_cannot_be_true_is_a_violation() {
     for said in [5, u32::MAX, 1 << 31] {
@@ -398,7 +426,7 @@ impl QueueMemory for Watched<'_> {
         self.queue.cq_wait()
     }
     fn sq_word(&self, slot: usize, i: usize) -> &AtomicU64 {
-        self.reads.borrow_mut().push(format!("sq {slot} {i}"));
+        self.reads.borrow_mut().push(format!("sq {} {i}", slot % 2));
         self.queue.sq_word(slot, i)
     }
     fn cq_word(&self, slot: usize, i: usize) -> &AtomicU64 {
