@@ -204,9 +204,9 @@ mod tests {
             let mut purses: Vec<Purse> = (0..engines).map(|_| Purse::new(limiter.clone())).collect();
             let mut used = vec![0; engines];
             let begin = 5_000 * MILLISECOND;
-            for step in 0..100_000u64 {
-                let now = begin + step * 10_000;
-                let at = step as usize % engines;
+            for step in 0..100_000 {
+                let now = begin + step as u64 * 10_000;
+                let at = step % engines;
                 // The second one is slow: it looks only now and then.
                 if at == 0 || step % 50 < 2 {
                     used[at] += use_all(&mut purses[at], now, 0, u64::MAX);
