@@ -140,9 +140,12 @@ impl Memory {
 
     /// The lines that are not what they were.
     fn changed(&mut self) -> Vec<usize> {
+        // All is read before anything is noted, which writes, too.
+        for (start, _, after) in &mut self.areas {
+            let _ = self.file.read_exact_at(after, *start as u64);
+        }
         let mut lines = Vec::new();
         for (start, before, after) in &mut self.areas {
-            let _ = self.file.read_exact_at(after, *start as u64);
             if before == after {
                 continue;
             }

@@ -87,14 +87,18 @@ const NONE: u32 = u32::MAX;
 /// The requests of one queue that have a slot: a bit for each slot of its engine.
 #[derive(Default)]
 pub(super) struct InFlight {
+    /// With [`MARGIN`] on both sides.
     bits: Box<[u64]>,
     count: u32,
 }
 
+/// So many words that are not used keep what another engine writes off their lines.
+const MARGIN: usize = 8;
+
 impl InFlight {
     /// Of an engine with so many slots.
     pub(super) fn new(slots: usize) -> Self {
-        Self { bits: vec![0; slots.div_ceil(64)].into(), count: 0 }
+        Self { bits: vec![0; MARGIN + slots.div_ceil(64) + MARGIN].into(), count: 0 }
     }
 
     #[inline]
@@ -109,25 +113,25 @@ impl InFlight {
 
     #[inline]
     fn insert(&mut self, slot: u32) {
-        self.bits[(slot / 64) as usize] |= 1 << (slot % 64);
+        self.bits[MARGIN + (slot / 64) as usize] |= 1 << (slot % 64);
         self.count += 1;
     }
 
     #[inline]
     pub(super) fn remove(&mut self, slot: u32) {
-        self.bits[(slot / 64) as usize] &= !(1 << (slot % 64));
+        self.bits[MARGIN + (slot / 64) as usize] &= !(1 << (slot % 64));
         self.count -= 1;
     }
 
     /// The first one from a slot on. To look at all of them, of which some may end meanwhile.
     pub(super) fn from(&self, slot: u32) -> Option<u32> {
-        let mut at = (slot / 64) as usize;
+        let mut at = MARGIN + (slot / 64) as usize;
         let mut word = self.bits.get(at)? & u64::MAX << (slot % 64);
         while word == 0 {
             at += 1;
             word = *self.bits.get(at)?;
         }
-        u32::try_from(at).ok().map(|at| at * 64 + word.trailing_zeros())
+        u32::try_from(at - MARGIN).ok().map(|at| at * 64 + word.trailing_zeros())
     }
 }
 
