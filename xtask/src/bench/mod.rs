@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures what is promised of speed, judges it, and writes docs/performance.md.
 //!
 //! [`rows`] has the promises, `benches` measures most of what they speak of, [`counted`] counts instructions by callgrind,
-//! [`in_guest`] measures beside the kernel's own driver, [`judge`] compares, [`page`] tells.
+//! [`in_guest`] measures beside the kernel's own driver, [`mod@judge`] compares, [`page`] tells.
 
 mod counted;
 mod criterion;

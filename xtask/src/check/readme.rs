@@ -96,7 +96,7 @@ fn names_of_tests() -> Result<HashSet<String>> {
     for file in tree::files()?.iter().filter(|file| file.extension().is_some_and(|end| end == "rs")) {
         let text = tree::read(file)?;
         let functions = text.split("fn ").skip(1);
-        let cases = text.split("name: \"").skip(1);
+        let cases = text.split("name: \"").skip(1).chain(text.split("Trial::test(\"").skip(1));
         let name = |rest: &str| {
             rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().map(str::to_owned)
         };

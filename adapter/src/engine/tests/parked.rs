@@ -79,7 +79,7 @@ fn a_queue_that_rang_just_before_is_not_parked() {
     let mut app = rig.app(1, 8, 0, Access::READ);
     rig.turns(MANY);
     rig.clock.0.fetch_add(1_000_000, Ordering::Relaxed);
-    while rig.engine.state.turns % CLOCK_INTERVAL != 0 {
+    while !rig.engine.state.turns.is_multiple_of(CLOCK_INTERVAL) {
         rig.turns(1);
     }
     assert!(!app.ring_for_a_read());
@@ -174,7 +174,7 @@ fn an_engine_sleeps_and_wakes_beside_parked_queues() {
         assert!(rig.engine.prepare_sleep(false));
         assert!(parked.ring_for_a_read() && active.ring_for_a_read(), "both wake it");
         rig.engine.end_sleep();
-        assert_eq!(rig.engine.unpark(parked.id), true);
+        assert!(rig.engine.unpark(parked.id));
         rig.turns(2);
         assert_eq!(parked.statuses(), [(1, Status::OK)]);
         assert_eq!(active.statuses(), [(1, Status::OK)]);
