@@ -17,8 +17,8 @@ use super::slots::InFlight;
 use super::{QueueId, State, touched};
 use crate::mailbox::{Moving, Ticket};
 
-/// A queue that gave nothing for so long is parked, unless told otherwise. Long enough that an application with one request at a time, which does
-/// something between two, is not.
+/// A queue that gave nothing for so long is parked, unless told otherwise. Long enough that an application with one request
+/// at a time, which does something between two, is not.
 const PARK_AFTER_NS: u64 = 500_000;
 
 /// A queue that is asked for is handed back within this time, or stays.
