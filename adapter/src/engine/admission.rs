@@ -47,14 +47,14 @@ impl State {
     /// the device is done with it.
     pub(super) fn end_unstarted(&mut self, index: usize, status: Status) {
         let slots = &self.slots;
-        let keep = |slot: &u32| slots.get(*slot).port() != index || slots.get(*slot).outstanding > 0;
+        let keep = |slot: &u32| slots.port(*slot) != index || slots.get(*slot).outstanding > 0;
         self.starved.retain(keep);
         self.held.retain(keep);
         self.gated.retain(keep);
         self.flush_next.retain(keep);
         self.throttle.retain(keep);
         let mut next = 0;
-        while let Some(slot) = self.ports[index].as_ref().and_then(|port| port.in_flight.from(next)) {
+        while let Some(slot) = self.slots.next_of(index, next) {
             next = slot + 1;
             self.slots.get_mut(slot).fail(status, 0);
             if self.slots.get(slot).outstanding == 0 {
@@ -148,7 +148,7 @@ impl State {
         let (Some(port), Some(entries)) = (ports[index].as_mut(), taken.get(at..number)) else {
             return (0, None);
         };
-        let mut begun = 0;
+        let (mut begun, mut granted) = (0, None);
         for entry in entries {
             let Some(request) = parse::plain(entry) else { break };
             let operation = match request.operation {
@@ -160,7 +160,10 @@ impl State {
                 break;
             }
             let Some(grant) = directory.check_plain(port.domain, &request) else { break };
-            let Some(piece) = directory.only_piece(&grant) else { return (begun, Some(grant)) };
+            let Some(piece) = directory.only_piece(&grant) else {
+                granted = Some(grant);
+                break;
+            };
             let most = queue.geometry().most_blocks(operation);
             #[allow(clippy::cast_possible_truncation)] // of what is no more than `most`
             let blocks = piece.blocks as u32;
@@ -168,12 +171,14 @@ impl State {
             let command =
                 block::Command { operation, lba: piece.lba.0, blocks, data: Iova(piece.iova.0), tag };
             if piece.blocks > u64::from(most) || queue.submit(&command).is_err() {
-                return (begun, Some(grant));
+                granted = Some(grant);
+                break;
             }
-            slots.allocate(index, entry.user_data, &mut port.in_flight).begin(grant, blocks, *now_ns);
+            slots.allocate(index, entry.user_data).begin(grant, blocks, *now_ns);
             begun += 1;
         }
-        (begun, None)
+        port.in_flight += begun;
+        (begun, granted)
     }
 
     /// The long way, for anything that an entry may ask for, and may be `granted` already. Returns what it costs of the
@@ -302,7 +307,8 @@ impl State {
                 unreachable!("a queue outlives its requests")
             };
             let slot = self.slots.next_free();
-            self.slots.allocate(asked.port, asked.user_data, &mut port.in_flight);
+            self.slots.allocate(asked.port, asked.user_data);
+            port.in_flight += 1;
             self.slots.note(slot, asked);
             slot
         })
@@ -348,9 +354,10 @@ impl State {
     #[cold]
     fn cancel(&mut self, index: usize, user_data: u64, target: u64) -> usize {
         let Some(port) = self.ports[index].as_ref() else { return 1 };
-        let cost = 1 + port.in_flight.len() / CANCEL_COST;
-        let all = std::iter::successors(port.in_flight.from(0), |slot| port.in_flight.from(slot + 1));
-        let Some(slot) = { all }.find(|&slot| self.slots.get(slot).user_data == target) else {
+        let cost = 1 + port.in_flight / CANCEL_COST;
+        let slots = &self.slots;
+        let mut all = std::iter::successors(slots.next_of(index, 0), |slot| slots.next_of(index, slot + 1));
+        let Some(slot) = all.find(|&slot| self.slots.get(slot).user_data == target) else {
             self.answer(index, user_data, Status::E_NOT_FOUND);
             return cost;
         };

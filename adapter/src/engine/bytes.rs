@@ -345,9 +345,9 @@ impl State {
         let Self { gates, ports, slots, directory, .. } = self;
         let some = gates.answer(|blocks| {
             let mut busy = false;
-            for port in ports.iter().flatten() {
+            for port in (0..ports.len()).filter(|&port| ports[port].is_some()) {
                 let mut next = 0;
-                while let Some(slot) = port.in_flight.from(next) {
+                while let Some(slot) = slots.next_of(port, next) {
                     next = slot + 1;
                     if slots.get(slot).writes_to(blocks, directory) {
                         slots.beside_mut(slot).delays = true;

@@ -10,7 +10,6 @@ use wire::ring::{AdapterEnd, Completion};
 use wire::view::{QueueMemory, QueueView};
 
 use super::share::Terms;
-use super::slots::InFlight;
 use crate::mailbox::{DenialGate, Moving, Ticket};
 
 /// Names a queue for the life of the adapter.
@@ -60,7 +59,7 @@ pub struct Port {
     pub(super) ring: AdapterEnd<QueueView>,
     pub(super) state: PortState,
     /// Its admitted requests.
-    pub(super) in_flight: InFlight,
+    pub(super) in_flight: usize,
     /// The application sleeps and has completions.
     pub(super) wake_due: bool,
     /// Of its user.
@@ -85,7 +84,7 @@ impl Port {
             domain,
             ring: AdapterEnd::new(view, entries),
             state: PortState::Ready,
-            in_flight: InFlight::default(),
+            in_flight: 0,
             wake_due: false,
             gate: Arc::default(),
             attention: super::schedule::Attention::default(),

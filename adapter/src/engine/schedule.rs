@@ -13,7 +13,6 @@ use wire::Status;
 
 use super::admission::{BATCH, End};
 use super::port::{Port, PortState};
-use super::slots::InFlight;
 use super::{QueueId, State, touched};
 use crate::mailbox::{Moving, Ticket};
 
@@ -97,7 +96,6 @@ impl State {
         let Schedule { active, parked, by_id, due, .. } = &mut self.schedule;
         port.attention = Attention { parked: false, at: active.len(), used_ns: self.now_ns, completed: 0 };
         port.ring.set_need_wake(false);
-        port.in_flight = InFlight::new(self.slots.count());
         port.account = self.shares.join(port.session, &port.terms, index);
         active.push(index);
         // So that no turn has to make room.
@@ -182,7 +180,7 @@ impl State {
     fn is_idle(&mut self, index: usize) -> bool {
         let (now_ns, after) = (self.now_ns, self.schedule.park_after_ns);
         let port = self.port(index);
-        let waits = port.is_served() && port.in_flight.is_empty() && !port.has_news();
+        let waits = port.is_served() && port.in_flight == 0 && !port.has_news();
         let completed = port.completed();
         let attention = &mut port.attention;
         if !waits || completed != attention.completed {
@@ -301,7 +299,7 @@ impl State {
     fn part_with(&mut self, index: usize) -> bool {
         let now_ns = self.now_ns;
         let port = self.port(index);
-        let goes = port.in_flight.is_empty() && !port.wake_due;
+        let goes = port.in_flight == 0 && !port.wake_due;
         let is_late = matches!(port.state, PortState::Leaving(_, until) if now_ns > until);
         if goes || is_late {
             match std::mem::replace(&mut port.state, PortState::Ready) {
@@ -397,12 +395,12 @@ impl State {
     #[cold]
     fn has_its_part(&self, index: usize, burst: usize, full: bool) -> bool {
         let Some(port) = self.ports[index].as_ref() else { return true };
-        let (has, queues) = (port.in_flight.len(), self.shares.ports(port.account));
+        let (has, queues) = (port.in_flight, self.shares.ports(port.account));
         // Each queue may have a burst of requests waiting for the device, so that its cancels are still seen; where others
         // have something in flight, too, all queues of a session together. The rest waits in the application's own queues and
         // delays nobody.
         if full {
-            let of = |&port: &usize| self.ports[port].as_ref().map_or(0, |port| port.in_flight.len());
+            let of = |&port: &usize| self.ports[port].as_ref().map_or(0, |port| port.in_flight);
             let alone = queues.iter().map(of).sum::<usize>() == self.slots.used();
             let part = self.shares.weighted(port.account, burst) / queues.len();
             if has >= if alone { burst } else { part.max(1) } {

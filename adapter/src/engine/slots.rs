@@ -9,6 +9,7 @@ use tpt::{Grant, Key, Memory, Operation, RegionKey, Request};
 use wire::Status;
 
 use super::gates::Claim;
+use super::touched;
 
 /// Where an admitted request stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,57 +85,6 @@ pub(super) struct Beside {
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-/// The requests of one queue that have a slot: a bit for each slot of its engine.
-#[derive(Default)]
-pub(super) struct InFlight {
-    /// With [`MARGIN`] on both sides.
-    bits: Box<[u64]>,
-    count: u32,
-}
-
-/// So many words that are not used keep what another engine writes off their lines.
-const MARGIN: usize = 8;
-
-impl InFlight {
-    /// Of an engine with so many slots.
-    pub(super) fn new(slots: usize) -> Self {
-        Self { bits: vec![0; MARGIN + slots.div_ceil(64) + MARGIN].into(), count: 0 }
-    }
-
-    #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.count as usize
-    }
-
-    #[inline]
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    #[inline]
-    fn insert(&mut self, slot: u32) {
-        self.bits[MARGIN + (slot / 64) as usize] |= 1 << (slot % 64);
-        self.count += 1;
-    }
-
-    #[inline]
-    pub(super) fn remove(&mut self, slot: u32) {
-        self.bits[MARGIN + (slot / 64) as usize] &= !(1 << (slot % 64));
-        self.count -= 1;
-    }
-
-    /// The first one from a slot on. To look at all of them, of which some may end meanwhile.
-    pub(super) fn from(&self, slot: u32) -> Option<u32> {
-        let mut at = MARGIN + (slot / 64) as usize;
-        let mut word = self.bits.get(at)? & u64::MAX << (slot % 64);
-        while word == 0 {
-            at += 1;
-            word = *self.bits.get(at)?;
-        }
-        u32::try_from(at - MARGIN).ok().map(|at| at * 64 + word.trailing_zeros())
-    }
-}
-
 /// An admitted request.
 #[repr(align(64))]
 pub(super) struct Slot {
@@ -144,7 +94,6 @@ pub(super) struct Slot {
     pub(super) progress_ns: u64,
     /// The slot's number, and from bit 16 on how many requests were here before: in the tags of this one's commands.
     mark: u32,
-    port: u32,
     /// Of a free slot, the next free one.
     next: u32,
     /// Device blocks of the request, handed to the device, and ended well.
@@ -171,7 +120,6 @@ impl Slot {
             user_data: 0,
             progress_ns: 0,
             mark: number,
-            port: 0,
             next: NONE,
             blocks: 0,
             submitted: 0,
@@ -183,12 +131,6 @@ impl Slot {
             noted: false,
             beside: false,
         }
-    }
-
-    /// Its queue's port.
-    #[inline]
-    pub(super) fn port(&self) -> usize {
-        self.port as usize
     }
 
     /// What the tags of its commands begin with; the caller adds the command's blocks from bit 32.
@@ -249,6 +191,9 @@ impl Slot {
 /// A fixed number of slots. Each has a life count in its device tag, so that a tag never resolves to a later request.
 pub(super) struct Slots {
     slots: Box<[Slot]>,
+    /// Of each slot in use the port of its request's queue, else `NONE`: all together, so that the requests of a queue are
+    /// found by a look at few lines.
+    ports: Vec<u32>,
     asked: Box<[Asked]>,
     beside: Box<[Beside]>,
     /// The free one that was used last.
@@ -262,8 +207,11 @@ impl Slots {
         for (slot, next) in slots.iter_mut().zip(1..u32::from(count)) {
             slot.next = next;
         }
+        let mut ports = touched(slots.len());
+        ports.resize(slots.len(), NONE);
         Self {
             slots,
+            ports,
             asked: vec![NOTHING; usize::from(count)].into(),
             beside: (0..count).map(|_| Beside::default()).collect(),
             free: if count == 0 { NONE } else { 0 },
@@ -307,28 +255,42 @@ impl Slots {
         self.get(self.free).tag()
     }
 
-    /// Gives a request a slot. The caller saw [`Slots::has_room`].
+    /// Gives a request a slot. The caller saw [`Slots::has_room`], and counts it for its queue.
     #[inline]
-    pub(super) fn allocate(&mut self, port: usize, user_data: u64, its: &mut InFlight) -> &mut Slot {
+    pub(super) fn allocate(&mut self, port: usize, user_data: u64) -> &mut Slot {
         let number = self.free;
-        its.insert(number);
+        #[allow(clippy::cast_possible_truncation)] // a few thousand at the most
+        let port = port as u32;
+        self.ports[number as usize] = port;
         self.used += 1;
         let slot = &mut self.slots[number as usize];
         self.free = slot.next;
         // Field by field: what the last request left is as good as new where nothing is written.
-        #[allow(clippy::cast_possible_truncation)] // ports are counted in a vector
-        let port = port as u32;
-        (slot.port, slot.user_data) = (port, user_data);
+        slot.user_data = user_data;
         (slot.submitted, slot.done) = (0, 0);
         (slot.status, slot.device_status) = (Status::OK, 0);
         (slot.state, slot.noted, slot.beside) = (SlotState::Taken, false, false);
         slot
     }
 
-    /// Ends the life of a slot, of which the device has nothing, and whose request has nothing beside its grant. Its queue
-    /// still lists it. Gives the grant, which is to be released.
+    /// The port of the queue whose request has the slot.
     #[inline]
-    pub(super) fn free(&mut self, number: u32) -> Option<Grant> {
+    pub(super) fn port(&self, number: u32) -> usize {
+        self.ports[number as usize] as usize
+    }
+
+    /// The first slot from `number` on that a request of a queue has. To look at all of them, of which some may end
+    /// meanwhile.
+    pub(super) fn next_of(&self, port: usize, number: u32) -> Option<u32> {
+        let ports = self.ports.get(number as usize..)?;
+        let at = ports.iter().position(|&its| its as usize == port)?;
+        u32::try_from(at).ok().map(|at| number + at)
+    }
+
+    /// Ends the life of a slot, of which the device has nothing, and whose request has nothing beside its grant. Gives that,
+    /// which is to be released, and the port of its queue, which counts one less.
+    #[inline]
+    pub(super) fn free(&mut self, number: u32) -> (Option<Grant>, usize) {
         let slot = &mut self.slots[number as usize];
         assert!(slot.outstanding == 0, "a request ends only when the device has ended all its pieces");
         assert!(
@@ -340,7 +302,8 @@ impl Slots {
         slot.next = self.free;
         self.free = number;
         self.used -= 1;
-        slot.grant.take()
+        let port = std::mem::replace(&mut self.ports[number as usize], NONE);
+        (slot.grant.take(), port as usize)
     }
 
     #[inline]

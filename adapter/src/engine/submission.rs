@@ -203,16 +203,17 @@ impl State {
     fn end(&mut self, slot: u32, bytes: Option<u64>) {
         let Self { ports, slots, directory, .. } = self;
         let s = slots.get(slot);
-        let (index, done, user_data) = (s.port(), u64::from(s.done), s.user_data);
+        let (done, user_data) = (u64::from(s.done), s.user_data);
         let (status, device_status) = (s.status, s.device_status);
         let mut blocks = 0;
-        if let Some(grant) = slots.free(slot) {
+        let (grant, index) = slots.free(slot);
+        if let Some(grant) = grant {
             blocks = done << grant.block_shift();
             directory.release(grant);
         }
         let bytes = u32::try_from(bytes.unwrap_or(blocks)).unwrap_or(u32::MAX);
         let Some(port) = ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
-        port.in_flight.remove(slot);
+        port.in_flight -= 1;
         port.complete(user_data, status, bytes, device_status);
     }
 

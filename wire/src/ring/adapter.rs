@@ -194,13 +194,14 @@ impl<M: QueueMemory> AdapterEnd<M> {
         into: &mut [SubmissionEntry],
         mut goes_on: impl FnMut(&SubmissionEntry) -> bool,
     ) -> Result<usize, Violation> {
-        if self.failed || self.waiting() == 0 {
+        let wanted = (self.waiting() as usize).min(into.len());
+        if self.failed || wanted == 0 {
             return Ok(0);
         }
-        if self.room() == 0 {
+        if (self.room() as usize) < wanted {
             self.consumed = self.read_consumed()?;
         }
-        let most = (self.waiting().min(self.room()) as usize).min(into.len());
+        let most = wanted.min(self.room() as usize);
         let mut number = 0;
         for entry in &mut into[..most] {
             let slot = advance(self.taken, number) as usize; // The memory comes round by itself.

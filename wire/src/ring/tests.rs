@@ -270,6 +270,11 @@ fn several_requests_are_taken_at_once() {
     (0..3).for_each(|_| assert!(application.pop().is_some()));
     assert_eq!(adapter.take_into(&mut into, |_| true), Ok(3));
     assert_eq!((adapter.waiting(), adapter.room(), adapter.in_flight()), (5, 0, 3));
+    (0..2).for_each(|_| assert!(application.pop().is_some()));
+    assert_eq!(adapter.take_into(&mut into[..1], |_| true), Ok(1));
+    assert_eq!(adapter.room(), 1, "less than is wanted next");
+    application.pop().unwrap();
+    assert_eq!(adapter.take_into(&mut into, |_| true), Ok(2), "and more than was known to be free");
     adapter.fail();
     application.pop().unwrap();
     assert_eq!(adapter.take_into(&mut into, |_| true), Ok(0), "none in the error state");
