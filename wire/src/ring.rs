@@ -9,7 +9,7 @@
 //! |--------------------------------------|--------------------------------|-------------------------------------------------|
 //! | `tail` in [`ApplicationEnd::ring`]   | [`AdapterEnd::poll_doorbell`]  | entries are whole before they are taken         |
 //! | last word in [`AdapterEnd::complete`]| [`ApplicationEnd::pop`]        | a completion is whole before it is seen, and its request was copied before its slot is written again |
-//! | `cq_head` in [`ApplicationEnd::pop`] | [`AdapterEnd::take`]           | a completion was copied before its slot is written again |
+//! | `cq_head` in [`ApplicationEnd::pop`] | [`AdapterEnd::take_into`]      | a completion was copied before its slot is written again |
 //!
 //! The two sleeps are each a store, a SeqCst fence and a load on one side against a store, a SeqCst fence and a load on
 //! the other; one of the two loads sees the other side's store:
