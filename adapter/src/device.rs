@@ -135,6 +135,16 @@ pub struct Opened<Q: BlockQueue> {
     pub supervisor: Box<dyn Supervisor>,
 }
 
+impl<Q: BlockQueue> Opened<Q> {
+    /// Quiets a device on which nothing else was built: its queues go first.
+    pub fn shut_down(self) {
+        let Self { queues, disk, supervisor, .. } = self;
+        drop(queues);
+        drop(disk);
+        supervisor.shut_down();
+    }
+}
+
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{uri}: {reason}")]

@@ -119,11 +119,7 @@ impl<Q: BlockQueue> Driver<Q> {
 impl<Q: BlockQueue> Drop for Driver<Q> {
     fn drop(&mut self) {
         // What a failed run left in flight may still write to the memory: it goes after the device.
-        if let Some(Opened { queues, disk, supervisor, .. }) = self.device.take() {
-            drop(queues);
-            drop(disk);
-            supervisor.shut_down();
-        }
+        self.device.take().into_iter().for_each(Opened::shut_down);
         self.memory.clear();
     }
 }
