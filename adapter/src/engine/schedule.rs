@@ -249,8 +249,9 @@ impl State {
 
     /// Whether a turn would find something in a queue. Parked ones have asked to be woken.
     pub(super) fn has_rung(&self) -> bool {
-        let ports = self.schedule.unasked().filter_map(|&index| Some((index, self.ports[index].as_ref()?)));
-        ports.into_iter().any(|(index, port)| match port.state {
+        let mut ports =
+            self.schedule.unasked().filter_map(|&index| Some((index, self.ports[index].as_ref()?)));
+        ports.any(|(index, port)| match port.state {
             PortState::Ready => !self.is_throttled(index, port) && port.ring.has_rung(),
             PortState::Error => port.ring.has_rung(),
             PortState::Detaching(_) | PortState::Leaving(..) => false,

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use driver::block::BlockQueue;
-use tpt::{EntryIndex, Key, Operation, Request};
+use tpt::{EntryIndex, Key, Request};
 
 use super::limiter::{Limiter, Purse, Tokens};
 use super::slots::{Asked, SlotState};
@@ -14,10 +14,7 @@ use super::{State, touched};
 
 /// What a request costs the volume.
 fn tokens_of(request: &Request) -> Tokens {
-    let moves = matches!(
-        request.operation,
-        Operation::Read | Operation::Write { .. } | Operation::Compare | Operation::WriteBytes
-    );
+    let moves = request.operation.required_memory_access().is_some();
     Tokens { requests: 1, bytes: if moves { request.length } else { 0 } }
 }
 
