@@ -14,6 +14,7 @@
 mod catalog;
 mod error;
 pub mod fuzz;
+pub mod permission;
 mod probe;
 mod record;
 mod shadow;
