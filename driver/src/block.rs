@@ -4,8 +4,10 @@
 //! ([`BlockQueue::commit`]) and returns each exactly once from [`BlockQueue::poll`], in any order.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use crate::hal::Iova;
+use crate::hal::{Iova, Mapper};
 
 /// The shape of a device, fixed while it is open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,7 +143,8 @@ pub enum SubmitError {
     Down,
 }
 
-/// A device's own status. Zero is success; NVMe: status code type in bits 8..11, status code in bits 0..8.
+/// A device's own status. Zero is success; NVMe: status code type in bits 8..11, status code in bits 0..8; virtio-blk:
+/// bit 15, and the status byte in bits 0..8.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeviceStatus(pub u16);
 
@@ -160,6 +163,15 @@ impl DeviceStatus {
     /// controller was disabled or reset under it. Whether the device executed it is unknown.
     pub const ABORTED: Self = Self(0x0008);
 
+    /// What a status byte of virtio-blk other than OK is here: virtio's codes are not NVMe's, and are kept.
+    #[inline]
+    pub const fn virtio(status: u8) -> Self {
+        Self(Self::VIRTIO | status as u16)
+    }
+
+    /// Marks those.
+    const VIRTIO: u16 = 0x8000;
+
     /// Whether this is [`DeviceStatus::OK`].
     #[inline]
     pub const fn is_ok(self) -> bool {
@@ -175,6 +187,9 @@ impl fmt::Debug for DeviceStatus {
 
 impl fmt::Display for DeviceStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 & Self::VIRTIO != 0 {
+            return write!(f, "virtio-blk status {:02x}h", self.0 & 0xff);
+        }
         write!(f, "sct {:x}h sc {:02x}h", self.0 >> 8 & 7, self.0 & 0xff)
     }
 }
@@ -233,6 +248,86 @@ pub trait BlockQueue: Send {
     fn doorbells(&self) -> u64 {
         0
     }
+}
+
+/// How a reset is getting on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ResetProgress {
+    /// Not over: call again soon, after the queues were polled.
+    Pending,
+    /// The controller runs; its queues do after their next poll.
+    Done,
+    /// The controller is stopped for good.
+    Gone,
+    /// The controller can neither be disabled nor reset. It may still touch memory, so nothing outstanding ends.
+    /// [`BlockController::begin_reset`] tries again.
+    Stuck,
+}
+
+/// What a look at the controller shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Watch {
+    /// It runs.
+    Running,
+    /// It reports a fatal error, stopped on its own, or breaks the rules: it needs a reset.
+    Failed,
+    /// It said that its medium changed, and that is not as it was or cannot be asked for: a reset settles what becomes
+    /// of it.
+    Changed,
+    /// It is not there. A reset settles what becomes of it.
+    Absent,
+    /// A reset is going on.
+    Resetting,
+    /// It is stopped for good.
+    Gone,
+}
+
+/// What a device says of itself: printable ASCII.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Model {
+    /// What it is.
+    pub model: String,
+    /// Which of them it is.
+    pub serial: String,
+    /// Which firmware it runs.
+    pub firmware: String,
+}
+
+/// What every controller looks like to who looks after it: one thread, which may wait. Its queues belong to others.
+pub trait BlockController: Send {
+    /// What it has queues of.
+    type Queue: BlockQueue + 'static;
+
+    /// Hands out one of its queues, until there is none left, and what becomes readable when that interrupts.
+    fn take_queue(&mut self) -> Option<(Self::Queue, Option<OwnedFd>)>;
+
+    /// Which device this is.
+    fn model(&self) -> Model;
+
+    /// Its shape.
+    fn geometry(&self) -> &Geometry;
+
+    /// Maps memory for it.
+    fn mapper(&self) -> Arc<dyn Mapper>;
+
+    /// Looks whether it is well. To be called a few times a second.
+    fn watch(&mut self) -> Watch;
+
+    /// Starts a reset: queues take nothing from now on. Go on with [`BlockController::finish_reset`].
+    fn begin_reset(&mut self);
+
+    /// Takes a reset as far as it goes without waiting for queues. Queues have to be polled in the meantime: they end
+    /// what is outstanding once the controller has stopped. With no reset begun, says how the last one ended.
+    fn finish_reset(&mut self) -> ResetProgress;
+
+    /// Stops it for good. What is outstanding ends at the queues' next polls, and they are [`QueueState::Gone`].
+    ///
+    /// # Errors
+    /// If it cannot be stopped: then nothing outstanding ends.
+    fn shut_down(&mut self) -> Result<(), Box<dyn std::error::Error>>;
+
+    /// Completions so far that answered no command: late, doubled or forged.
+    fn anomalies(&self) -> u64;
 }
 
 /// Cuts `blocks` blocks from `lba` with data at `data` into commands that fit `geometry`.

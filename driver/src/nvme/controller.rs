@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::block::{BlockQueue, Geometry};
+use crate::block::{BlockController, BlockQueue, Geometry, Model, ResetProgress, Watch};
 use crate::hal::{Device, Mapper};
 use crate::spec::nvme::{AsyncEvent, Csts, EventNotices, IdentifyController, IdentifyNamespace, Vs, cns};
 
@@ -46,38 +46,6 @@ impl Options {
             admin_timeout: Duration::from_secs(10),
         }
     }
-}
-
-/// How a reset is getting on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ResetProgress {
-    /// Not over: call again soon, after the queues were polled.
-    Pending,
-    /// The controller runs; its queues do after their next poll.
-    Done,
-    /// The controller is stopped for good.
-    Gone,
-    /// The controller can neither be disabled nor reset. It may still touch memory, so nothing outstanding ends.
-    /// [`Controller::begin_reset`] tries again.
-    Stuck,
-}
-
-/// What a look at the controller shows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Watch {
-    /// It runs.
-    Running,
-    /// It reports a fatal error, or stopped on its own: it needs a reset.
-    Failed,
-    /// It said that its namespace changed, and the namespace is not as it was or cannot be asked for: a reset settles
-    /// what becomes of it.
-    Changed,
-    /// It is not there. A reset settles what becomes of it.
-    Absent,
-    /// A reset is going on.
-    Resetting,
-    /// It is stopped for good.
-    Gone,
 }
 
 /// Where a reset is.
@@ -440,6 +408,49 @@ impl<D: Device> Controller<D> {
             ResetProgress::Gone => Ok(()),
             _ => Err(NvmeError::Stuck),
         }
+    }
+}
+
+impl<D: Device> BlockController for Controller<D> {
+    type Queue = Queue<D::Registers>;
+
+    fn take_queue(&mut self) -> Option<(Self::Queue, Option<OwnedFd>)> {
+        let queue = Self::take_queue(self)?;
+        let interrupt = queue.interrupt_fd().and_then(|fd| fd.try_clone_to_owned().ok());
+        Some((queue, interrupt))
+    }
+
+    fn model(&self) -> Model {
+        let Identity { model, serial, firmware, .. } = self.identity().clone();
+        Model { model, serial, firmware }
+    }
+
+    fn geometry(&self) -> &Geometry {
+        Self::geometry(self)
+    }
+
+    fn mapper(&self) -> Arc<dyn Mapper> {
+        Self::mapper(self)
+    }
+
+    fn watch(&mut self) -> Watch {
+        Self::watch(self)
+    }
+
+    fn begin_reset(&mut self) {
+        Self::begin_reset(self);
+    }
+
+    fn finish_reset(&mut self) -> ResetProgress {
+        Self::finish_reset(self)
+    }
+
+    fn shut_down(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(self.shutdown()?)
+    }
+
+    fn anomalies(&self) -> u64 {
+        Self::anomalies(self)
     }
 }
 

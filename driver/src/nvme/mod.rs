@@ -33,7 +33,6 @@ mod link;
 mod prp;
 mod queue;
 mod sgl;
-mod shared;
 mod slots;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,6 @@
 //! The modules below this one make every system call of the device side; drivers need none.
 
 mod bar;
-mod config;
 mod error;
 mod function;
 mod info;
@@ -29,13 +28,13 @@ use vfio_bindings::bindings::vfio::{
 use vfio_ioctls::{VfioContainer, VfioRegionInfoCap};
 
 use self::bar::{Region, Span};
-use self::config::Config;
 use self::function::{Function, Roots};
 use crate::hal::{Device, Mapper};
+use crate::pci::{self as config, Config};
 use crate::spec::pci;
 
 pub use self::bar::Bar;
-pub use self::config::{DeviceClass, PciId};
+pub use crate::pci::{DeviceClass, PciId};
 pub use self::error::VfioError;
 pub use self::function::PciAddress;
 pub use self::info::IommuInfo;

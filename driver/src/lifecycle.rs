@@ -1,10 +1,10 @@
-//! What a controller and its queues tell each other: one word of state down, one epoch per queue up.
+//! What a controller of any kind and its queues tell each other: one word of state down, one epoch per queue up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the controller is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// Queues exist and take commands.
     Running,
     /// It failed or is being reset, and may still touch memory.
@@ -17,14 +17,14 @@ pub(super) enum Phase {
 
 /// A phase, and how often the controller has been reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct State(u64);
+pub(crate) struct State(u64);
 
 impl State {
-    pub(super) const fn new(phase: Phase, epoch: u64) -> Self {
+    pub(crate) const fn new(phase: Phase, epoch: u64) -> Self {
         Self(epoch << 2 | phase as u64)
     }
 
-    pub(super) const fn phase(self) -> Phase {
+    pub(crate) const fn phase(self) -> Phase {
         match self.0 & 3 {
             0 => Phase::Running,
             1 => Phase::Stopping,
@@ -33,7 +33,7 @@ impl State {
         }
     }
 
-    pub(super) const fn epoch(self) -> u64 {
+    pub(crate) const fn epoch(self) -> u64 {
         self.0 >> 2
     }
 }
@@ -46,56 +46,68 @@ struct Report {
     clean: AtomicU64,
     /// Completions that answered nothing.
     anomalies: AtomicU64,
+    /// One more than the epoch in which it found that its device breaks the rules; 0 for none.
+    broken: AtomicU64,
 }
 
 const LET_GO: u64 = u64::MAX;
 
 /// Written by the controller alone, but for the reports.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     state: AtomicU64,
     reports: Box<[Report]>,
 }
 
 impl Shared {
     /// Stopped, in epoch 0, for `queues` queues, which are clean.
-    pub(super) fn new(queues: u16) -> Self {
+    pub(crate) fn new(queues: u16) -> Self {
         let reports = (0..queues).map(|_| Report::default()).collect();
         Self { state: AtomicU64::new(State::new(Phase::Stopped, 0).0), reports }
     }
 
     /// Acquire, with the Release in `set`: who sees `Stopped` sees all that the controller's owner saw before.
     #[inline]
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         State(self.state.load(Ordering::Acquire))
     }
 
-    pub(super) fn set(&self, phase: Phase, epoch: u64) {
+    pub(crate) fn set(&self, phase: Phase, epoch: u64) {
         self.state.store(State::new(phase, epoch).0, Ordering::Release);
     }
 
     /// A queue is clean for `epoch`. Release, with the Acquire in `all_clean`: its memory is initialised.
-    pub(super) fn report_clean(&self, index: usize, epoch: u64) {
+    pub(crate) fn report_clean(&self, index: usize, epoch: u64) {
         self.reports[index].clean.store(epoch, Ordering::Release);
     }
 
     /// A queue has no owner any more: nobody waits for it.
-    pub(super) fn report_let_go(&self, index: usize) {
+    pub(crate) fn report_let_go(&self, index: usize) {
         self.reports[index].clean.store(LET_GO, Ordering::Release);
     }
 
-    pub(super) fn is_let_go(&self, index: usize) -> bool {
+    pub(crate) fn is_let_go(&self, index: usize) -> bool {
         self.reports[index].clean.load(Ordering::Acquire) == LET_GO
     }
 
-    pub(super) fn all_clean(&self, epoch: u64) -> bool {
+    pub(crate) fn all_clean(&self, epoch: u64) -> bool {
         self.reports.iter().all(|report| report.clean.load(Ordering::Acquire) >= epoch)
     }
 
-    pub(super) fn count_anomaly(&self, index: usize) {
+    /// A queue can make no sense of what its device says in `epoch`: nothing more of it ends before a reset.
+    pub(crate) fn report_broken(&self, index: usize, epoch: u64) {
+        self.reports[index].broken.store(epoch.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Whether any queue has said so of this epoch.
+    pub(crate) fn any_broken(&self, epoch: u64) -> bool {
+        self.reports.iter().any(|report| report.broken.load(Ordering::Acquire) == epoch.wrapping_add(1))
+    }
+
+    pub(crate) fn count_anomaly(&self, index: usize) {
         self.reports[index].anomalies.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn anomalies(&self) -> u64 {
+    pub(crate) fn anomalies(&self) -> u64 {
         self.reports.iter().map(|report| report.anomalies.load(Ordering::Relaxed)).sum()
     }
 }
