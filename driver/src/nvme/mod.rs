@@ -37,7 +37,10 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-pub use controller::{Controller, Options, ResetProgress, Watch};
+use crate::lifecycle as shared;
+
+pub use crate::block::{ResetProgress, Watch};
+pub use controller::{Controller, Options};
 pub use error::NvmeError;
 pub use identity::{Health, Identity};
 pub use queue::Queue;
