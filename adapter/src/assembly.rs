@@ -161,6 +161,7 @@ pub fn build<Q: BlockQueue + 'static>(
     let storage = Storage::start(store, &uri, INSTANCES_STOCK)?;
     let mut tables = Tables::new(options.tables, Control::first_instance(&storage));
     tables.set_instance_ceiling(storage.instance_ceiling());
+    crate::resident::in_large_pages(tables.published().addresses());
 
     let gates = Gates::new(queues.len());
     let bounces = bounces(&*mapper, queues.len(), geometry.block_shift);
@@ -176,6 +177,7 @@ pub fn build<Q: BlockQueue + 'static>(
     for (number, (queue, interrupt)) in queues.into_iter().enumerate() {
         let shared = Arc::new(PollerShared::default());
         let directory = Directory::new(tables.published(), options.resident_segments);
+        crate::resident::in_large_pages(directory.addresses());
         let mut new = Engine::new(queue, clock, directory, shared.clone(), options.requests);
         new.set_device_timeout(options.device_timeout);
         gates.iter().for_each(|gates| new.set_gates(gates.clone()));

@@ -5,7 +5,7 @@
 //! - [`control`]: sessions, grants, regions, queues, volumes; owner of the tables.
 //! - [`server`]: the control socket. [`embedded`]: the same without one, in the caller's process.
 //! - [`device`]: from a URI to a device with queues. [`storage`]: the store's thread.
-//! - [`daemon`]: all of it in a process of its own.
+//! - [`daemon`]: all of it in a process of its own. [`resident`]: where its memory lies.
 #![deny(unsafe_code)]
 
 pub mod assembly;
@@ -17,7 +17,7 @@ pub mod engine;
 pub mod mailbox;
 mod memory;
 pub mod poller;
-mod resident;
+pub mod resident;
 pub mod server;
 mod signals;
 pub mod storage;

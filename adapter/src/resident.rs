@@ -1,5 +1,8 @@
-//! What a turn needs is in memory before the first one, so that none waits for the kernel to bring a page.
-#![allow(unsafe_code)] // one call of madvise that changes nothing
+//! What a turn needs is in memory before the first one, so that none waits for the kernel to bring a page, and lies in few
+//! pages, so that none waits long for the processor to find one.
+#![allow(unsafe_code)] // calls of madvise that change nothing of what memory holds
+
+use std::ops::Range;
 
 /// Has the kernel map all code of this process now, and not when a thread that must not wait first runs it.
 pub(crate) fn map_code() {
@@ -24,3 +27,21 @@ pub(crate) fn touch_stack() {
 
 /// No turn comes near it.
 const STACK: usize = 128 << 10;
+
+/// Of a page of the next size: on x86-64 and, with pages of 4 KiB, on AArch64.
+const LARGE: usize = 2 << 20;
+
+/// Asks the kernel to have what lies between these addresses in large pages now (`MADV_COLLAPSE`, Linux 6.1), as far as whole
+/// ones fit: of tables of megabytes nearly every read at random would look for its page in memory, too. A kernel that
+/// cannot, or has none left, leaves them as they are.
+pub fn in_large_pages(memory: impl IntoIterator<Item = Range<usize>>) {
+    for Range { start, end } in memory {
+        let (start, end) = (start.next_multiple_of(LARGE), end / LARGE * LARGE);
+        if start < end {
+            let start = std::ptr::without_provenance_mut(start);
+            // SAFETY: the kernel copies pages to larger ones at the same addresses, and the memory is as it was; a range
+            // that is not mapped is an error.
+            let _ = unsafe { libc::madvise(start, end - start.addr(), libc::MADV_COLLAPSE) };
+        }
+    }
+}

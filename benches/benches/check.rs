@@ -7,8 +7,9 @@
 //!
 //! What it does not show: a grant of more than one range, of which what lies beyond the first is found in the LBA table; a
 //! table larger than what a poller keeps pointers to; and a control plane at work. The tables are in one process's memory, in
-//! pages of the size that the kernel gives, and where those lie makes a fifth of difference between two runs of a million
-//! entries, on either side. The release follows the check at once, on warm lines, where the engine waits for the device.
+//! large pages as an adapter asks for them, the bare index alike, and where those lie makes a difference between two runs of a
+//! million entries, on either side. The release follows the check at once, on warm lines, where the engine waits for the
+//! device.
 
 use std::env;
 

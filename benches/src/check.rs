@@ -19,9 +19,11 @@
 //!   counts, the device block and [`Directory::release`].
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::time::Instant;
 use std::{fs, io};
 
+use adapter::resident::in_large_pages;
 use tpt::{
     Access, Denied, Directory, Domain, EntryIndex, GrantSpec, Iova, Key, KeyInstance, LbaRange, Limits,
     Memory, Operation, RegionKey, RegionSpec, Request, SEGMENT_ENTRIES, Tables,
@@ -365,7 +367,13 @@ impl Rig {
             whole.0
         };
         let (table, whole) = (Table(directory()), Whole(directory()));
-        Self { entries, bare: Bare((0..entries).map(record).collect()), table, whole, region, tables }
+        let bare: Box<[Record]> = (0..entries).map(record).collect();
+        // As an adapter has them, and the peer alike.
+        in_large_pages(tables.published().addresses());
+        in_large_pages([&table.0, &whole.0].into_iter().flat_map(Directory::addresses));
+        let Range { start, end } = bare.as_ptr_range();
+        in_large_pages(std::iter::once(start.addr()..end.addr()));
+        Self { entries, bare: Bare(bare), table, whole, region, tables }
     }
 
     /// So many requests of a scene, each decided by the subject.

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;
 use core::hint;
+use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::published::{self, Entry, Extent, LbaEntry, NONE, Region, Segment, Stage, extent};
@@ -437,6 +438,11 @@ impl<S: SegmentSource> Directory<S> {
     /// How large the tables are.
     pub fn limits(&self) -> crate::Limits {
         self.published.limits
+    }
+
+    /// Between which addresses its counts and pointers lie: for who would have them in larger pages.
+    pub fn addresses(&self) -> [Range<usize>; 2] {
+        [published::addresses(&self.active), published::addresses(&self.pointers)]
     }
 
     /// What it did so far.

@@ -31,6 +31,7 @@ use alloc::sync::Arc;
 #[cfg(any(test, feature = "oracle"))]
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 use crate::{Access, Domain, Key, KeyInstance, Limits, Memory, Operation};
@@ -394,6 +395,12 @@ impl SegmentSource for Published {
     }
 }
 
+/// Between which addresses `memory` lies.
+pub(crate) fn addresses<T>(memory: &[T]) -> Range<usize> {
+    let Range { start, end } = memory.as_ptr_range();
+    start.addr()..end.addr()
+}
+
 impl Published {
     pub(crate) fn new(limits: Limits) -> Self {
         let segments = limits.entries.div_ceil(SEGMENT_ENTRIES);
@@ -416,6 +423,11 @@ impl Published {
     /// How large the tables are.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Between which addresses the tables lie that checks read at random: for who would have them in larger pages.
+    pub fn addresses(&self) -> [Range<usize>; 3] {
+        [addresses(&self.entries), addresses(&self.lba), addresses(&self.regions)]
     }
 
     pub(crate) fn segment_count(&self) -> usize {
