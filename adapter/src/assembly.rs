@@ -238,6 +238,10 @@ impl Supervisor for Outlasting {
         self.supervisor.tend(stuck)
     }
 
+    fn read_health(&mut self) -> Option<Result<wire::control::HealthInfo, String>> {
+        self.supervisor.read_health()
+    }
+
     fn shut_down(self: Box<Self>) {
         self.supervisor.shut_down(); // Then the memory goes.
     }

@@ -128,6 +128,9 @@ fn run((server, mut supervisor): Prepared, stop: BorrowedFd<'_>) -> Result<(), S
     let mut tended = Instant::now();
     let mut health = Health::Running;
     let mut tend = |control: &mut Control, now: Instant| {
+        if control.wants_health() {
+            control.tell_health(supervisor.read_health());
+        }
         if health != Health::Resetting && now.saturating_duration_since(tended) < TEND {
             return;
         }

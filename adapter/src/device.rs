@@ -9,6 +9,7 @@ use std::sync::Arc;
 use driver::block::{BlockQueue, Geometry};
 use driver::disk::Disk;
 use driver::hal::Mapper;
+use wire::control::HealthInfo;
 
 pub mod emu;
 pub mod null;
@@ -113,6 +114,11 @@ pub enum Health {
 pub trait Supervisor: Send {
     /// Called a few times a second, and every millisecond during a reset. With `stuck` some command does not come back.
     fn tend(&mut self, stuck: bool) -> Health;
+    /// Reads what the device says of its health; `None` if it is of a kind that keeps no such log. The error says why it
+    /// could not be read now.
+    fn read_health(&mut self) -> Option<Result<HealthInfo, String>> {
+        None
+    }
     /// Quiets the device. Its queues are gone by now.
     fn shut_down(self: Box<Self>);
 }

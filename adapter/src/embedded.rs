@@ -169,6 +169,9 @@ impl Inner {
     }
 
     fn tend(&mut self) {
+        if self.control.wants_health() {
+            self.control.tell_health(self.supervisor.as_mut().and_then(|s| s.read_health()));
+        }
         let now = Instant::now();
         let every = if self.resetting { TEND_RESET } else { TEND };
         if now.saturating_duration_since(self.tended) >= every {

@@ -56,6 +56,6 @@ pub use volume::Volume;
 pub use wire;
 pub use wire::Status;
 pub use wire::control::{
-    DeviceInfo, GrantInfo, LimitChange, LimitInfo, Limited, Limits, MAX_NAME, Rate, Rates, SessionInfo,
-    Statistics, Subject, VolumeInfo,
+    DeviceInfo, ErrorInfo, GrantInfo, HealthInfo, LimitChange, LimitInfo, Limited, Limits, MAX_NAME, Rate,
+    Rates, SessionInfo, Statistics, Subject, VolumeInfo,
 };

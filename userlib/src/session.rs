@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wire::Status;
-use wire::control::{DeviceInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo, Welcome};
+use wire::control::{DeviceInfo, HealthInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo, Welcome};
 
 use crate::access::Access;
 use crate::error::Error;
@@ -435,6 +435,27 @@ impl Session {
     pub fn device_info(&self) -> Result<DeviceInfo, Error> {
         match self.link.call(&Request::ShowDevice)? {
             Reply::Device(device) => Ok(device),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the device behind the adapter says of its health, with its latest errors.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: E_AUTH for who does not administer, E_OPCODE where the device keeps no health log, E_DEVICE while
+    /// it cannot be read.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let health = session.device_health()?;
+    /// assert_eq!((health.critical_warning, health.media_errors), (0, 0));
+    /// # Ok(()) }
+    /// ```
+    pub fn device_health(&self) -> Result<HealthInfo, Error> {
+        match self.link.call(&Request::ShowHealth)? {
+            Reply::Health(health) => Ok(*health),
             other => Err(unexpected(&other)),
         }
     }

@@ -4,11 +4,12 @@
 //! encoded by `postcard`. Every packet from the other side is hostile: bounded by [`MAX_MESSAGE`], decoded once into
 //! one of these types or refused with an error.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Status;
+pub use crate::health::{ErrorInfo, HealthInfo};
 extern crate alloc;
 
 /// `PCTL` in ASCII.
@@ -162,6 +163,8 @@ pub enum Request {
         /// Only those after this one.
         after: Option<Limited>,
     },
+    /// Health and latest errors of the device behind the adapter. For administrators.
+    ShowHealth,
 }
 
 /// What answers a [`Request`].
@@ -217,6 +220,8 @@ pub enum Reply {
         /// Whether there are more after the last one.
         more: bool,
     },
+    /// To ShowHealth.
+    Health(Box<HealthInfo>),
 }
 
 /// What limits are of.

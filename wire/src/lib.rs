@@ -15,6 +15,7 @@
 
 pub mod control;
 pub mod frame;
+mod health;
 pub mod index;
 pub mod layout;
 pub mod name;

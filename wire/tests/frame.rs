@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use wire::VERSION;
 use wire::control::{
-    AccessBits, DeviceInfo, FRAME_MAGIC, GrantInfo, LimitChange, LimitInfo, Limited, Limits, MAX_MESSAGE,
+    AccessBits, DeviceInfo, ErrorInfo, FRAME_MAGIC, GrantInfo, HealthInfo, LimitChange, LimitInfo, Limited, Limits, MAX_MESSAGE,
     Rate, Rates, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
 };
 use wire::frame::{EncodeError, FrameError, HEADER, decode_reply, decode_request, encode};
@@ -92,6 +92,7 @@ fn request() -> impl Strategy<Value = Request> {
             Request::SetLimits { of, change: LimitChange { requests, bytes, weight } }
         }),
         proptest::option::of(limited()).prop_map(|after| Request::ListLimits { after }),
+        Just(Request::ShowHealth),
     ]
 }
 
@@ -112,6 +113,52 @@ fn device() -> impl Strategy<Value = DeviceInfo> {
                 metadata,
                 volumes: vec![(text, extents)],
             }
+        },
+    )
+}
+
+fn health() -> impl Strategy<Value = HealthInfo> {
+    let error = (any::<[u64; 3]>(), any::<[u16; 4]>(), any::<u32>(), any::<u8>()).prop_map(
+        |([count, lba, command_specific], [queue, command, status, parameter], namespace, vendor_log)| {
+            ErrorInfo {
+                count,
+                queue,
+                command,
+                status,
+                parameter,
+                lba,
+                namespace,
+                vendor_log,
+                command_specific,
+            }
+        },
+    );
+    let small = (any::<[u8; 5]>(), any::<u16>(), any::<[u16; 8]>(), any::<[u32; 6]>());
+    (".{0,20}", small, any::<[u128; 10]>(), proptest::collection::vec(error, 0..64)).prop_map(
+        |(uri, (bytes, temperature, temperature_sensors, times), n, errors)| HealthInfo {
+            uri,
+            critical_warning: bytes[0],
+            endurance_group_warning: bytes[1],
+            temperature,
+            available_spare: bytes[2],
+            spare_threshold: bytes[3],
+            percentage_used: bytes[4],
+            data_units_read: n[0],
+            data_units_written: n[1],
+            host_read_commands: n[2],
+            host_write_commands: n[3],
+            controller_busy_minutes: n[4],
+            power_cycles: n[5],
+            power_on_hours: n[6],
+            unsafe_shutdowns: n[7],
+            media_errors: n[8],
+            error_log_entries: n[9],
+            warning_temperature_minutes: times[0],
+            critical_temperature_minutes: times[1],
+            temperature_sensors,
+            thermal_transitions: [times[2], times[3]],
+            thermal_seconds: [times[4], times[5]],
+            errors,
         },
     )
 }
@@ -167,6 +214,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         statistics().prop_map(Reply::Statistics),
         (proptest::collection::vec(limit(), 0..4), any::<bool>())
             .prop_map(|(limits, more)| Reply::Limits { limits, more }),
+        health().prop_map(|health| Reply::Health(Box::new(health))),
     ]
 }
 

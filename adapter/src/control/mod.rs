@@ -5,6 +5,7 @@
 
 mod balance;
 mod drain;
+mod health;
 mod lane;
 mod limits;
 mod memory;
@@ -147,6 +148,8 @@ pub struct Control {
     next_queue: u32,
     balance: Balance,
     next_move: u64,
+    /// Who waits for the device's health.
+    health_asked: Vec<Caller>,
     /// Of queues that are gone.
     completed_before: u64,
     urgent: bool,
@@ -188,6 +191,7 @@ impl Control {
             next_session: 1,
             next_queue: 1,
             next_move: 0,
+            health_asked: Vec::new(),
             completed_before: 0,
             urgent: false,
         })
@@ -296,6 +300,7 @@ impl Control {
             || self.urgent
             || self.registrar.is_busy()
             || self.balance.is_moving()
+            || self.wants_health()
     }
 
     /// Whether every session and everything that was theirs is gone.

@@ -50,6 +50,7 @@ impl Control {
             Request::Statistics => Ok(self.statistics(caller)),
             Request::SetLimits { of, change } => return self.set_limits(caller, of, change),
             Request::ListLimits { after } => Ok(self.list_limits(caller, after.as_ref())),
+            Request::ShowHealth => return self.ask_health(caller),
             Request::CreateVolume { .. }
             | Request::DeleteVolume { .. }
             | Request::ResizeVolume { .. }

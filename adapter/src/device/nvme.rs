@@ -5,7 +5,8 @@ use std::sync::Arc;
 use driver::disk::BlockingQueue;
 use driver::dma::Pages;
 use driver::hal::Device;
-use driver::nvme::{Controller, Options, Queue, ResetProgress, Watch};
+use driver::nvme::{Controller, ErrorEntry, Options, Queue, ResetProgress, Watch};
+use wire::control::{ErrorInfo, HealthInfo};
 
 use super::{Health, Identity, OpenError, Opened, Supervisor};
 use crate::device::DeviceUri;
@@ -76,9 +77,55 @@ impl<D: Device> Supervisor for Nurse<D> {
         self.health
     }
 
+    fn read_health(&mut self) -> Option<Result<HealthInfo, String>> {
+        let health = self.controller.health();
+        let both = health.and_then(|health| Ok(health_info(&health, &self.controller.error_log()?)));
+        Some(both.map_err(|error| error.to_string()))
+    }
+
     fn shut_down(mut self: Box<Self>) {
         if let Err(error) = self.controller.shutdown() {
             tracing::error!(%error, "shutting the controller down");
         }
+    }
+}
+
+/// As it crosses the control socket.
+fn health_info(health: &driver::nvme::Health, errors: &[ErrorEntry]) -> HealthInfo {
+    let error = |entry: &ErrorEntry| ErrorInfo {
+        count: entry.count,
+        queue: entry.queue,
+        command: entry.command,
+        status: entry.status,
+        parameter: entry.parameter,
+        lba: entry.lba,
+        namespace: entry.namespace,
+        vendor_log: entry.vendor_log,
+        command_specific: entry.command_specific,
+    };
+    HealthInfo {
+        uri: String::new(),
+        critical_warning: health.warnings,
+        endurance_group_warning: health.endurance_group_warnings,
+        temperature: health.temperature,
+        available_spare: health.available_spare,
+        spare_threshold: health.spare_threshold,
+        percentage_used: health.percentage_used,
+        data_units_read: health.data_units_read,
+        data_units_written: health.data_units_written,
+        host_read_commands: health.read_commands,
+        host_write_commands: health.write_commands,
+        controller_busy_minutes: health.busy_minutes,
+        power_cycles: health.power_cycles,
+        power_on_hours: health.power_on_hours,
+        unsafe_shutdowns: health.unsafe_shutdowns,
+        media_errors: health.media_errors,
+        error_log_entries: health.error_log_entries,
+        warning_temperature_minutes: health.warning_temperature_minutes,
+        critical_temperature_minutes: health.critical_temperature_minutes,
+        temperature_sensors: health.temperature_sensors,
+        thermal_transitions: health.thermal_transitions,
+        thermal_seconds: health.thermal_seconds,
+        errors: errors.iter().map(error).collect(),
     }
 }

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, transmute};
 use crate::dma::{DmaBuffer, PAGE};
 use crate::hal::{DmaAccess, Iova, Mapper, Registers};
 use crate::spec::nvme::{
-    Aqa, AsyncEvent, CQE_LEN, Cqe, CreateCqCdw11, CreateSqCdw11, Csts, EventNotices, FeatureCdw10,
+    Aqa, AsyncEvent, CQE_LEN, Cqe, CreateCqCdw11, CreateSqCdw11, Csts, ErrorLogEntry, EventNotices, FeatureCdw10,
     IDENTIFY_LEN, IdentifyCdw10, LogCdw10, NAMESPACE_LIST_LEN, NSID_ALL, NumberOfQueues, QueueCdw10, SQE_LEN,
     SmartLog, Sqe, admin, cns, cq_head_doorbell, css, feature, log_page, offset, sq_tail_doorbell,
 };
@@ -23,10 +23,6 @@ const ENTRIES: u16 = 32;
 
 /// The whole page: a Changed Namespace List is that long.
 const EVENT_LOG_DWORDS: u16 = 1024;
-
-/// Length of the SMART log, as Get Log Page wants it.
-const SMART_DWORDS: u16 = 128;
-const _: () = assert!(size_of::<SmartLog>() == 4 * SMART_DWORDS as usize);
 
 /// The admin queue pair and a page for data.
 pub(super) struct Admin {
@@ -305,15 +301,40 @@ impl Admin {
     /// The SMART log of the controller.
     pub(super) fn smart(&mut self, registers: &impl Registers) -> Result<SmartLog, NvmeError> {
         let mut bytes = [0; size_of::<SmartLog>()];
+        self.log_page(registers, ("Get Log Page (SMART)", log_page::SMART), &mut bytes)?;
+        Ok(transmute!(bytes))
+    }
+
+    /// The error log, newest first: of `entries` entries as many as fit a page, with those that are not used.
+    pub(super) fn error_log(
+        &mut self,
+        registers: &impl Registers,
+        entries: usize,
+    ) -> Result<Vec<ErrorLogEntry>, NvmeError> {
+        let mut bytes = vec![0; entries.min(PAGE / size_of::<ErrorLogEntry>()) * size_of::<ErrorLogEntry>()];
+        self.log_page(registers, ("Get Log Page (errors)", log_page::ERROR), &mut bytes)?;
+        let entries = bytes.chunks_exact(size_of::<ErrorLogEntry>());
+        Ok(entries.filter_map(|bytes| ErrorLogEntry::read_from_bytes(bytes).ok()).collect())
+    }
+
+    /// The first bytes of a log page of the controller, dwords and at most a page of them. Events about it stay as they are.
+    fn log_page(
+        &mut self,
+        registers: &impl Registers,
+        (name, id): (&'static str, u8),
+        bytes: &mut [u8],
+    ) -> Result<(), NvmeError> {
+        let dwords = u16::try_from(bytes.len().min(PAGE) / 4).unwrap_or(1).max(1);
         let mut cdw10 = LogCdw10(0);
-        cdw10.set_lid(log_page::SMART);
-        cdw10.set_numdl_z(SMART_DWORDS - 1);
+        cdw10.set_lid(id);
+        cdw10.set_rae(true);
+        cdw10.set_numdl_z(dwords - 1);
         let mut sqe = Sqe::new(admin::GET_LOG_PAGE);
         (sqe.nsid, sqe.cdw10, sqe.prp1) = (NSID_ALL, cdw10.0, self.data.iova(0).0);
         self.data.zero();
-        self.run(registers, "Get Log Page (SMART)", sqe)?;
-        self.data.copy_out(0, &mut bytes);
-        Ok(transmute!(bytes))
+        self.run(registers, name, sqe)?;
+        self.data.copy_out(0, bytes);
+        Ok(())
     }
 }
 

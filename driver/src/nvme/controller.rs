@@ -14,7 +14,7 @@ use super::identity::{Traits, check_entry_sizes};
 use super::link::{Link, Wait};
 use super::queue::{Queue, QueueMemory, QueueParts};
 use super::shared::{Phase, Shared};
-use super::{Health, Identity, NvmeError};
+use super::{ErrorEntry, Health, Identity, NvmeError};
 
 /// How a controller is opened.
 #[derive(Clone, Debug)]
@@ -71,6 +71,8 @@ struct Profile {
     notices: EventNotices,
     /// It has Doorbell Buffer Config.
     shadow_doorbells: bool,
+    /// Entries of its error log.
+    error_entries: usize,
 }
 
 impl Profile {
@@ -232,6 +234,19 @@ impl<D: Device> Controller<D> {
         }
         let (admin, registers) = self.link.admin()?;
         Ok(Health::from(&admin.smart(registers)?))
+    }
+
+    /// The latest errors that it remembers, newest first; at most 64.
+    ///
+    /// # Errors
+    /// As [`Controller::health`].
+    pub fn error_log(&mut self) -> Result<Vec<ErrorEntry>, NvmeError> {
+        if self.shared.state().phase() != Phase::Running {
+            return Err(NvmeError::NotRunning);
+        }
+        let entries = self.profile.error_entries;
+        let (admin, registers) = self.link.admin()?;
+        Ok(admin.error_log(registers, entries)?.iter().filter_map(ErrorEntry::of).collect())
     }
 
     /// Looks at the controller's status register, and at events that it reported. To be called a few times a second.
@@ -491,6 +506,7 @@ fn identify<D: Device>(link: &mut Link<D>, asked: Option<u32>) -> Result<Profile
         namespaces,
         notices,
         shadow_doorbells,
+        error_entries: usize::from(id.elpe_z) + 1,
     })
 }
 

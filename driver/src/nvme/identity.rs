@@ -1,7 +1,7 @@
 //! What a controller says of itself, checked once and turned into what the driver and its callers use.
 
 use crate::block::Geometry;
-use crate::spec::nvme::{Cap, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, SmartLog, css};
+use crate::spec::nvme::{Cap, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, css};
 
 use super::{NvmeError, prp, sgl};
 
@@ -51,48 +51,6 @@ fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
     let printable = bytes[..end].iter().map(|&b| if matches!(b, b' '..=b'~') { char::from(b) } else { '?' });
     printable.collect::<String>().trim().to_owned()
-}
-
-/// The health of a device (Base 2.0, 5.16.1.3).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Health {
-    /// Critical warnings, as the bits of the log: spare, temperature, reliability, read-only, backup.
-    pub warnings: u8,
-    /// Composite temperature, in kelvins.
-    pub temperature: u16,
-    /// Spare capacity left, in percent.
-    pub available_spare: u8,
-    /// Where that becomes a warning, in percent.
-    pub spare_threshold: u8,
-    /// Life used, in percent; may go beyond 100.
-    pub percentage_used: u8,
-    /// Read by hosts, in units of 512,000 bytes.
-    pub data_units_read: u128,
-    /// Written by hosts, in units of 512,000 bytes.
-    pub data_units_written: u128,
-    /// Hours under power.
-    pub power_on_hours: u128,
-    /// Power losses without a shutdown before.
-    pub unsafe_shutdowns: u128,
-    /// Unrecovered data integrity errors.
-    pub media_errors: u128,
-}
-
-impl From<&SmartLog> for Health {
-    fn from(log: &SmartLog) -> Self {
-        Self {
-            warnings: log.critical_warning.0,
-            temperature: log.composite_temperature.get(),
-            available_spare: log.available_spare,
-            spare_threshold: log.available_spare_threshold,
-            percentage_used: log.percentage_used,
-            data_units_read: log.data_units_read.get(),
-            data_units_written: log.data_units_written.get(),
-            power_on_hours: log.power_on_hours.get(),
-            unsafe_shutdowns: log.unsafe_shutdowns.get(),
-            media_errors: log.media_errors.get(),
-        }
-    }
 }
 
 /// Refuses a controller that this driver cannot drive.

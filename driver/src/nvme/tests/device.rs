@@ -8,7 +8,7 @@ use super::rig::*;
 use crate::block::{BlockQueue, DeviceStatus, Operation, QueueState, Segment, SubmitError};
 use crate::hal::Iova;
 use crate::nvme::{Controller, NvmeError, Options, Watch};
-use crate::spec::nvme::{cq_head_doorbell, offset, sq_tail_doorbell};
+use crate::spec::nvme::{Status, StatusField, cq_head_doorbell, offset, sq_tail_doorbell};
 
 const WRITE: Operation = Operation::Write { fua: false };
 
@@ -34,6 +34,24 @@ fn opens_and_says_what_it_is() {
         assert_eq!(queues.len(), 3);
         assert!(queues.iter().all(|queue| queue.state() == QueueState::Running));
     }
+}
+
+#[test]
+fn its_health_and_its_latest_errors_are_what_happened() {
+    let (mut controller, mut queue, _) = opened(512);
+    assert_eq!(controller.error_log().unwrap(), []);
+    let buffer = memory(&controller, 4096);
+    buffer.copy_in(0, &[1; 4096]);
+    for _ in 0..2 {
+        assert!(!run(&mut queue, command(Operation::Compare, 0, 8, buffer.iova(0))).is_ok());
+    }
+    assert!(run(&mut queue, command(WRITE, 0, 8, buffer.iova(0))).is_ok());
+    let errors = controller.error_log().unwrap();
+    assert_eq!(errors.iter().map(|error| (error.count, error.queue)).collect::<Vec<_>>(), [(2, 1), (1, 1)]);
+    assert!(errors.iter().all(|error| StatusField(error.status).status() == Status::COMPARE_FAILURE));
+    let health = controller.health().unwrap();
+    assert_eq!((health.temperature, health.available_spare, health.error_log_entries), (300, 100, 2));
+    assert_eq!((health.write_commands, health.data_units_written), (1, 1));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Log pages (Base, section 5.16).
 
 use bitfield::bitfield;
-use zerocopy::little_endian::{U16, U32, U128};
+use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 bitfield! {
@@ -66,14 +66,55 @@ pub struct SmartLog {
     pub critical_temperature_time: U32,
     /// Temperature sensors 1 to 8, in kelvins; 0: not there.
     pub temperature_sensors: [U16; 8],
-    /// Thermal management counters and reserved.
-    pub rest: [u8; 296],
+    /// Transitions to a lower power state that thermal management temperatures 1 and 2 made.
+    pub thermal_transitions: [U32; 2],
+    /// Seconds spent there.
+    pub thermal_seconds: [U32; 2],
+    /// Reserved.
+    pub rest: [u8; 280],
 }
+
+/// An entry of Error Information, log page 01h (Base, 5.16.1.2).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ErrorLogEntry {
+    /// Counts errors over the controller's life; 0: the entry is not used.
+    pub error_count: U64,
+    /// The submission queue; ffffh: not of a particular one.
+    pub sqid: U16,
+    /// The command; ffffh: not of a particular one.
+    pub cid: U16,
+    /// Status field of the completion, with the phase.
+    pub status: U16,
+    /// Byte (bits 0 to 7) and bit (8 to 10) of the command that was wrong.
+    pub parameter_location: U16,
+    /// First block affected.
+    pub lba: U64,
+    /// Namespace.
+    pub nsid: U32,
+    /// Log page with the vendor's own; 0: none.
+    pub vendor_log: u8,
+    /// Transport type.
+    pub trtype: u8,
+    /// Reserved.
+    pub reserved30: [u8; 2],
+    /// As the command and status say.
+    pub command_specific: U64,
+    /// As the transport says.
+    pub transport_specific: U16,
+    /// Reserved.
+    pub reserved42: [u8; 22],
+}
+
+const _: () = assert!(size_of::<ErrorLogEntry>() == 64);
+const _: () = assert!(std::mem::offset_of!(ErrorLogEntry, lba) == 16);
+const _: () = assert!(std::mem::offset_of!(ErrorLogEntry, command_specific) == 32);
 
 const _: () = assert!(size_of::<SmartLog>() == 512);
 const _: () = assert!(std::mem::offset_of!(SmartLog, data_units_read) == 32);
 const _: () = assert!(std::mem::offset_of!(SmartLog, media_errors) == 160);
 const _: () = assert!(std::mem::offset_of!(SmartLog, temperature_sensors) == 200);
+const _: () = assert!(std::mem::offset_of!(SmartLog, thermal_transitions) == 216);
 
 #[cfg(test)]
 mod tests {
