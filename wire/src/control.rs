@@ -9,13 +9,21 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Status;
+use crate::files::{
+    AttributeChange, CheckReport, Cursor, DirectoryEntry, ExtensionInfo, FileAttributes, FileInfo, FilePath,
+    FileSystemInfo, FileTarget, OpenFile,
+};
 pub use crate::health::{ErrorInfo, HealthInfo};
 extern crate alloc;
 
 /// `PCTL` in ASCII.
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"PCTL");
-/// No packet is larger.
+/// No packet is larger, nor what an entry of [`crate::layout::opcode::MANAGE`] carries.
 pub const MAX_MESSAGE: usize = 16 * 1024;
+/// Room that is enough for most replies: [`Request::reply_room`].
+pub const SMALL_REPLY: usize = 4096;
+/// Bytes of the longest text of an error.
+pub const MAX_DETAIL: usize = 2048;
 /// No packet carries more descriptors.
 pub const MAX_DESCRIPTORS: usize = 4;
 /// Bytes of the longest volume name.
@@ -165,6 +173,184 @@ pub enum Request {
     },
     /// Health and latest errors of the device behind the adapter. For administrators.
     ShowHealth,
+    /// Opens a file by its name, once: from then on it is read and written by its key. [`Request::Close`] ends that.
+    OpenFile(OpenFile),
+    /// An opened file as it is now. Delays no I/O.
+    QueryFile {
+        /// From [`Reply::File`].
+        key: u64,
+    },
+    /// Extensions of an opened file, as many as a reply carries.
+    ListExtensions {
+        /// From [`Reply::File`].
+        key: u64,
+        /// How many to leave out at the beginning.
+        skip: u32,
+    },
+    /// Gives an opened file blocks for at least its first `bytes`; its length stays, and so do its keys. E_NO_RESOURCES
+    /// changes nothing.
+    GrowFile {
+        /// From [`Reply::File`].
+        key: u64,
+        /// For so many from its start.
+        bytes: u64,
+    },
+    /// Makes an opened file as long; what is new reads as zero. What is cut off is unreachable when the reply comes, and only
+    /// keys of extensions that were cut become stale.
+    SetLength {
+        /// From [`Reply::File`].
+        key: u64,
+        /// The new length.
+        bytes: u64,
+    },
+    /// Changes attributes.
+    SetAttributes {
+        /// Of what.
+        of: FileTarget,
+        /// Which.
+        change: AttributeChange,
+    },
+    /// Gives a file or directory another name in its volume. What has that name is replaced in one step, or refused.
+    RenameFile {
+        /// The volume's name.
+        volume: String,
+        /// The old path.
+        from: FilePath,
+        /// The new one.
+        to: FilePath,
+        /// A file of the new name may be there, and is gone then.
+        replace: bool,
+    },
+    /// Takes a file's name away. One that is open lives until its last key ends.
+    UnlinkFile {
+        /// The volume's name.
+        volume: String,
+        /// The path in it.
+        path: FilePath,
+    },
+    /// Makes a directory.
+    MakeDirectory {
+        /// The volume's name.
+        volume: String,
+        /// The path in it.
+        path: FilePath,
+        /// Its permission bits.
+        mode: u16,
+    },
+    /// Removes an empty directory.
+    RemoveDirectory {
+        /// The volume's name.
+        volume: String,
+        /// The path in it.
+        path: FilePath,
+    },
+    /// What stands in a directory, as much as fits a message.
+    ListDirectory {
+        /// The volume's name.
+        volume: String,
+        /// The path in it.
+        path: FilePath,
+        /// Where the last reply said that it goes on; empty at first.
+        from: Cursor,
+        /// With the attributes of each.
+        attributes: bool,
+    },
+    /// The attributes of what a path names.
+    StatPath {
+        /// The volume's name.
+        volume: String,
+        /// The path in it.
+        path: FilePath,
+        /// A symbolic link at the path's end is followed.
+        follow: bool,
+    },
+    /// Where a symbolic link leads.
+    ReadLink {
+        /// The volume's name.
+        volume: String,
+        /// The path in it.
+        path: FilePath,
+    },
+    /// How full the file system of a volume is.
+    StatVolume {
+        /// Its name.
+        volume: String,
+    },
+    /// Answered when what was written to an opened file, and its length, are durable; all its attributes, too, unless
+    /// `data_only`.
+    SyncFile {
+        /// From [`Reply::File`].
+        key: u64,
+        /// Without the attributes that reading it back does not need.
+        data_only: bool,
+    },
+    /// Answered when everything that was done to the files of a volume before is durable.
+    SyncFiles {
+        /// Its name.
+        volume: String,
+    },
+    /// Makes an empty file system in a volume, whose content is given up.
+    FormatFiles {
+        /// Its name.
+        volume: String,
+        /// Also if it holds files already.
+        force: bool,
+    },
+    /// Checks the file system of a volume, in which no file is open.
+    CheckFiles {
+        /// Its name.
+        volume: String,
+        /// Puts right what can be.
+        repair: bool,
+    },
+    /// Limits the bytes that a user's files may have in a volume. For the owner of the volume and administrators.
+    SetFileQuota {
+        /// The volume's name.
+        volume: String,
+        /// The user id.
+        user: u32,
+        /// So many; `None` is no limit.
+        bytes: Option<u64>,
+    },
+}
+
+impl Request {
+    /// Whether it may come as an entry of a processing queue ([`crate::layout::opcode::MANAGE`]): no descriptor goes with it or
+    /// with its reply, and it is not what a connection begins with.
+    pub const fn goes_by_queue(&self) -> bool {
+        !matches!(self, Self::Hello { .. } | Self::CreateQueue { .. } | Self::RegisterMemory { .. })
+    }
+
+    /// Bytes that its reply never exceeds, without a frame: the room that an entry of a processing queue must have for it.
+    pub const fn reply_room(&self) -> usize {
+        match self {
+            Self::DestroyQueue { .. }
+            | Self::ReleaseMemory { .. }
+            | Self::OpenVolume { .. }
+            | Self::Close { .. }
+            | Self::Query { .. }
+            | Self::DeleteVolume { .. }
+            | Self::SetAccess { .. }
+            | Self::SetLimits { .. }
+            | Self::OpenFile(_)
+            | Self::QueryFile { .. }
+            | Self::ListExtensions { .. }
+            | Self::GrowFile { .. }
+            | Self::SetLength { .. }
+            | Self::SetAttributes { .. }
+            | Self::RenameFile { .. }
+            | Self::UnlinkFile { .. }
+            | Self::MakeDirectory { .. }
+            | Self::RemoveDirectory { .. }
+            | Self::StatPath { .. }
+            | Self::StatVolume { .. }
+            | Self::SyncFile { .. }
+            | Self::SyncFiles { .. }
+            | Self::FormatFiles { .. }
+            | Self::SetFileQuota { .. } => SMALL_REPLY,
+            _ => MAX_MESSAGE,
+        }
+    }
 }
 
 /// What answers a [`Request`].
@@ -222,6 +408,33 @@ pub enum Reply {
     },
     /// To ShowHealth.
     Health(Box<HealthInfo>),
+    /// To OpenFile, QueryFile, GrowFile and SetLength.
+    File(FileInfo),
+    /// To ListExtensions.
+    Extensions {
+        /// In the order of their offsets, at most [`crate::files::EXTENSIONS_PAGE`].
+        extensions: Vec<ExtensionInfo>,
+        /// Whether there are more after the last one.
+        more: bool,
+    },
+    /// To StatPath and SetAttributes.
+    Attributes(FileAttributes),
+    /// To ListDirectory.
+    Directory {
+        /// Without `.` and `..`.
+        entries: Vec<DirectoryEntry>,
+        /// Where it goes on, if there are more.
+        next: Option<Cursor>,
+    },
+    /// To ReadLink.
+    Link {
+        /// Where it leads: what was put there, which may be no good path.
+        target: FilePath,
+    },
+    /// To StatVolume and FormatFiles.
+    FileSystem(FileSystemInfo),
+    /// To CheckFiles.
+    Checked(CheckReport),
 }
 
 /// What limits are of.

@@ -116,6 +116,38 @@ pub fn encode<T: Message>(id: u32, message: &T) -> Result<Vec<u8>, EncodeError> 
     Ok(packet)
 }
 
+/// A message without a header, as a management entry carries it, at the beginning of `into`. Returns its bytes.
+///
+/// # Errors
+/// [`EncodeError::TooLong`] for what does not fit.
+pub fn encode_body<T: Message>(message: &T, into: &mut [u8]) -> Result<usize, EncodeError> {
+    let bytes = encoded_len(message)?;
+    match postcard::to_slice(message, into) {
+        Ok(used) => Ok(used.len()),
+        Err(postcard::Error::SerializeBufferFull) => Err(EncodeError::TooLong(bytes)),
+        Err(error) => Err(EncodeError::Body(error)),
+    }
+}
+
+/// Bytes that a message takes without a header.
+///
+/// # Errors
+/// [`EncodeError::Body`].
+pub fn encoded_len<T: Message>(message: &T) -> Result<usize, EncodeError> {
+    postcard::experimental::serialized_size(message).map_err(EncodeError::Body)
+}
+
+/// The message that `body` is, whole.
+///
+/// # Errors
+/// [`FrameError::TooLong`], [`FrameError::Body`] and [`FrameError::Trailing`], with an id of 0.
+pub fn decode_body<T: Message>(body: &[u8]) -> Result<T, FrameError> {
+    if body.len() > MAX_MESSAGE {
+        return Err(FrameError::TooLong(body.len()));
+    }
+    whole(body, 0)
+}
+
 /// The request in a packet, and its id.
 ///
 /// # Errors
@@ -152,9 +184,10 @@ fn decode<T: Message>(packet: &[u8]) -> Result<(u32, T), FrameError> {
     if usize::try_from(length) != Ok(body.len()) {
         return Err(FrameError::Length { said: length, actual: body.len(), id });
     }
+    Ok((id, whole(body, id)?))
+}
+
+fn whole<T: Message>(body: &[u8], id: u32) -> Result<T, FrameError> {
     let (message, rest) = postcard::take_from_bytes(body).map_err(|error| FrameError::Body { error, id })?;
-    if !rest.is_empty() {
-        return Err(FrameError::Trailing { bytes: rest.len(), id });
-    }
-    Ok((id, message))
+    if rest.is_empty() { Ok(message) } else { Err(FrameError::Trailing { bytes: rest.len(), id }) }
 }

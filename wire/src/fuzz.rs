@@ -1,5 +1,6 @@
 //! Entry points for fuzzers: plain functions of the input, which panic when a promise is broken.
 
+use crate::control::{Reply, Request};
 use crate::index::distance;
 use crate::layout::{Entries, SubmissionEntry};
 use crate::ring::{AdapterEnd, Completion};
@@ -22,6 +23,17 @@ pub fn control(data: &[u8]) {
         assert!(packet.len() <= data.len(), "the shortest encoding is used");
         assert_eq!(frame::decode_reply(&packet), Ok((id, reply)));
     }
+    body::<Request>(data);
+    body::<Reply>(data);
+}
+
+/// The same without a header, as a management entry carries it.
+fn body<T: frame::Message + PartialEq + core::fmt::Debug>(data: &[u8]) {
+    let Ok(message) = frame::decode_body::<T>(data) else { return };
+    let mut again = vec![0; data.len()];
+    let bytes = frame::encode_body(&message, &mut again).unwrap_or_else(|e| panic!("{message:?}: {e}"));
+    assert_eq!(frame::encoded_len(&message), Ok(bytes));
+    assert_eq!(frame::decode_body(&again[..bytes]), Ok(message));
 }
 
 /// A hostile application scribbles over its words between the steps of the adapter's end.

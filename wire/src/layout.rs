@@ -112,6 +112,21 @@ pub mod opcode {
     /// Memory to bytes: any offset and any length up to [`super::MAX_WRITE_BYTES`]. What else the blocks hold stays, and
     /// no write that completed is lost by it.
     pub const WRITE_BYTES: u8 = 8;
+    /// A control request ([`crate::control::Request`], those that [`crate::control::Request::goes_by_queue`]) for the
+    /// control plane. Its `length` bytes, encoded without a frame ([`crate::frame::decode_body`]), lie at `region_offset` of
+    /// `region`, which the device must be allowed to read and to write; `offset` is the room there for the reply, at
+    /// least the request's [`crate::control::Request::reply_room`] and at most [`crate::control::MAX_MESSAGE`]. The completion says how
+    /// many bytes of reply were written, and the status in it; with 0 bytes there is none. `key` and `extension` are zero.
+    pub const MANAGE: u8 = 9;
+    /// Memory to the end of an opened file: any length up to [`super::MAX_WRITE_BYTES`], `offset` and `extension` zero. The
+    /// completion's `value` is the byte offset where it landed; nothing else lands there.
+    pub const APPEND: u8 = 10;
+
+    /// Whether an operation manages what requests are checked by, and goes to the control plane, where all others are done by the
+    /// queue itself.
+    pub const fn manages(opcode: u8) -> bool {
+        opcode == MANAGE
+    }
 }
 
 /// Flags of a submission entry.
@@ -141,9 +156,9 @@ pub struct SubmissionEntry {
     pub deadline_us: u32,
     /// Comes back in the completion.
     pub user_data: u64,
-    /// The grant.
+    /// The grant, or the opened file.
     pub key: u64,
-    /// Bytes from the grant's start; for a cancel the user data of its target.
+    /// Bytes from the start of the grant, of the file, or of its `extension`; for a cancel the user data of its target.
     pub offset: u64,
     /// Bytes.
     pub length: u32,
@@ -153,7 +168,7 @@ pub struct SubmissionEntry {
     pub region: u64,
     /// Bytes from the region's start.
     pub region_offset: u64,
-    /// File-extension key; zero for a grant of blocks.
+    /// An extension of the file, which the request must not leave; zero for a grant of blocks and for the file as a whole.
     pub extension: u64,
 }
 
@@ -188,12 +203,12 @@ pub type CompletionWords = [u64; 4];
 pub struct CompletionEntry {
     /// From the request.
     pub user_data: u64,
-    /// Bytes moved.
+    /// Bytes moved; of a read of a file as many as lie before its end.
     pub bytes: u32,
     /// The device's own status where `status` is E_DEVICE (NVMe: status code type in bits 8..11, status code in bits
     /// 0..8).
     pub device_status: u32,
-    /// Operation-specific; zero for now.
+    /// Of an [`opcode::APPEND`] the byte offset where it landed, else zero.
     pub value: u64,
     /// A [`crate::Status`].
     pub status: u16,

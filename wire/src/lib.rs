@@ -6,7 +6,8 @@
 //! - [`ring`]: the two ends of a queue.
 //! - [`doorbell`]: waking the other side.
 //! - [`shm`]: shared memory, and how the adapter takes it from somebody it does not trust.
-//! - [`control`]: the messages of the control socket; [`frame`]: to packets and back; [`name`]: names in them.
+//! - [`control`]: the messages of the control socket and of management entries; [`files`]: what they say of files;
+//!   [`frame`]: to packets and back; [`name`]: names in them.
 //! - [`socket`]: packets and descriptors over a Unix socket; [`discard`]: getting rid of the latter.
 //! - [`Status`]: the one enumeration of completion codes.
 //!
@@ -14,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod control;
+pub mod files;
 pub mod frame;
 mod health;
 pub mod index;
@@ -41,4 +43,4 @@ pub use status::Status;
 
 /// The version of everything in this crate: shared-memory layout and control messages. Two sides with different
 /// versions do not talk; [`control::Request::Hello`] carries the range that a side can speak.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

@@ -55,6 +55,16 @@ pub fn escape(name: &str) -> String {
     shown
 }
 
+/// As [`escape`], for what may be no text: bytes that are none are shown as `\xff`.
+pub fn escape_bytes(name: &[u8]) -> String {
+    let mut shown = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        shown.push_str(&escape(chunk.valid()));
+        chunk.invalid().iter().for_each(|byte| shown.extend(byte.escape_ascii().map(char::from)));
+    }
+    shown
+}
+
 fn escape_char(c: char) -> String {
     format!("'{}'", escape(c.encode_utf8(&mut [0; 4])))
 }

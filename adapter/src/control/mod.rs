@@ -5,6 +5,7 @@
 
 mod balance;
 mod drain;
+mod files;
 mod health;
 mod lane;
 mod limits;

@@ -9,8 +9,10 @@ use wire::control::{
     DeviceInfo, GrantInfo, Limited, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
 };
 use wire::discard::{Owner, discard};
+use wire::files::{FilePath, FileTarget, OpenFile, check_path};
 
 use super::drain::{Batch, Then, table_refusal};
+use super::files::shown;
 use super::lane::no_volume;
 use super::limits::{Held, What};
 use super::quotas::rates_of;
@@ -56,6 +58,25 @@ impl Control {
             | Request::ResizeVolume { .. }
             | Request::RenameVolume { .. }
             | Request::SetAccess { .. } => return self.enter_lane(caller, request),
+            Request::OpenFile(_)
+            | Request::QueryFile { .. }
+            | Request::ListExtensions { .. }
+            | Request::GrowFile { .. }
+            | Request::SetLength { .. }
+            | Request::SetAttributes { .. }
+            | Request::RenameFile { .. }
+            | Request::UnlinkFile { .. }
+            | Request::MakeDirectory { .. }
+            | Request::RemoveDirectory { .. }
+            | Request::ListDirectory { .. }
+            | Request::StatPath { .. }
+            | Request::ReadLink { .. }
+            | Request::StatVolume { .. }
+            | Request::SyncFile { .. }
+            | Request::SyncFiles { .. }
+            | Request::FormatFiles { .. }
+            | Request::CheckFiles { .. }
+            | Request::SetFileQuota { .. } => self.file_request(caller, request),
         };
         self.answer(caller, result);
     }
@@ -73,19 +94,13 @@ impl Control {
                 format!("{} descriptors came with the message, {wanted} belong to it", descriptors.len());
             return Err(Refusal::new(Status::E_PARAM, text));
         }
-        let names: [Option<&String>; 2] = match request {
-            Request::OpenVolume { name, .. }
-            | Request::CreateVolume { name, .. }
-            | Request::DeleteVolume { name }
-            | Request::ResizeVolume { name, .. }
-            | Request::ShowVolume { name }
-            | Request::SetLimits { of: Limited::Volume(name), .. }
-            | Request::SetAccess { name, .. } => [Some(name), None],
-            Request::RenameVolume { from, to } => [Some(from), Some(to)],
-            _ => [None, None],
-        };
-        for name in names.into_iter().flatten() {
+        let (volumes, paths) = names_in(request);
+        for name in volumes.into_iter().flatten() {
             wire::name::check_name(name).map_err(|e| Refusal::new(Status::E_PARAM, e.to_string()))?;
+        }
+        for path in paths.into_iter().flatten() {
+            check_path(path.as_bytes())
+                .map_err(|e| Refusal::new(Status::E_PARAM, format!("path {}: {e}", shown(path))))?;
         }
         Ok(())
     }
@@ -319,6 +334,35 @@ impl Control {
             evictions: shared().map(|s| s.directory().evictions).sum(),
             ..own
         })
+    }
+}
+
+/// The names of volumes and the paths that a request carries.
+fn names_in(request: &Request) -> ([Option<&String>; 2], [Option<&FilePath>; 2]) {
+    match request {
+        Request::OpenVolume { name, .. }
+        | Request::CreateVolume { name, .. }
+        | Request::DeleteVolume { name }
+        | Request::ResizeVolume { name, .. }
+        | Request::ShowVolume { name }
+        | Request::SetLimits { of: Limited::Volume(name), .. }
+        | Request::SetAccess { name, .. }
+        | Request::StatVolume { volume: name }
+        | Request::SyncFiles { volume: name }
+        | Request::FormatFiles { volume: name, .. }
+        | Request::CheckFiles { volume: name, .. }
+        | Request::SetFileQuota { volume: name, .. } => ([Some(name), None], [None, None]),
+        Request::RenameVolume { from, to } => ([Some(from), Some(to)], [None, None]),
+        Request::OpenFile(OpenFile { volume, path, .. })
+        | Request::SetAttributes { of: FileTarget::Path { volume, path, .. }, .. }
+        | Request::UnlinkFile { volume, path }
+        | Request::MakeDirectory { volume, path, .. }
+        | Request::RemoveDirectory { volume, path }
+        | Request::ListDirectory { volume, path, .. }
+        | Request::StatPath { volume, path, .. }
+        | Request::ReadLink { volume, path } => ([Some(volume), None], [Some(path), None]),
+        Request::RenameFile { volume, from, to, .. } => ([Some(volume), None], [Some(from), Some(to)]),
+        _ => ([None, None], [None, None]),
     }
 }
 

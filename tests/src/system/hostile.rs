@@ -87,12 +87,12 @@ fn garbage(rig: &Rig) {
 
 fn versions(rig: &Rig) {
     let adapter = rig.isolated();
-    for (min, max, meets) in [(1, 1, true), (0, 9, true), (2, 9, false), (0, 0, false), (9, 2, false)] {
+    for (min, max, meets) in [(2, 2, true), (0, 9, true), (3, 9, false), (1, 1, false), (9, 3, false)] {
         let socket = dial(adapter.socket()).unwrap();
         let request = Request::Hello { min_version: min, max_version: max };
         send(&socket, &encode(1, &request).unwrap(), &[], Blocking::Wait).unwrap();
         match reply(&socket) {
-            Some((1, Reply::Welcome(welcome))) => assert!(meets && welcome.version == 1, "{min} to {max}"),
+            Some((1, Reply::Welcome(welcome))) => assert!(meets && welcome.version == 2, "{min} to {max}"),
             Some((1, Reply::Error { status: Status::E_VERSION, .. })) => assert!(!meets, "{min} to {max}"),
             other => panic!("{min} to {max}: {other:?}"),
         }
