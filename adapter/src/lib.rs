@@ -26,3 +26,4 @@ pub use assembly::{Format, Options, StartError};
 pub use daemon::Adapter;
 pub use device::DeviceUri;
 pub use embedded::Embedded;
+pub use store::Content;

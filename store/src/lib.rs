@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod content;
 mod error;
 pub mod fuzz;
 pub mod permission;
@@ -24,6 +25,7 @@ mod store;
 mod superblock;
 mod volume;
 
+pub use content::Content;
 pub use error::StoreError;
 pub use record::Finding;
 pub use store::{FormatOptions, Store};
