@@ -14,6 +14,7 @@
 mod catalog;
 mod content;
 mod error;
+pub mod ext4;
 pub mod fuzz;
 pub mod permission;
 mod probe;
