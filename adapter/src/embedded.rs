@@ -226,7 +226,7 @@ impl Transport for Connection {
         let owned = descriptors.iter().map(|fd| fd.try_clone_to_owned()).collect::<Result<Vec<_>, _>>();
         let owned =
             owned.map_err(|source| TransportError::Os { what: "duplicating a descriptor".into(), source })?;
-        let caller = Caller { session: self.session, id: self.next_id };
+        let caller = Caller::new(self.session, self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
         self.adapter.lock().control.request(caller, request.clone(), owned);
         loop {

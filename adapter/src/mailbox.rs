@@ -1,7 +1,11 @@
-//! What the control plane and a poller say to each other: commands one way, acknowledgements and records the other.
+//! What the control plane and a poller say to each other: commands one way, acknowledgements, records and
+//! management requests the other.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+mod management;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
 use tpt::{DirectoryCounters, EntryIndex, Key, RegionIndex};
@@ -9,6 +13,8 @@ use wire::Status;
 use wire::shm::SharedMemory;
 
 use crate::engine::{Limiter, Port, QueueId, Terms};
+pub(crate) use management::Stage;
+pub use management::{MANAGED, Managed};
 
 /// Commands that may wait for one poller.
 const COMMANDS: usize = 1024;
@@ -33,6 +39,8 @@ pub enum Command {
     /// The sealed and filled memory of a new region, for what the engine itself reads there. Forgotten, before the
     /// acknowledgement, when the region drains: so the control plane, which still has it then, is always the last owner.
     Region(RegionIndex, Arc<SharedMemory>),
+    /// A management request comes back, answered or withdrawn.
+    Answer(Box<Managed>),
     /// Acknowledge when no request of this poller uses it.
     Drain(Drained, Arc<Ticket>),
 }
@@ -127,12 +135,58 @@ impl DenialGate {
     }
 }
 
+/// What wakes the control plane, if it sleeps, when a poller has something for it.
+#[derive(Debug)]
+pub struct Bell {
+    eventfd: OwnedFd,
+    asleep: AtomicBool,
+}
+
+impl Bell {
+    /// With an eventfd of its own, which is never read.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { eventfd: crate::poller::eventfd()?, asleep: AtomicBool::new(false) })
+    }
+
+    /// Becomes readable (edge-triggered) when it rings.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+
+    /// Whoever looks is about to sleep, unless it finds something in a look after this.
+    pub fn fall_asleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `ring`: either the sleeper sees what there is, or this sees it sleeping.
+        fence(Ordering::SeqCst);
+    }
+
+    /// It is awake.
+    pub fn wake_up(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// There is something. A system call if nobody is awake to see it, once for each sleep.
+    pub fn ring(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::Relaxed) {
+            // Only the adapter holds this description; should the count ever be full, it rings already.
+            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
 /// What one poller and the control plane share. Nothing here is written on the hot path but the turn count, now and
 /// then, and denials.
 pub struct PollerShared {
     commands: ArrayQueue<Command>,
     denials: ArrayQueue<Denial>,
     moved: ArrayQueue<Box<Moving>>,
+    managed: ArrayQueue<Box<Managed>>,
+    bell: OnceLock<Arc<Bell>>,
+    rings: AtomicBool,
     denied: AtomicU64,
     queue_errors: AtomicU64,
     turns: AtomicU64,
@@ -148,6 +202,9 @@ impl Default for PollerShared {
             commands: ArrayQueue::new(COMMANDS),
             denials: ArrayQueue::new(DENIALS),
             moved: ArrayQueue::new(MOVING),
+            managed: ArrayQueue::new(MANAGED),
+            bell: OnceLock::new(),
+            rings: AtomicBool::new(false),
             denied: AtomicU64::new(0),
             queue_errors: AtomicU64::new(0),
             turns: AtomicU64::new(0),
@@ -195,6 +252,26 @@ impl PollerShared {
         self.moved.pop()
     }
 
+    /// The next management request. Each goes back by [`Command::Answer`].
+    pub fn take_managed(&self) -> Option<Box<Managed>> {
+        self.managed.pop()
+    }
+
+    /// Whether there is one.
+    pub fn has_managed(&self) -> bool {
+        !self.managed.is_empty()
+    }
+
+    /// What is rung when there is one. The first that is given stays.
+    pub fn set_bell(&self, bell: Arc<Bell>) {
+        let _ = self.bell.set(bell);
+    }
+
+    /// Whether it rings. If not, whoever takes management requests must look for them.
+    pub fn rings(&self) -> bool {
+        self.rings.load(Ordering::Relaxed)
+    }
+
     /// What its directory has done, up to a few turns ago.
     pub fn directory(&self) -> DirectoryCounters {
         DirectoryCounters {
@@ -238,6 +315,18 @@ impl PollerShared {
         self.busy_ns.store(busy_ns, Ordering::Relaxed);
         self.fetches.store(directory.fetches, Ordering::Relaxed);
         self.evictions.store(directory.evictions, Ordering::Relaxed);
+    }
+
+    pub(crate) fn hand_over(&self, managed: Box<Managed>) {
+        assert!(self.managed.push(managed).is_ok(), "an engine has no more than {MANAGED} of them");
+    }
+
+    pub(crate) fn ring(&self) {
+        self.bell.get().into_iter().for_each(|bell| bell.ring());
+    }
+
+    pub(crate) fn will_ring(&self) {
+        self.rings.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn record_stuck(&self, stuck: bool) {

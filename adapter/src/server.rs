@@ -33,6 +33,7 @@ const LISTENER: u64 = 0;
 const STOP: u64 = 1;
 const STORAGE: u64 = 2;
 const MEMORY: u64 = 3;
+const MANAGED: u64 = 4;
 /// Connections have the tokens from here on.
 const FIRST_CONNECTION: u64 = 16;
 
@@ -69,7 +70,9 @@ impl Server {
         let listener = listen(path, mode)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
-        for (done, token) in [(control.storage_done(), STORAGE), (control.memory_done(), MEMORY)] {
+        for (done, token) in
+            [(control.storage_done(), STORAGE), (control.memory_done(), MEMORY), (control.managed(), MANAGED)]
+        {
             epoll::add(&epoll, done, EventData::new_u64(token), EventFlags::IN | EventFlags::ET)?;
         }
         Ok(Self {
@@ -113,20 +116,27 @@ impl Server {
         epoll::add(&self.epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
         let mut events = Vec::with_capacity(256);
         loop {
-            let timeout = if self.control.is_waiting() { WAITING } else { RESTING };
+            let timeout = if !self.control.fall_asleep() {
+                Duration::ZERO
+            } else if self.control.is_waiting() || self.control.must_look() {
+                WAITING
+            } else {
+                RESTING
+            };
             let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            self.control.wake_up();
             let now = Instant::now();
             let mut stopping = false;
             for event in &events {
                 match event.data.u64() {
                     STOP => stopping = true,
                     LISTENER => self.accept(now),
-                    STORAGE | MEMORY => {}
+                    STORAGE | MEMORY | MANAGED => {}
                     token => {
                         let over = { event.flags }.intersects(EventFlags::HUP | EventFlags::ERR);
                         self.serve(token, over);
@@ -214,7 +224,7 @@ impl Server {
             let owner = self.control.user_of(session).map_or(Owner::Nobody, Owner::User);
             match receive_of(owner, &connection.socket, &mut buffer, Blocking::Never) {
                 Ok((length, descriptors)) => match decode_request(&buffer[..length]) {
-                    Ok((id, request)) => self.control.request(Caller { session, id }, request, descriptors),
+                    Ok((id, request)) => self.control.request(Caller::new(session, id), request, descriptors),
                     Err(error) => return self.refuse(token, &error),
                 },
                 Err(ReceiveError::WouldBlock) => break,

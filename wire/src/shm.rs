@@ -98,6 +98,36 @@ impl SharedMemory {
         Some(())
     }
 
+    /// Copies bytes to `offset` and on, where the other side may see them in any order until it is told that they are there.
+    /// `None`, and nothing copied, if they do not all fit inside.
+    #[must_use]
+    pub fn copy_in(&self, offset: usize, source: &[u8]) -> Option<()> {
+        let end = offset.checked_add(source.len())?;
+        if end > self.len() {
+            return None;
+        }
+        let to_word = offset.next_multiple_of(8) - offset;
+        let (head, rest) = source.split_at(to_word.min(source.len()));
+        self.put_bytes(offset, head);
+        let mut at = offset + head.len();
+        let (words, tail) = rest.as_chunks::<8>();
+        for word in words {
+            // Relaxed: whoever tells that the bytes are there does so with Release.
+            self.atomic_u64(at)?.store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+            at += 8;
+        }
+        self.put_bytes(at, tail);
+        Some(())
+    }
+
+    /// A few bytes that the caller saw to fit inside.
+    fn put_bytes(&self, offset: usize, source: &[u8]) {
+        for (at, byte) in (offset..self.len()).zip(source) {
+            // SAFETY: `at` is inside the mapping, which lives as long as `self`; all access to it is atomic.
+            unsafe { AtomicU8::from_ptr(self.start().wrapping_add(at)) }.store(*byte, Ordering::Relaxed);
+        }
+    }
+
     /// Copies a scatter list from `offset` on, each word of it read exactly once; `None` as for [`Self::copy_out`].
     #[must_use]
     pub fn copy_list(&self, offset: usize, target: &mut [ScatterSegment]) -> Option<()> {

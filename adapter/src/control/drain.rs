@@ -313,7 +313,7 @@ impl Control {
         quiesce: Quiesce,
         (ranges, more): (&[tpt::LbaRange], u64),
     ) -> Result<(), (Quiesce, String)> {
-        let caller = Caller { session, id: 0 };
+        let caller = Caller::new(session, 0);
         if let Err(refusal) = self.check(caller, What::Ranges, more) {
             return Err((quiesce, refusal.detail));
         }
@@ -360,6 +360,7 @@ impl Control {
         user.sessions.remove(&id);
         user.outstanding -= u64::from(session.outstanding);
         self.sessions.remove(&id);
+        self.forget_managed(id);
         self.quotas.forget_session(id);
     }
 

@@ -208,6 +208,7 @@ impl Control {
         let gate = self.users.gate(uid);
         let port = Port::new(QueueId(queue), caller.session.0, domain, view, entries);
         let port = port.with_gate(gate).with_terms(self.terms_of(caller.session));
+        let port = port.with_management(self.policy.limits.outstanding);
         let counters = port.counters();
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             let memory = taken.memory.clone();

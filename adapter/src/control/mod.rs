@@ -9,6 +9,7 @@ mod files;
 mod health;
 mod lane;
 mod limits;
+mod manage;
 mod memory;
 mod process;
 mod quotas;
@@ -27,7 +28,7 @@ use driver::hal::Mapper;
 use store::Volume;
 use tpt::{Domain, KeyInstance, Tables};
 use wire::Status;
-use wire::control::{Reply, Request};
+use wire::control::{MAX_DETAIL, Reply, Request};
 use wire::discard::{Owner, pending_of};
 use wire::shm::Lock;
 use wire::socket::Credentials;
@@ -44,6 +45,7 @@ use drain::Pending;
 use lane::Lane;
 use limits::{Ceilings, Held, What};
 pub use limits::{Limits, Policy};
+use manage::Management;
 use process::Process;
 use quotas::Quotas;
 use registrar::Registrar;
@@ -59,8 +61,16 @@ pub struct SessionId(pub u64);
 pub struct Caller {
     /// Of whom.
     pub session: SessionId,
-    /// Chosen by the application.
+    /// Chosen by the application; for what came by a queue, by the control plane.
     pub id: u32,
+    by_queue: bool,
+}
+
+impl Caller {
+    /// Of a request that came by the socket.
+    pub const fn new(session: SessionId, id: u32) -> Self {
+        Self { session, id, by_queue: false }
+    }
 }
 
 /// A reply to be sent, with the descriptors that go with it.
@@ -96,7 +106,9 @@ impl Refusal {
     }
 
     pub(crate) fn into_reply(self) -> Reply {
-        Reply::Error { status: self.status, detail: self.detail }
+        let Self { status, mut detail } = self;
+        detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+        Reply::Error { status, detail }
     }
 }
 
@@ -142,6 +154,7 @@ pub struct Control {
     sessions: BTreeMap<SessionId, Session>,
     pending: Vec<Pending>,
     lane: Lane,
+    management: Management,
     outbox: VecDeque<Outgoing>,
     /// Commands that found a poller's mailbox full.
     unsent: VecDeque<(usize, Command)>,
@@ -168,6 +181,8 @@ impl Control {
         let quotas = Quotas::new(volumes.values(), pollers.len());
         let process = Process::measure(mapper.mappings_left());
         let ceilings = Ceilings::new(&policy, &process, tables.published().limits());
+        let management = Management::new()?;
+        pollers.iter().for_each(|poller| poller.shared().set_bell(management.bell.clone()));
         Ok(Self {
             uri,
             identity,
@@ -187,6 +202,7 @@ impl Control {
             sessions: BTreeMap::new(),
             pending: Vec::new(),
             lane: Lane::default(),
+            management,
             outbox: VecDeque::new(),
             unsent: VecDeque::new(),
             next_session: 1,
@@ -301,6 +317,7 @@ impl Control {
             || self.urgent
             || self.registrar.is_busy()
             || self.balance.is_moving()
+            || self.has_managed()
             || self.wants_health()
     }
 
@@ -317,6 +334,11 @@ impl Control {
     /// Likewise when `advance` has memory that came in or went out.
     pub fn memory_done(&self) -> BorrowedFd<'_> {
         self.registrar.done()
+    }
+
+    /// Becomes readable (edge-triggered) when a poller has something for `advance`, after [`Control::fall_asleep`].
+    pub fn managed(&self) -> BorrowedFd<'_> {
+        self.management.bell.as_fd()
     }
 
     /// Whether a device command is stuck, as some poller sees it.
@@ -362,6 +384,7 @@ impl Control {
     pub fn advance(&mut self, now: Instant) {
         self.send_commands();
         self.advance_balance(now);
+        self.advance_management();
         self.advance_pending(now);
         self.advance_memory();
         self.advance_lane();
@@ -377,7 +400,9 @@ impl Control {
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             session.outstanding -= 1;
             self.users.entry(session.credentials.uid).outstanding -= 1;
-            if !session.closing {
+            if caller.by_queue {
+                self.answer_managed(caller.id, &reply);
+            } else if !session.closing {
                 session.lent += descriptors.len() as u64;
                 self.outbox.push_back(Outgoing { caller, reply, descriptors });
             }

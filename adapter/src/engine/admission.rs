@@ -5,7 +5,7 @@
 
 use driver::block::{self, BlockQueue};
 use driver::hal::Iova;
-use tpt::{Denied, Grant, Key, Operation};
+use tpt::{Denied, Grant, Key, Operation, Request};
 use wire::Status;
 use wire::layout::{SubmissionEntry, opcode};
 
@@ -53,6 +53,7 @@ impl State {
         self.gated.retain(keep);
         self.flush_next.retain(keep);
         self.throttle.retain(keep);
+        self.management.retain(keep);
         let mut next = 0;
         while let Some(slot) = self.slots.next_of(index, next) {
             next = slot + 1;
@@ -90,8 +91,8 @@ impl State {
         work
     }
 
-    /// Copies the next entries of a queue, each once, into memory of the engine: at most `most`, and nothing behind a cancel,
-    /// which may cost more than its part of a turn. Room for their completions is theirs from then on.
+    /// Copies the next entries of a queue, each once, into memory of the engine: at most `most`, and nothing behind a cancel
+    /// or a management request, which cost more than their part of a turn. Room for their completions is theirs from then on.
     pub(super) fn take_batch(&mut self, index: usize, most: usize, allowance: &mut Allowance) -> Batch {
         let Self { ports, taken, directory, .. } = self;
         let Some(port) = ports[index].as_mut() else { return Batch { number: 0, end: End::Empty } };
@@ -99,7 +100,8 @@ impl State {
         let (most, mut enough) = (into.len(), false);
         let number = port.ring.take_into(into, |entry| {
             directory.prefetch(Key(entry.key));
-            enough = !allowance.take(entry) || entry.opcode == opcode::CANCEL;
+            enough =
+                !allowance.take(entry) || entry.opcode == opcode::CANCEL || opcode::manages(entry.opcode);
             !enough
         });
         match number {
@@ -198,17 +200,36 @@ impl State {
                 self.answer(index, entry.user_data, Status::E_OPCODE)
             }
             Ok(Parsed::Io { request, deadline_us, segments, durable }) => {
-                let deadline_ns = match deadline_us {
-                    0 => u64::MAX,
-                    us => self.now_ns.saturating_add(u64::from(us) * 1000),
-                };
+                let deadline_ns = self.deadline(deadline_us);
                 let user_data = entry.user_data;
                 let asked = Asked { port: index, user_data, request, segments, durable, deadline_ns };
                 self.admit(queue, &asked, None, granted);
                 1
             }
+            Ok(Parsed::Manage { memory, length, room, deadline_us }) => {
+                let operation = Operation::Write { fua: false };
+                let request = Request { operation, key: Key(0), offset: room, length, memory };
+                let deadline_ns = self.deadline(deadline_us);
+                let user_data = entry.user_data;
+                self.manage(&Asked {
+                    port: index,
+                    user_data,
+                    request,
+                    segments: 0,
+                    durable: false,
+                    deadline_ns,
+                })
+            }
             Ok(Parsed::Cancel { target }) => self.cancel(index, entry.user_data, target),
             Err(status) => self.answer(index, entry.user_data, status),
+        }
+    }
+
+    /// When a request taken now is late.
+    fn deadline(&self, deadline_us: u32) -> u64 {
+        match deadline_us {
+            0 => u64::MAX,
+            us => self.now_ns.saturating_add(u64::from(us) * 1000),
         }
     }
 
@@ -301,7 +322,7 @@ impl State {
     }
 
     /// The slot of a request that needs one for more than to be ended.
-    fn slot_for(&mut self, asked: &Asked, slot: Option<u32>) -> u32 {
+    pub(super) fn slot_for(&mut self, asked: &Asked, slot: Option<u32>) -> u32 {
         slot.unwrap_or_else(|| {
             let Some(port) = self.ports[asked.port].as_mut() else {
                 unreachable!("a queue outlives its requests")
@@ -316,7 +337,7 @@ impl State {
 
     /// The tables did not grant it: it waits, or ends.
     #[cold]
-    fn turn_away(&mut self, asked: &Asked, slot: Option<u32>, denied: Denied) {
+    pub(super) fn turn_away(&mut self, asked: &Asked, slot: Option<u32>, denied: Denied) {
         if denied == Denied::Held {
             return self.hold(asked, slot);
         }
@@ -337,7 +358,7 @@ impl State {
     }
 
     /// Ends a request that was not granted.
-    fn refuse(&mut self, asked: &Asked, slot: Option<u32>, status: Status) {
+    pub(super) fn refuse(&mut self, asked: &Asked, slot: Option<u32>, status: Status) {
         match slot {
             Some(slot) => {
                 self.slots.get_mut(slot).fail(status, 0);
@@ -349,7 +370,7 @@ impl State {
         }
     }
 
-    /// Cancels a request that the device has not got; one that it has ends as it will. Returns what it costs of the
+    /// Cancels a request that the device, or the control plane, has not got; one that it has ends as it will. Returns what it costs of the
     /// queue's share.
     #[cold]
     fn cancel(&mut self, index: usize, user_data: u64, target: u64) -> usize {
@@ -361,8 +382,10 @@ impl State {
             self.answer(index, user_data, Status::E_NOT_FOUND);
             return cost;
         };
+        let begun =
+            self.slots.get(slot).state == SlotState::Managed && !self.management.withdraw(&self.slots, slot);
         let s = self.slots.get_mut(slot);
-        if s.submitted == 0 && s.outstanding == 0 {
+        if s.submitted == 0 && s.outstanding == 0 && !begun {
             s.fail(Status::E_CANCELLED, 0);
             match s.state {
                 SlotState::Starved => self.starved.retain(|&s| s != slot),
@@ -370,6 +393,7 @@ impl State {
                 SlotState::Throttled => self.throttle.retain(|&s| s != slot),
                 SlotState::Gated => self.gated.retain(|&s| s != slot),
                 SlotState::FlushWaiting => self.flush_next.retain(|&s| s != slot),
+                SlotState::Managed => self.management.retain(|&s| s != slot),
                 SlotState::Free | SlotState::Taken | SlotState::Running => {}
             }
             self.finish(slot);

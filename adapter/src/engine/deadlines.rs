@@ -29,7 +29,7 @@ impl State {
     fn sweep(&mut self) {
         self.next_sweep_ns = self.now_ns.saturating_add(SWEEP_INTERVAL_NS);
         self.next_deadline_ns = u64::MAX;
-        let Self { slots, now_ns, next_deadline_ns, late, .. } = self;
+        let Self { slots, management, now_ns, next_deadline_ns, late, .. } = self;
         // One of which the device has something is left to whoever goes on with it.
         let mut keep = |slot: &u32| {
             let s = slots.get(*slot);
@@ -50,6 +50,15 @@ impl State {
         self.gated.retain(&mut keep);
         self.flush_next.retain(&mut keep);
         self.throttle.retain(&mut keep);
+        management.retain(&mut keep);
+        let is_late = |slot: u32| {
+            let deadline_ns = slots.asked(slot).deadline_ns;
+            if *now_ns <= deadline_ns {
+                *next_deadline_ns = (*next_deadline_ns).min(deadline_ns);
+            }
+            *now_ns > deadline_ns
+        };
+        management.withdraw_late(is_late, late);
         while let Some(slot) = self.late.pop() {
             self.slots.get_mut(slot).fail(Status::E_DEADLINE, 0);
             self.finish(slot);

@@ -10,6 +10,7 @@ mod deadlines;
 mod gates;
 mod limiter;
 mod lists;
+mod manage;
 mod parse;
 mod port;
 mod schedule;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use driver::block::BlockQueue;
 use lists::Lists;
+use manage::Management;
 use tpt::Directory;
 use wire::layout::SubmissionEntry;
 use wire::shm::SharedMemory;
@@ -70,7 +72,7 @@ const TWO_LINES: usize = 128;
 /// An empty vector with room for so many, each page of which was written to: what the kernel gives at the first touch only
 /// is given here, so that no turn waits for it. It has more room than it needs, so that what stands behind it in memory,
 /// and may be another poller's, shares no line with it.
-fn touched<T>(room: usize) -> Vec<T> {
+pub(crate) fn touched<T>(room: usize) -> Vec<T> {
     let mut vector = Vec::with_capacity(room + TWO_LINES.div_ceil(size_of::<T>().max(1)));
     std::hint::black_box(vector.spare_capacity_mut()).fill_with(std::mem::MaybeUninit::zeroed);
     vector
@@ -136,6 +138,7 @@ struct State {
     /// The memory of each region that this engine was told of.
     regions: Box<[Option<Arc<SharedMemory>>]>,
     lists: Lists,
+    management: Management,
     buffers: Buffers,
     gates: gates::Own,
     /// Waiting for the blocks that they claimed.
@@ -171,6 +174,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             regions: vec![None; directory.limits().regions as usize].into(),
             directory,
             lists: Lists::new(),
+            management: Management::new(room),
             buffers: Buffers::default(),
             gates: gates::Own::default(),
             gated: touched(room),
@@ -215,6 +219,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
     /// not in use ask their applications to write them. Before its first turn.
     pub fn hear_bells(&mut self) {
         self.state.schedule.hear_bells();
+        self.state.shared.will_ring();
     }
 
     /// Takes another time after which a queue that gave nothing counts as not in use.
@@ -304,9 +309,11 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         &mut self.queue
     }
 
-    /// Wakes the applications that sleep on queues with new completions: the one system call, made after the turn.
+    /// Wakes the applications that sleep on queues with new completions, and the control plane if it sleeps and is asked for
+    /// something: the only system calls, made after the turn.
     pub fn wake_sleepers(&mut self) {
         self.state.wake_sleepers();
+        self.state.ring_for_management();
     }
 
     /// Announces that the engine is about to sleep. Returns whether it may: false if there is work after all, or if the
@@ -323,7 +330,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             || state.has_rung();
         if !work {
             // With something at the device it is still waited for by others' gates, and wakes for that soon enough.
-            let idle = state.slots.used() == state.throttle.waiting();
+            let idle = state.slots.used() == state.throttle.waiting() + state.management.waiting();
             work = if idle { !state.gates.fall_asleep() } else { state.gates.need_tending() };
         }
         if work {
@@ -343,9 +350,10 @@ impl<Q, C> Drop for Engine<Q, C> {
     /// The grants of what still runs go with the directory that counted them: nobody is told that they were idle, so
     /// whatever waits for them keeps waiting, until the device has been stopped.
     fn drop(&mut self) {
-        let State { slots, directory, lists, gates, .. } = &mut self.state;
+        let State { slots, directory, lists, management, gates, .. } = &mut self.state;
         slots.take_grants(|grant| directory.release(grant));
         lists.release_all(directory);
+        management.release_all(directory);
         if slots.used() == 0 {
             while !gates.fall_asleep() {
                 std::hint::spin_loop();
@@ -358,7 +366,7 @@ impl State {
     /// Commands from the control plane.
     #[cold]
     fn take_commands(&mut self, most: usize) -> usize {
-        let mut work = 0;
+        let (mut work, mut looks_again) = (0, false);
         while work < most {
             let Some(command) = self.shared.take_command() else { break };
             work += 1;
@@ -371,9 +379,17 @@ impl State {
                 Command::Region(region, memory) => {
                     let known = self.regions[region.0 as usize].replace(memory);
                     assert!(known.is_none(), "a region is drained before its index is used again");
+                    looks_again = true;
+                }
+                Command::Answer(managed) => {
+                    self.take_answer(managed);
+                    looks_again = true;
                 }
                 Command::Drain(what, ticket) => self.drains.push((what, ticket)),
             }
+        }
+        if looks_again {
+            self.retry_management();
         }
         work
     }

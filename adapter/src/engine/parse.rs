@@ -2,6 +2,7 @@
 
 use tpt::{Key, Memory, Operation, RegionKey, Request};
 use wire::Status;
+use wire::control::MAX_MESSAGE;
 use wire::layout::{MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
 
 /// What an entry asks for.
@@ -18,6 +19,17 @@ pub enum Parsed {
         /// Of a write of bytes: it completes only when durable.
         durable: bool,
     },
+    /// For the control plane.
+    Manage {
+        /// Where it lies, and its reply is to be.
+        memory: Memory,
+        /// Its bytes.
+        length: u64,
+        /// Bytes that there are for the reply.
+        room: u64,
+        /// Microseconds from admission after which it is not begun any more; zero for none.
+        deadline_us: u32,
+    },
     /// Cancel the request with this user data.
     Cancel {
         /// The target's user data.
@@ -26,7 +38,8 @@ pub enum Parsed {
 }
 
 /// Parses `entry`. Unknown operations and flags, and reserved fields that are not zero, are E_OPCODE: a later version
-/// may give them a meaning that this one would get wrong. A write of too many bytes is E_PARAM.
+/// may give them a meaning that this one would get wrong. A write of too many bytes is E_PARAM, and a management request
+/// longer than a message, or with more room than one takes.
 pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     if let Some(request) = plain(entry) {
         let durable = entry.flags & flag::FUA != 0;
@@ -87,6 +100,7 @@ fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
         (opcode::WRITE_ZEROES, flag::DEALLOCATE) if !scattered => Operation::WriteZeroes { deallocate: true },
         (opcode::DEALLOCATE, 0) if !scattered => Operation::Deallocate,
         (opcode::WRITE_BYTES, 0 | flag::FUA) if !scattered => Operation::WriteBytes,
+        (opcode::MANAGE, 0) if !scattered => return manage(entry),
         (opcode::CANCEL, 0) if !scattered => return Ok(Parsed::Cancel { target: entry.offset }),
         _ => return Err(Status::E_OPCODE),
     };
@@ -97,6 +111,19 @@ fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     Ok(Parsed::Io { request: request(entry, operation), deadline_us: entry.deadline_us, segments, durable })
 }
 
+fn manage(entry: &SubmissionEntry) -> Result<Parsed, Status> {
+    if entry.key != 0 {
+        return Err(Status::E_OPCODE);
+    }
+    let fits = |bytes: u64| (1..=MAX_MESSAGE as u64).contains(&bytes);
+    let (length, room, deadline_us) = (u64::from(entry.length), entry.offset, entry.deadline_us);
+    if !fits(length) || !fits(room) {
+        return Err(Status::E_PARAM);
+    }
+    let memory = Memory { region: RegionKey(entry.region), offset: entry.region_offset };
+    Ok(Parsed::Manage { memory, length, room, deadline_us })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +132,7 @@ mod tests {
         SubmissionEntry {
             opcode: op,
             flags,
-            key: 1,
+            key: u64::from(op != opcode::MANAGE),
             offset: 4096,
             length: 512,
             region: 2,
@@ -114,7 +141,8 @@ mod tests {
     }
 
     /// Operations and the flags that they take; those of the second list take memory as a list as well.
-    const WITHOUT_LIST: [(u8, u8); 7] = [
+    const WITHOUT_LIST: [(u8, u8); 8] = [
+        (opcode::MANAGE, 0),
         (opcode::FLUSH, 0),
         (opcode::WRITE_ZEROES, 0),
         (opcode::WRITE_ZEROES, flag::DEALLOCATE),
@@ -169,6 +197,19 @@ mod tests {
         assert!(matches!(parse(&e), Ok(Parsed::Io { durable: true, .. })));
         e.length = 65537;
         assert_eq!(parse(&e), Err(Status::E_PARAM));
+    }
+
+    #[test]
+    fn s6_r1_a_management_request_is_no_larger_than_a_message_and_names_no_grant() {
+        let good =
+            SubmissionEntry { length: 16384, offset: 16384, deadline_us: 3, ..entry(opcode::MANAGE, 0) };
+        let memory = Memory { region: RegionKey(2), offset: 0 };
+        assert_eq!(parse(&good), Ok(Parsed::Manage { memory, length: 16384, room: 16384, deadline_us: 3 }));
+        for (length, offset) in [(0, 1), (1, 0), (16385, 1), (1, 16385), (u32::MAX, u64::MAX)] {
+            assert_eq!(parse(&SubmissionEntry { length, offset, ..good }), Err(Status::E_PARAM));
+        }
+        assert_eq!(parse(&SubmissionEntry { key: 1, ..good }), Err(Status::E_OPCODE));
+        assert_eq!(parse(&SubmissionEntry { extension: 1, ..good }), Err(Status::E_OPCODE));
     }
 
     #[test]

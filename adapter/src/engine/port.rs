@@ -60,6 +60,9 @@ pub struct Port {
     pub(super) state: PortState,
     /// Its admitted requests.
     pub(super) in_flight: usize,
+    /// Management requests that wait, and how many may.
+    pub(super) managed: u32,
+    pub(super) may_manage: u32,
     /// The application sleeps and has completions.
     pub(super) wake_due: bool,
     /// Of its user.
@@ -85,6 +88,8 @@ impl Port {
             ring: AdapterEnd::new(view, entries),
             state: PortState::Ready,
             in_flight: 0,
+            managed: 0,
+            may_manage: 0,
             wake_due: false,
             gate: Arc::default(),
             attention: super::schedule::Attention::default(),
@@ -107,6 +112,12 @@ impl Port {
     #[must_use]
     pub fn with_terms(self, terms: Terms) -> Self {
         Self { terms, ..self }
+    }
+
+    /// With so many management requests at a time; without, it takes none.
+    #[must_use]
+    pub fn with_management(self, requests: u32) -> Self {
+        Self { may_manage: requests, ..self }
     }
 
     /// The queue's counters.

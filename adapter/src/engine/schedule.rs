@@ -57,6 +57,10 @@ impl Schedule {
         self.hears_bells = true;
     }
 
+    pub(super) fn hears_bells(&self) -> bool {
+        self.hears_bells
+    }
+
     pub(super) fn set_park_after(&mut self, ns: u64) {
         self.park_after_ns = ns;
     }

@@ -28,6 +28,8 @@ pub(super) enum SlotState {
     Gated,
     /// A flush that waits for the next merged one.
     FlushWaiting,
+    /// A management request that waits for a place, or for the control plane.
+    Managed,
     /// The device has all of it.
     Running,
 }
@@ -38,6 +40,7 @@ pub(super) struct Asked {
     /// Of its queue.
     pub(super) port: usize,
     pub(super) user_data: u64,
+    /// Of a management request, memory and length are that, and the offset is the room for its reply.
     pub(super) request: Request,
     /// Entries of its scatter list; zero if it has none.
     pub(super) segments: u8,
@@ -71,6 +74,8 @@ pub(super) enum Aside {
     List(u16),
     /// A buffer of private memory.
     Buffer(u16),
+    /// A management request, handed over to a place or not yet.
+    Managed(Option<u16>),
 }
 
 /// What an admitted request has beside its grant, to be given back when it ends.

@@ -30,7 +30,9 @@ impl State {
         };
         let left = match aside {
             Aside::List(list) => self.submit_scattered(queue, slot, list, operation),
-            Aside::Nothing | Aside::Buffer(_) => self.submit_pieces(queue, slot, operation),
+            Aside::Nothing | Aside::Buffer(_) | Aside::Managed(_) => {
+                self.submit_pieces(queue, slot, operation)
+            }
         };
         self.settle(slot, left)
     }
@@ -231,6 +233,7 @@ impl State {
                 self.give_list(list);
                 None
             }
+            Aside::Managed(place) => Some(self.give_place(self.slots.port(slot), place)),
             Aside::Buffer(buffer) => {
                 self.give_buffer(buffer);
                 let all = self.slots.asked(slot).request.length;

@@ -23,6 +23,7 @@ mod bytes;
 mod ends;
 mod limits;
 mod lists;
+mod manage;
 mod parked;
 
 /// Takes `room` commands, and ends them when told.

@@ -36,7 +36,7 @@ fn reply(socket: &OwnedFd) -> Option<(u32, Reply)> {
 }
 
 fn hello() -> Request {
-    Request::Hello { min_version: 1, max_version: 1 }
+    Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION }
 }
 
 fn garbage(rig: &Rig) {

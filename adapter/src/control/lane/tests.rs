@@ -37,7 +37,7 @@ impl Rig {
 
     fn ask(&mut self, session: SessionId, request: Request) -> Caller {
         self.next_id += 1;
-        let caller = Caller { session, id: self.next_id };
+        let caller = Caller::new(session, self.next_id);
         self.control.request(caller, request, Vec::new());
         caller
     }
