@@ -61,7 +61,12 @@ impl Options {
             pollers: 1,
             idle: Idle::default(),
             policy: Policy::new(rustix::process::getuid().as_raw()),
-            tables: tpt::Limits { entries: 1 << 16, lba_entries: 1 << 18, regions: 1 << 14 },
+            tables: tpt::Limits {
+                entries: 1 << 16,
+                lba_entries: 1 << 18,
+                extensions: 1 << 17,
+                regions: 1 << 14,
+            },
             resident_segments: 1 << 10,
             requests: 8192,
             device_timeout: DEVICE_TIMEOUT,

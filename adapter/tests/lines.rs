@@ -167,7 +167,8 @@ struct App {
 
 /// A world of two engines with a few queues each, made by one thread as an adapter's are.
 fn world() -> (Vec<Engine<Slow, MonotonicClock>>, Vec<Vec<App>>, Tables) {
-    let mut tables = Tables::new(Limits { entries: 1024, lba_entries: 1024, regions: 64 }, KeyInstance(1));
+    let mut tables =
+        Tables::new(Limits { entries: 1024, lba_entries: 1024, extensions: 0, regions: 64 }, KeyInstance(1));
     let gates = Gates::new(2).unwrap();
     let geometry = Geometry {
         block_shift: 9,

@@ -94,8 +94,10 @@ fn arguments() -> [u32; 3] {
 
 fn main() {
     let [depth, rounds, queues] = arguments();
-    let mut tables =
-        Tables::<32>::new(Limits { entries: 1024, lba_entries: 1024, regions: 64 }, KeyInstance(1));
+    let mut tables = Tables::<32>::new(
+        Limits { entries: 1024, lba_entries: 1024, extensions: 0, regions: 64 },
+        KeyInstance(1),
+    );
     let shared = Arc::new(PollerShared::default());
     let directory = Directory::new(tables.published(), 1024);
     let mut engine = Engine::new(

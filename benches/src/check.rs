@@ -25,8 +25,8 @@ use std::{fs, io};
 
 use adapter::resident::in_large_pages;
 use tpt::{
-    Access, Denied, Directory, Domain, EntryIndex, GrantSpec, Iova, Key, KeyInstance, LbaRange, Limits,
-    Memory, Operation, RegionKey, RegionSpec, Request, SEGMENT_ENTRIES, Tables,
+    Access, Denied, Directory, Domain, EntryIndex, ExtensionKey, GrantSpec, Iova, Key, KeyInstance, LbaRange,
+    Limits, Memory, Operation, RegionKey, RegionSpec, Request, SEGMENT_ENTRIES, Tables,
 };
 
 const BLOCK_SHIFT: u8 = 12;
@@ -332,7 +332,8 @@ impl Rig {
     /// # Panics
     /// If the tables refuse to be filled.
     pub fn new(entries: u32) -> Self {
-        let mut tables = Tables::new(Limits { entries, lba_entries: entries, regions: 1 }, INSTANCE);
+        let mut tables =
+            Tables::new(Limits { entries, lba_entries: entries, extensions: 0, regions: 1 }, INSTANCE);
         for i in 0..entries {
             let ranges = [LbaRange::new(u64::from(i) * BLOCKS, BLOCKS).expect("a range of some blocks")];
             let spec = GrantSpec {
@@ -452,6 +453,7 @@ impl Asker {
             request: Request {
                 operation: Operation::Read,
                 key: Key::default(),
+                extension: ExtensionKey::NONE,
                 offset: 0,
                 length: BYTES,
                 memory: Memory { region, offset: 0 },

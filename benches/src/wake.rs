@@ -67,7 +67,7 @@ struct Ours {
 
 impl Ours {
     fn new(cpu: usize) -> Result<Self> {
-        let limits = Limits { entries: 16, lba_entries: 16, regions: 4 };
+        let limits = Limits { entries: 16, lba_entries: 16, extensions: 0, regions: 4 };
         let mut tables = Tables::new(limits, KeyInstance(1));
         let ranges = [LbaRange::new(0, 64).context("a range of some blocks")?];
         let spec = GrantSpec {

@@ -11,6 +11,10 @@ pub(crate) enum Claim {
     Exclusive(Domain),
     /// Shared grants of any domain.
     Shared,
+    /// Only opened files of this domain.
+    FilesOf(Domain),
+    /// Shared opened files of any domain.
+    Files,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,14 +3,20 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;
+#[cfg(any(test, feature = "oracle"))]
+use alloc::vec::Vec;
 use core::hint;
 use core::ops::Range;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::Acquire;
 
-use crate::published::{self, Entry, Extent, LbaEntry, NONE, Region, Segment, Stage, extent};
+use crate::fept::{Extension, Extensions, Run, Stretch};
+use crate::published::{
+    self, Entry, Extent, LbaEntry, NONE, Region, Segment, Shape, Stage, StateWord, extent,
+};
+use crate::trace::{Touch, Trace};
 use crate::{
-    Denied, Domain, EntryIndex, Grant, Hold, Iova, Key, Lba, Memory, Operation, Piece, Published,
-    RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
+    Access, Denied, Domain, EntryIndex, ExtensionKey, Grant, Hold, Iova, Key, Lba, Memory, Operation, Piece,
+    Published, RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
 };
 
 /// What a directory did.
@@ -43,7 +49,9 @@ impl Entry {
     #[inline(always)]
     fn find(&self, domain: Domain, request: &Request) -> Option<Place> {
         // The state first: if it says that the entry is open, the other fields are of this life.
-        if !self.state.admits(request.key.0, request.operation.enough()) {
+        if request.extension != ExtensionKey::NONE
+            || !self.state.admits(request.key.0, request.operation.enough())
+        {
             return None;
         }
         let shape = self.shape();
@@ -59,7 +67,12 @@ impl Entry {
         if !self.is_sealed(request.key, shape, range) {
             return None;
         }
-        Some(Place { lba: Lba(range.first + offset), blocks, block_shift: shape.shift() })
+        Some(Place {
+            lba: Lba(range.first + offset),
+            blocks,
+            block_shift: shape.shift(),
+            upper: shape.upper(),
+        })
     }
 }
 
@@ -71,6 +84,19 @@ pub struct Place {
     /// How many.
     pub blocks: u64,
     /// The size of one as a power of two.
+    pub block_shift: u8,
+    /// What a grant takes along of its entry's shape.
+    upper: u16,
+}
+
+/// What an opened file says of itself to who may use it. See [`Directory::file`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenFile {
+    /// The number that it was created with.
+    pub context: u32,
+    /// How many bytes its extensions have, which requests may reach.
+    pub bytes: u64,
+    /// The size of its blocks as a power of two.
     pub block_shift: u8,
 }
 
@@ -92,6 +118,7 @@ pub struct Directory<S: SegmentSource = Published> {
     active: Box<[u16]>,
     regions: Arc<[Region]>,
     regions_active: Box<[u32]>,
+    extensions: Arc<[Extension]>,
     lba: Arc<[LbaEntry]>,
     number: u32,
     /// Which segments are at hand, or `NONE`.
@@ -101,6 +128,7 @@ pub struct Directory<S: SegmentSource = Published> {
     counters: DirectoryCounters,
     published: Arc<Published>,
     source: Arc<S>,
+    trace: Trace,
 }
 
 /// So many of `value`, each page of which was written to, first with another: no check waits for the kernel to give one.
@@ -129,6 +157,7 @@ impl<S: SegmentSource> Directory<S> {
             active: touched(published.segment_count() * SEGMENT_ENTRIES as usize, 1, 0),
             regions: Arc::clone(&published.regions),
             regions_active: touched(limits.regions as usize, 1, 0),
+            extensions: Arc::clone(&published.extensions),
             lba: Arc::clone(&published.lba),
             number: published.enrol(),
             residents: vec![NONE; residents].into(),
@@ -136,6 +165,7 @@ impl<S: SegmentSource> Directory<S> {
             counters: DirectoryCounters::default(),
             published,
             source,
+            trace: Trace::default(),
         }
     }
 
@@ -237,7 +267,7 @@ impl<S: SegmentSource> Directory<S> {
         if *pointer == Pointer::Dropped {
             return None;
         }
-        let Place { lba, blocks, block_shift } = entry.find(domain, request)?;
+        let Place { lba, blocks, upper, .. } = entry.find(domain, request)?;
         let memory = if MEMORY {
             if request.memory.offset & 3 != 0 {
                 return None;
@@ -247,7 +277,7 @@ impl<S: SegmentSource> Directory<S> {
             (NONE, 0)
         };
         *pointer = Pointer::Used;
-        Some(self.count(request, Located { first: lba.0, blocks, root: NONE, shift: block_shift }, memory))
+        Some(self.count(request, Located { first: lba.0, blocks, root: NONE, upper }, memory))
     }
 
     /// The decision for any request, one check after the other.
@@ -258,19 +288,54 @@ impl<S: SegmentSource> Directory<S> {
         domain: Domain,
         request: &Request,
     ) -> Result<Grant, Denied> {
-        let index = request.key.index().0;
+        let fetched = self.bring(domain, request.key)?;
+        let (entry, state, shape) = self.admit(domain, request.key)?;
+        let named = match request.extension {
+            ExtensionKey::NONE => None,
+            key => Some(self.extension(domain, entry, request.key, key)?),
+        };
+        let needed = request.operation.required_access();
+        if !state.gives(needed) || named.is_some_and(|its| !its.state.gives(needed)) {
+            return Err(Denied::Access);
+        }
+        // Before the number of extensions, which may become more: so what is in these bytes is in that number.
+        let bytes = named.map_or_else(|| entry.bytes.load(Acquire), |its| its.stretch.bytes);
+        check_range(request, bytes, shape.shift())?;
+        let memory = if MEMORY { self.memory(domain, request)? } else { (NONE, 0) };
+        let located = match named {
+            Some(its) => self.locate_in_extension(entry, request, its),
+            None => self.locate(entry, request),
+        };
+        let located = located.ok_or(Denied::TableCorrupt)?;
+        // The first use does not count: what is used only once goes before what is used again and again.
+        if !fetched {
+            self.pointers[segment_of(request.key)] = Pointer::Used;
+        }
+        Ok(self.count(request, located, memory))
+    }
+
+    /// Sees to it that the entry of a key is at hand, if `domain` may look at it. Whether it had to be fetched.
+    fn bring(&mut self, domain: Domain, key: Key) -> Result<bool, Denied> {
+        let index = key.index().0;
         if index >= self.published.limits.entries {
             return Err(Denied::KeyRange);
         }
         let segment = index / SEGMENT_ENTRIES;
-        let fetched = !self.is_at_hand(segment as usize);
-        if fetched {
-            if self.published.owner(segment) != Some(domain) {
-                return Err(Denied::Domain);
-            }
-            self.fetch(segment)?;
+        if self.is_at_hand(segment as usize) {
+            return Ok(false);
         }
+        if self.published.owner(segment) != Some(domain) {
+            return Err(Denied::Domain);
+        }
+        self.fetch(segment)?;
+        Ok(true)
+    }
+
+    /// The entry of a key, which is at hand, if it is open to it.
+    fn admit(&self, domain: Domain, key: Key) -> Result<(&Entry, StateWord, Shape), Denied> {
+        let index = key.index().0;
         let entry = &self.entries[index as usize];
+        self.trace.touch(Touch::Entry(key.index()));
         let (state, shape) = (entry.state.get(index), entry.shape());
         if shape.domain() != domain {
             return Err(Denied::Domain);
@@ -280,20 +345,91 @@ impl<S: SegmentSource> Directory<S> {
             Stage::Held => return Err(Denied::Held),
             Stage::Free | Stage::Closed => return Err(Denied::EntryInvalid),
         }
-        if state.instance() != request.key.instance() {
+        if state.instance() != key.instance() {
             return Err(Denied::KeyInstance);
         }
-        if !state.gives(request.operation.required_access()) {
-            return Err(Denied::Access);
+        Ok((entry, state, shape))
+    }
+
+    /// The extension that a key names, of the file of an entry, if it is open to it. A grant of blocks has none. A pointer
+    /// that is not what was written is not followed.
+    fn extension(
+        &self,
+        domain: Domain,
+        entry: &Entry,
+        file: Key,
+        key: ExtensionKey,
+    ) -> Result<Named, Denied> {
+        let number = key.index().0;
+        if !entry.is_sealed(file, entry.shape(), entry.first_range()) {
+            return Err(Denied::TableCorrupt);
         }
-        check_range(request, entry.bytes.load(Relaxed), shape.shift())?;
-        let memory = if MEMORY { self.memory(domain, request)? } else { (NONE, 0) };
-        let blocks = locate(&self.lba, entry, request).ok_or(Denied::TableCorrupt)?;
-        // The first use does not count: what is used only once goes before what is used again and again.
-        if !fetched {
-            self.pointers[segment as usize] = Pointer::Used;
+        let extensions = entry.extensions(&self.extensions, file).ok_or(Denied::TableCorrupt)?;
+        let extension = extensions.get(number, &self.trace).ok_or(Denied::KeyRange)?;
+        let (state, stretch) = (extension.state.get(number), extension.stretch());
+        if state.stage() != Stage::Valid {
+            return Err(Denied::EntryInvalid);
         }
-        Ok(self.count(request, blocks, memory))
+        if state.instance() != key.instance() {
+            return Err(Denied::KeyInstance);
+        }
+        if stretch.domain != domain {
+            return Err(Denied::Domain);
+        }
+        Ok(Named { state, stretch })
+    }
+
+    /// Where the blocks of a request are that is inside of its entry: one after another from the first range or from one
+    /// extension, or in the list, if that knows the first and the last of them. `None` if a table is damaged.
+    fn locate(&self, entry: &Entry, request: &Request) -> Option<Located> {
+        let (shape, range) = (entry.shape(), entry.first_range());
+        if !entry.is_sealed(request.key, shape, range) {
+            return None;
+        }
+        let (shift, upper) = (shape.shift(), shape.upper());
+        let first = request.offset >> shift;
+        let Some(rest) = request.length.checked_sub(1) else {
+            return Some(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
+        };
+        // All that hold a byte of it. It does not wrap: it was checked.
+        let last = (request.offset + rest) >> shift;
+        let blocks = last - first + 1;
+        if last < range.blocks {
+            return Some(Located { first: range.first + first, blocks, root: NONE, upper });
+        }
+        let root = entry.list().root;
+        if shape.is_file() {
+            let extensions = entry.extensions(&self.extensions, request.key)?;
+            let needed = request.operation.required_access();
+            let run = extensions.find(&self.lba, first, needed, &self.trace)?;
+            if run.blocks >= blocks {
+                return Some(Located { first: run.lba, blocks, root: NONE, upper });
+            }
+            extensions.find(&self.lba, last, needed, &self.trace)?;
+            return Some(Located { first, blocks, root, upper });
+        }
+        if entry.list().length as usize > self.lba.len() {
+            return None;
+        }
+        let index = request.key.index().0;
+        let found = extent(&self.lba, index, root, first)?;
+        if last - found.start >= found.count {
+            extent(&self.lba, index, root, last)?;
+        }
+        Some(Located { first, blocks, root, upper })
+    }
+
+    /// Where the blocks of a request are that is inside of the extension that it names. `None` if a table is damaged.
+    fn locate_in_extension(&self, entry: &Entry, request: &Request, its: Named) -> Option<Located> {
+        let (shape, number) = (entry.shape(), request.extension.index().0);
+        let (shift, upper) = (shape.shift(), shape.upper());
+        let extensions = entry.extensions(&self.extensions, request.key)?;
+        let Some(rest) = request.length.checked_sub(1) else {
+            return Some(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
+        };
+        let blocks = ((request.offset + rest) >> shift) - (request.offset >> shift) + 1;
+        let run = extensions.run(&self.lba, number, its.stretch, request.offset)?;
+        (run.blocks >= blocks).then_some(Located { first: run.lba, blocks, root: NONE, upper })
     }
 
     /// Which region the memory of a request is in, and where the device finds it; neither where no data moves, and no place
@@ -322,7 +458,7 @@ impl<S: SegmentSource> Directory<S> {
         if let Some(active) = self.regions_active.get_mut(region as usize) {
             *active += 1;
         }
-        let Located { first, blocks, root, shift } = blocks;
+        let Located { first, blocks, root, upper } = blocks;
         Grant {
             key: request.key,
             first,
@@ -332,7 +468,7 @@ impl<S: SegmentSource> Directory<S> {
             region,
             directory: self.number,
             operation: request.operation,
-            shift,
+            shape: upper,
         }
     }
 
@@ -381,17 +517,64 @@ impl<S: SegmentSource> Directory<S> {
         let done = blocks_done.min(grant.blocks);
         Pieces {
             lba: &self.lba,
-            owner: grant.key.index().0,
-            root: grant.root,
+            source: self.source_of(grant),
             at: grant.first + done,
             left: grant.blocks - done,
-            iova: grant.names_memory().then(|| grant.iova + (done << grant.shift)),
-            shift: grant.shift,
+            iova: grant.names_memory().then(|| grant.iova + (done << grant.block_shift())),
+            shift: grant.block_shift(),
         }
     }
 
-    /// All of a grant as one piece, if its blocks are in the first range of its entry, so that no LBA entry need be
-    /// read. `None` otherwise, and for a flush, which has no blocks: [`Directory::pieces`] tells then.
+    /// Where it is said which blocks a grant has.
+    #[inline]
+    fn source_of(&self, grant: &Grant) -> Source<'_> {
+        let owner = grant.key.index().0;
+        match grant.root {
+            NONE => Source::Whole,
+            root if !grant.is_file() => Source::List { owner, root },
+            // As long as there is a grant, no extension of the file is taken away.
+            _ => match self.entries[owner as usize].extensions(&self.extensions, grant.key) {
+                Some(extensions) => {
+                    let needed = grant.operation.required_access();
+                    Source::File { extensions, needed, trace: &self.trace }
+                }
+                None => Source::Damaged,
+            },
+        }
+    }
+
+    /// Of a grant of a file the number that the file was created with; `None` of a grant of blocks.
+    #[inline]
+    pub fn context(&self, grant: &Grant) -> Option<u32> {
+        // As long as there is a grant, it does not change.
+        let entry = self.entries.get(grant.key.index().0 as usize)?;
+        grant.is_file().then(|| entry.list().length)
+    }
+
+    /// What an opened file says of itself, if `domain` may do `operation` with it: all of the decision but the range and the
+    /// memory. Counts nothing; so it holds until the end of the turn at the most, and does not stand for a check.
+    ///
+    /// # Errors
+    /// As [`Directory::check`], but never `Bounds`, `Alignment` or `Memory`; `EntryInvalid` also of a grant of blocks.
+    pub fn file(&mut self, domain: Domain, key: Key, operation: Operation) -> Result<OpenFile, Denied> {
+        self.bring(domain, key)?;
+        let (entry, state, shape) = self.admit(domain, key)?;
+        if !shape.is_file() {
+            return Err(Denied::EntryInvalid);
+        }
+        if !state.gives(operation.required_access()) {
+            return Err(Denied::Access);
+        }
+        if !entry.is_sealed(key, shape, entry.first_range()) {
+            return Err(Denied::TableCorrupt);
+        }
+        let bytes = entry.bytes.load(Acquire);
+        Ok(OpenFile { context: entry.list().length, bytes, block_shift: shape.shift() })
+    }
+
+    /// All of a grant as one piece, if its blocks are one after another in the first range of its entry or in one
+    /// extension, so that nothing more need be read. `None` otherwise, and for a flush, which has no blocks:
+    /// [`Directory::pieces`] tells then.
     #[inline]
     pub fn only_piece(&self, grant: &Grant) -> Option<Piece> {
         let whole = Piece { lba: Lba(grant.first), blocks: grant.blocks, iova: Iova(grant.iova) };
@@ -450,6 +633,12 @@ impl<S: SegmentSource> Directory<S> {
         self.counters
     }
 
+    /// What checks and pieces have looked at since the last call, in that order; from the first call on it is kept.
+    #[cfg(any(test, feature = "oracle"))]
+    pub fn take_trace(&self) -> Vec<Touch> {
+        self.trace.take()
+    }
+
     /// Drops the pointer to the entry's segment, if there is one: a fault for tests.
     #[cfg(any(test, feature = "oracle"))]
     pub fn evict(&mut self, entry: EntryIndex) {
@@ -487,46 +676,37 @@ struct Located {
     /// The first one: on the device, or in its entry's list.
     first: u64,
     blocks: u64,
-    /// The list's; `NONE` if all are in the first range.
+    /// Of the list, or the segment of extensions; `NONE` if all are one after another.
     root: u32,
-    shift: u8,
+    /// Of the entry's shape.
+    upper: u16,
 }
 
-/// Where the blocks of a request are that is inside its entry: in the first range, or in the list, if that knows the first
-/// and the last of them. `None` if the table is damaged.
-fn locate(table: &[LbaEntry], entry: &Entry, request: &Request) -> Option<Located> {
-    let (index, shape, range) = (request.key.index().0, entry.shape(), entry.first_range());
-    if !entry.is_sealed(request.key, shape, range) {
-        return None;
-    }
-    let shift = shape.shift();
-    let first = request.offset >> shift;
-    let Some(rest) = request.length.checked_sub(1) else {
-        return Some(Located { first: 0, blocks: 0, root: NONE, shift }); // a flush
-    };
-    // All that hold a byte of it. It does not wrap: it was checked.
-    let last = (request.offset + rest) >> shift;
-    let blocks = last - first + 1;
-    if last < range.blocks {
-        return Some(Located { first: range.first + first, blocks, root: NONE, shift });
-    }
-    let list = entry.list();
-    if list.length as usize > table.len() {
-        return None;
-    }
-    let found = extent(table, index, list.root, first)?;
-    if last - found.start >= found.count {
-        extent(table, index, list.root, last)?;
-    }
-    Some(Located { first, blocks, root: list.root, shift })
+/// The extension that a request names.
+#[derive(Clone, Copy)]
+struct Named {
+    state: StateWord,
+    stretch: Stretch,
+}
+
+/// Where it is said which blocks a grant has.
+#[derive(Clone, Copy, Debug)]
+enum Source<'a> {
+    /// In the grant: they are one after another.
+    Whole,
+    /// In the list of a grant of blocks.
+    List { owner: u32, root: u32 },
+    /// In the extensions of a file, which must give the rights that are needed.
+    File { extensions: Extensions<'a>, needed: Access, trace: &'a Trace },
+    /// Nowhere.
+    Damaged,
 }
 
 /// The contiguous parts of a grant that are left; see [`Directory::pieces`].
 #[derive(Clone, Debug)]
 pub struct Pieces<'a> {
     lba: &'a [LbaEntry],
-    owner: u32,
-    root: u32,
+    source: Source<'a>,
     /// The first block that is left, as in a grant.
     at: u64,
     left: u64,
@@ -542,12 +722,18 @@ impl Iterator for Pieces<'_> {
         if self.left == 0 {
             return None;
         }
-        let (lba, blocks) = if self.root == NONE {
-            (self.at, self.left)
-        } else {
-            let Extent { start, first, count } = extent(self.lba, self.owner, self.root, self.at)?;
-            let skip = self.at - start;
-            (first + skip, self.left.min(count - skip))
+        let (lba, blocks) = match self.source {
+            Source::Whole => (self.at, self.left),
+            Source::List { owner, root } => {
+                let Extent { start, first, count } = extent(self.lba, owner, root, self.at)?;
+                let skip = self.at - start;
+                (first + skip, self.left.min(count - skip))
+            }
+            Source::File { extensions, needed, trace } => {
+                let Run { lba, blocks } = extensions.find(self.lba, self.at, needed, trace)?;
+                (lba, self.left.min(blocks))
+            }
+            Source::Damaged => return None,
         };
         let piece = Piece { lba: Lba(lba), blocks, iova: Iova(self.iova.unwrap_or(0)) };
         self.at += blocks;
@@ -566,7 +752,7 @@ mod tests {
     /// instance that it guessed: the entry's own domain stops it. The new one is served at once.
     #[test]
     fn s4_r6_the_entry_has_the_last_word_on_its_domain() {
-        let limits = Limits { entries: 16, lba_entries: 4, regions: 1 };
+        let limits = Limits { entries: 16, lba_entries: 4, extensions: 0, regions: 1 };
         let mut tables = Tables::<32>::new(limits, KeyInstance(1));
         let (former, new) = (Domain(1), Domain(2));
         let mut directory = Directory::new(tables.published(), 1);
@@ -576,7 +762,17 @@ mod tests {
             let spec =
                 GrantSpec { domain, access: Access::ALL, block_shift: 9, ranges: &ranges, shared: false };
             let key = tables.create(&spec).unwrap();
-            (key, Request { operation: Operation::Deallocate, key, offset: 0, length: 512, memory })
+            (
+                key,
+                Request {
+                    operation: Operation::Deallocate,
+                    key,
+                    extension: ExtensionKey::NONE,
+                    offset: 0,
+                    length: 512,
+                    memory,
+                },
+            )
         };
         let (key, request) = grant_to(&mut tables, former);
         let grant = directory.check(former, &request).unwrap();

@@ -23,18 +23,19 @@ pub fn leaked_grants() -> u64 {
 #[derive(Debug)]
 pub struct Grant {
     pub(crate) key: Key,
-    /// Its first block: on the device, if it has no list; with one, counted from the start of its entry's.
+    /// Its first block: on the device, if it has no list; with one, counted from the start of its grant or file.
     pub(crate) first: u64,
     pub(crate) blocks: u64,
     /// Of the first byte of data; 0 if the device does not move it from or to there.
     pub(crate) iova: u64,
-    /// Of the list that says where its blocks are; `NONE` if they are all in the first range of its entry.
+    /// Of the list, or the segment of extensions, that says where its blocks are; `NONE` if they are one after another.
     pub(crate) root: u32,
     /// `NONE` if no data moves, or memory is held otherwise.
     pub(crate) region: u32,
     pub(crate) directory: u32,
     pub(crate) operation: Operation,
-    pub(crate) shift: u8,
+    /// The size of its blocks as a power of two, and above that the kind of its entry.
+    pub(crate) shape: u16,
 }
 
 const _: () = assert!(size_of::<Grant>() <= 48);
@@ -49,7 +50,7 @@ impl Grant {
     /// How many bytes its blocks have; 0 for a flush. Of [`Operation::WriteBytes`] more than the request's, as a rule.
     #[inline]
     pub fn bytes(&self) -> u64 {
-        self.blocks << self.shift
+        self.blocks << self.block_shift()
     }
 
     /// What was granted.
@@ -60,8 +61,15 @@ impl Grant {
 
     /// The size of its blocks as a power of two.
     #[inline]
+    #[allow(clippy::cast_possible_truncation)] // the low half is meant
     pub fn block_shift(&self) -> u8 {
-        self.shift
+        self.shape as u8
+    }
+
+    /// Whether it is of an opened file, and not of a grant of blocks.
+    #[inline]
+    pub fn is_file(&self) -> bool {
+        self.shape > u16::from(u8::MAX)
     }
 
     /// Under which key.

@@ -30,6 +30,10 @@ number!(
     RegionIndex, u32
 );
 number!(
+    /// Which extension of a file: its position in the file's own segment of the file extension protection table.
+    ExtensionNumber, u32
+);
+number!(
     /// The part of a key that changes each time its index is used again, so that a stale key never resolves.
     KeyInstance, u32
 );
@@ -88,9 +92,21 @@ macro_rules! key {
 }
 
 key!(
-    /// What an application names a grant by. A name, not a secret: security rests on the domain.
+    /// What an application names a grant of blocks or an opened file by (FN_Key). A name, not a secret: security rests on
+    /// the domain.
     Key, EntryIndex
 );
+key!(
+    /// What an application names one extension of an opened file by (FE_Key), beside the file's [`Key`]. It means nothing
+    /// without that: its number counts within the file's own segment.
+    ExtensionKey, ExtensionNumber
+);
+
+impl ExtensionKey {
+    /// No extension: bytes are counted from the start of the file, or of the grant. No extension has this key.
+    pub const NONE: Self = Self(0);
+}
+
 key!(
     /// What an application names a registered memory region by.
     RegionKey, RegionIndex

@@ -84,6 +84,19 @@ pub(crate) fn write_list(
     ListPointer { root, length }
 }
 
+/// Writes the range of one extension of the file of entry `owner`, with so many blocks of the file before it. No poller
+/// reads the node.
+pub(crate) fn write_extension(published: &Published, owner: u32, start: u64, range: LbaRange, node: u32) {
+    let Some(entry) = published.lba_entry(node) else { return };
+    entry.left.store(NONE, Relaxed);
+    entry.right.store(NONE, Relaxed);
+    entry.start.store(start, Relaxed);
+    entry.first.store(range.first.0, Relaxed);
+    entry.count.store(range.count.0, Relaxed);
+    entry.owner.store(owner, Relaxed);
+    entry.set_seal();
+}
+
 /// Makes a balanced tree of nodes that are in order and returns its root.
 fn link(published: &Published, nodes: &[u32]) -> u32 {
     let middle = nodes.len() / 2;

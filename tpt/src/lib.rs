@@ -12,7 +12,7 @@
 //! ```
 //! use tpt::*;
 //!
-//! let limits = Limits { entries: 1024, lba_entries: 4096, regions: 64 };
+//! let limits = Limits { entries: 1024, lba_entries: 4096, extensions: 0, regions: 64 };
 //! let mut tables = Tables::<32>::new(limits, KeyInstance(1));
 //! let mut directory = Directory::new(tables.published(), 16);
 //!
@@ -24,7 +24,7 @@
 //! let memory = Memory { region: tables.create_region(&region)?, offset: 0 };
 //!
 //! // A poller decides, and has a token until the device is done.
-//! let request = Request { operation: Operation::Read, key, offset: 7 * 512, length: 1024, memory };
+//! let request = Request { operation: Operation::Read, key, extension: ExtensionKey::NONE, offset: 7 * 512, length: 1024, memory };
 //! let grant = directory.check(domain, &request)?;
 //! let pieces: Vec<_> = directory.pieces(&grant, 0).map(|piece| (piece.lba.0, piece.iova.0)).collect();
 //! assert_eq!(pieces, [(1007, 0x10000), (20, 0x10200)]);
@@ -49,6 +49,8 @@ extern crate std; // in a debug build only for `std::thread::panicking`
 mod access;
 mod claims;
 mod directory;
+mod fept;
+mod files;
 mod grant;
 mod id;
 mod lba_table;
@@ -58,16 +60,26 @@ pub mod oracle;
 mod published;
 mod regions;
 mod request;
+mod segments;
 mod self_check;
 mod slots;
 mod tables;
+mod trace;
 
 pub use access::{Access, Operation};
-pub use directory::{Directory, DirectoryCounters, Pieces, Place};
+pub use directory::{Directory, DirectoryCounters, OpenFile, Pieces, Place};
 pub use grant::{Grant, Hold, Piece, leaked_grants};
-pub use id::{Blocks, Domain, EntryIndex, Iova, Key, KeyInstance, Lba, LbaRange, RegionIndex, RegionKey};
-pub use management::{Attributes, GrantSpec, Limits, Modification, Purpose, RegionSpec, TableError, Usage};
+pub use id::{
+    Blocks, Domain, EntryIndex, ExtensionKey, ExtensionNumber, Iova, Key, KeyInstance, Lba, LbaRange,
+    RegionIndex, RegionKey,
+};
+pub use management::{
+    Attributes, ExtensionAttributes, FileAttributes, FileKeys, FileModification, FileSpec, GrantSpec, Limits,
+    Modification, Purpose, RegionSpec, TableError, Usage,
+};
 pub use published::{Published, SEGMENT_ENTRIES, Segment, SegmentSource};
 pub use regions::RegionQuiesce;
 pub use request::{Denied, Memory, Request};
 pub use tables::{Quiesce, Tables};
+#[cfg(any(test, feature = "oracle"))]
+pub use trace::Touch;

@@ -2,17 +2,20 @@
 
 use alloc::vec::Vec;
 
-use crate::{Access, Blocks, Domain, Iova, Key, LbaRange};
+use crate::{Access, Blocks, Domain, ExtensionKey, Iova, Key, LbaRange};
 
-/// How large the tables are. All of it is allocated when the tables are made: 64 bytes an entry and an LBA entry, 32 a
-/// region; and in each poller's directory 2 an entry, 1 a segment and 4 a region.
+/// How large the tables are. All of it is allocated when the tables are made: 64 bytes an entry, an extension and an LBA
+/// entry, 32 a region; and in each poller's directory 2 an entry, 1 a segment and 4 a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Entries of the adapter protection table, handed to domains in segments of
     /// [`SEGMENT_ENTRIES`](crate::SEGMENT_ENTRIES): at least one segment for each domain that holds a grant.
     pub entries: u32,
-    /// Entries of the LBA table: one for each contiguous range of each grant.
+    /// Entries of the LBA table: one for each contiguous range of each grant, and one for each extension of each file.
     pub lba_entries: u32,
+    /// Entries of the file extension protection table. Each opened file has a segment of it: as many as it has extensions,
+    /// and up to the next power of two.
+    pub extensions: u32,
     /// Entries of the memory-region table.
     pub regions: u32,
 }
@@ -32,6 +35,34 @@ pub struct GrantSpec<'a> {
     /// Other domains may hold shared grants of the same blocks. A block is either shared or one domain's own, never
     /// both at once.
     pub shared: bool,
+}
+
+/// What an opened file is to be. Opened by several domains it has an entry for each.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSpec<'a> {
+    /// Whose it is.
+    pub domain: Domain,
+    /// What it allows.
+    pub access: Access,
+    /// The block size as a power of two, 9 (512 bytes) to 16 (64 KiB).
+    pub block_shift: u8,
+    /// The device blocks of its extensions in the order of the file: each range becomes one extension. There may be none;
+    /// none is empty or wraps, no two overlap.
+    pub extents: &'a [LbaRange],
+    /// Other domains may have the same blocks in files that are shared, too. A block of a file is never granted by
+    /// [`GrantSpec`] meanwhile, to nobody.
+    pub shared: bool,
+    /// What [`Directory::context`](crate::Directory::context) says of what is granted of it: the caller's number.
+    pub context: u32,
+}
+
+/// The keys of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileKeys {
+    /// Of the file (FN_Key).
+    pub file: Key,
+    /// Of its extensions (FE_Keys), in the order of the file.
+    pub extensions: Vec<ExtensionKey>,
 }
 
 /// What a memory region is to be.
@@ -54,6 +85,19 @@ pub struct Modification<'a> {
     pub access: Option<Access>,
     /// The new blocks, by the rules of [`GrantSpec::ranges`].
     pub ranges: Option<&'a [LbaRange]>,
+}
+
+/// What is to change in an opened file. By default nothing does.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct FileModification<'a> {
+    /// The new rights.
+    pub access: Option<Access>,
+    /// So many device blocks stay, from the start of the file: what is behind them is cut off. Extensions of which nothing
+    /// stays end, and their keys are stale for ever; the last one of which something stays is shorter and keeps its key.
+    pub keep: Option<Blocks>,
+    /// What is appended after that, by the rules of [`FileSpec::extents`]. A range that goes on, on the device, where the
+    /// file ends makes the last extension longer, which keeps its key; each other one becomes an extension.
+    pub append: &'a [LbaRange],
 }
 
 /// Why no I/O may run on an entry.
@@ -80,10 +124,33 @@ pub struct Attributes {
     pub block_shift: u8,
     /// Its size in device blocks.
     pub blocks: Blocks,
-    /// Where its blocks are. For the control plane: an application never learns an LBA.
+    /// Where its blocks are; of a file those of each extension. For the control plane: an application never learns an
+    /// LBA.
     pub ranges: Vec<LbaRange>,
     /// Whether other domains may hold the same blocks.
     pub shared: bool,
+    /// What only a file has; `None` of a grant of blocks.
+    pub file: Option<FileAttributes>,
+}
+
+/// What only a file says about itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileAttributes {
+    /// The number that it was created with.
+    pub context: u32,
+    /// Its extensions, in its order: one for each of [`Attributes::ranges`].
+    pub extensions: Vec<ExtensionAttributes>,
+}
+
+/// One extension of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExtensionAttributes {
+    /// Its key.
+    pub key: ExtensionKey,
+    /// Bytes of the file before it.
+    pub offset: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
 }
 
 /// What is in use.
@@ -93,6 +160,8 @@ pub struct Usage {
     pub entries: u32,
     /// Entries of the LBA table.
     pub lba_entries: u32,
+    /// Entries of the file extension protection table, in the segments of files: those that are in reserve there, too.
+    pub extensions: u32,
     /// Memory regions.
     pub regions: u32,
 }
@@ -118,7 +187,9 @@ pub enum TableError {
     )]
     Parameter,
     /// E_NO_RESOURCES
-    #[error("no free entry, LBA entry or region")]
+    #[error(
+        "no free entry, LBA entry, region or segment of file extensions, or too many extensions in one file"
+    )]
     NoResources,
     /// The blocks are held by another domain, or shared where exclusive ones were asked for, or the reverse.
     #[error("some of the blocks are granted to another domain, and not as shared")]
@@ -126,6 +197,12 @@ pub enum TableError {
     /// The next key instance is not below the persistent ceiling: raise and persist it, then ask again.
     #[error("the key instance would reach the persistent ceiling")]
     Ceiling,
+    /// E_PARAM
+    #[error("the key is of an opened file where a grant of blocks is meant, or the reverse")]
+    Kind,
+    /// The file's segment has no room for more extensions: modify it, so that it moves.
+    #[error("the file's segment of the extension table is full; append by a modification, which moves it")]
+    SegmentFull,
     /// Another management operation has begun on this entry and not ended.
     #[error("another management operation is active on the entry")]
     Busy,

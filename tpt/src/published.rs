@@ -20,10 +20,15 @@
 //! is. It changes hands only when all its entries are free, and then each of them, used or not, has the new domain. So
 //! a poller that still saw the former owner is stopped by the entry's own domain field.
 //!
+//! # Grants and files
+//!
+//! An entry is of one of two kinds. A grant of blocks points into the LBA table. An opened file points at its segment of
+//! the file extension protection table ([`crate::fept`]), and each extension there points into the LBA table.
+//!
 //! # Two copies of the first range
 //!
-//! An entry has a copy of the first range of its list, so that a request inside it, which most are, needs no LBA entry.
-//! The LBA table stays the truth. A *seal* over the entry's key, the copy and the pointer to the list tells when one
+//! An entry has a copy of the first range of its list, or of its first extension, so that a request inside it, which most
+//! are, needs no other. The LBA table stays the truth. A *seal* over the entry's key, the copy and the pointer to the list tells when one
 //! of them was damaged; each LBA entry has a seal, too, and names its owner.
 
 use alloc::boxed::Box;
@@ -34,6 +39,8 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
+use crate::fept::{Extension, Extensions};
+use crate::segments::FileSegment;
 use crate::{Access, Domain, Key, KeyInstance, Limits, Memory, Operation};
 
 /// Entries of the adapter protection table in one segment; a segment is 1 KiB.
@@ -92,6 +99,12 @@ impl StateWord {
         KeyInstance((self.0 >> INSTANCE_SHIFT) as u32)
     }
 
+    /// Whether it is open and gives all those rights, whatever its instance.
+    #[inline]
+    pub(crate) fn is_open_for(self, access: Access) -> bool {
+        self.0 & STAGE == 0 && self.gives(access)
+    }
+
     /// Whether it gives all those rights, whatever its stage and instance.
     #[inline]
     pub(crate) fn gives(self, access: Access) -> bool {
@@ -116,6 +129,11 @@ impl State {
 
     pub(crate) fn set(&self, index: u32, word: StateWord) {
         self.0.store(word.0 ^ u64::from(index), Release);
+    }
+
+    #[cfg(any(test, feature = "oracle"))]
+    pub(crate) fn word(&self) -> &AtomicU64 {
+        &self.0
     }
 
     /// Whether it is open to a key of this index for what is needed.
@@ -151,19 +169,52 @@ pub(crate) struct Entry {
     pub(crate) first: AtomicU64,
     /// Of the first range.
     pub(crate) first_blocks: AtomicU64,
+    /// Of a grant the root of its ranges and how many they are, of a file the first entry of its segment of the FEPT and
+    /// its context.
     list: AtomicU64,
     seal: AtomicU64,
+    /// Of a file: how many extensions it has. They may become more while it is open.
+    extensions: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
 
-/// Whose an entry is, and how large its blocks are.
+/// Of which kind an entry is, whose, and how large its blocks are. From the top, after 16 bits of zero: 8 bits of the
+/// kind, 8 of the block size as a power of two, 32 of the domain. The kind is 0 of a grant of blocks, 1 of a file that has
+/// no segment, and 2 and more of one that has: so much more than 2 as its segment is a power of two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Shape(u64);
 
+const KIND_SHIFT: u32 = 40;
+
 impl Shape {
+    /// Of a grant of blocks, and of what is free.
     pub(crate) fn new(domain: Domain, shift: u8) -> Self {
         Self(u64::from(shift) << 32 | u64::from(domain.0))
+    }
+
+    /// Of a file.
+    pub(crate) fn of_file(domain: Domain, shift: u8, segment: Option<FileSegment>) -> Self {
+        let kind = segment.map_or(1, |its| 2 + u64::from(its.order));
+        Self(kind << KIND_SHIFT | Self::new(domain, shift).0)
+    }
+
+    #[inline]
+    pub(crate) fn is_file(self) -> bool {
+        self.0 >> KIND_SHIFT != 0
+    }
+
+    /// How many entries the file's segment has, as a power of two; `None` if there is none.
+    #[inline]
+    fn segment_order(self) -> Option<u32> {
+        u32::try_from(self.0 >> KIND_SHIFT).ok()?.checked_sub(2)
+    }
+
+    /// The size of a block as a power of two, and the kind above it: what a grant takes along.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // two bytes are meant
+    pub(crate) fn upper(self) -> u16 {
+        (self.0 >> 32) as u16
     }
 
     #[inline]
@@ -201,6 +252,16 @@ pub(crate) struct ListPointer {
     pub(crate) length: u32,
 }
 
+/// The FEPT pointer of a file's entry, and what goes with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FilePointer {
+    /// The first entry of its segment.
+    pub(crate) base: u32,
+    pub(crate) context: u32,
+    pub(crate) extensions: u32,
+    pub(crate) bytes: u64,
+}
+
 impl Entry {
     fn new(index: u32) -> Self {
         Self {
@@ -211,6 +272,7 @@ impl Entry {
             first_blocks: AtomicU64::new(0),
             list: AtomicU64::new(u64::from(NONE) << 32),
             seal: AtomicU64::new(0),
+            extensions: AtomicU64::new(0),
         }
     }
 
@@ -244,11 +306,45 @@ impl Entry {
     /// Where the blocks are, on both accounts, and how many bytes they have. The entry is not `Valid`: no poller reads
     /// it.
     pub(crate) fn set_blocks(&self, key: Key, range: FirstRange, list: ListPointer, bytes: u64) {
+        self.extensions.store(0, Relaxed);
         self.bytes.store(bytes, Relaxed);
         self.first.store(range.first, Relaxed);
         self.first_blocks.store(range.blocks, Relaxed);
         self.set_list(list);
         self.seal.store(self.expected_seal(key, self.shape(), range), Relaxed);
+    }
+
+    /// Where the extensions of a file are, how many, and how many bytes they have. The entry is not `Valid`: no poller reads
+    /// it.
+    pub(crate) fn set_file(&self, key: Key, shape: Shape, range: FirstRange, file: FilePointer) {
+        let FilePointer { base, context, extensions, bytes } = file;
+        self.set_shape(shape);
+        self.set_blocks(key, range, ListPointer { root: base, length: context }, bytes);
+        self.extensions.store(u64::from(extensions), Relaxed);
+    }
+
+    /// More extensions of a file that is open: what is behind the former ones was written before.
+    pub(crate) fn append_extensions(&self, extensions: u32, bytes: u64) {
+        self.extensions.store(u64::from(extensions), Release);
+        self.bytes.store(bytes, Release);
+    }
+
+    /// The extensions of a file; none of a grant of blocks. `None` if the pointer leads outside of the table, or there are
+    /// more than the segment has room for. Whoever looks for a byte has read the number of bytes before.
+    #[inline]
+    pub(crate) fn extensions<'a>(&self, table: &'a [Extension], key: Key) -> Option<Extensions<'a>> {
+        let shape = self.shape();
+        let number = usize::try_from(self.extensions.load(Acquire)).ok()?;
+        let base = self.list().root;
+        let all = match shape.segment_order() {
+            Some(order) => {
+                let (first, capacity) = (base as usize, 1_usize.checked_shl(order)?);
+                table.get(first..first.checked_add(capacity)?)?.get(..number)?
+            }
+            None if number == 0 => &[],
+            None => return None,
+        };
+        Some(Extensions::new(all, base, key, shape.shift()))
     }
 
     /// Becomes what another is, but for the state, as by a write that went astray: for tests.
@@ -259,12 +355,13 @@ impl Entry {
     }
 
     #[cfg(any(test, feature = "oracle"))]
-    fn words(&self) -> [&AtomicU64; 6] {
-        [&self.bytes, &self.first, &self.first_blocks, &self.list, &self.shape, &self.seal]
+    fn words(&self) -> [&AtomicU64; 7] {
+        let range = [&self.first, &self.first_blocks];
+        [&self.bytes, range[0], range[1], &self.list, &self.shape, &self.seal, &self.extensions]
     }
 
     /// Changes one word behind everybody's back, for tests: 0 the size, 1 and 2 the first range, 3 the pointer, 4 the
-    /// shape, 5 the seal.
+    /// shape, 5 the seal, 6 the number of extensions.
     #[cfg(any(test, feature = "oracle"))]
     pub(crate) fn damage(&self, word: usize, bits: u64) {
         self.words()[word].fetch_xor(bits, Relaxed);
@@ -328,6 +425,16 @@ impl LbaEntry {
         self.seal.load(Relaxed) == self.expected_seal()
     }
 
+    /// The first block of an extension of the file of entry `owner`: of that many blocks, after that many of the file.
+    /// `None` if it is of something else, or damaged.
+    #[inline]
+    pub(crate) fn of_extension(&self, owner: u32, start: u64, count: u64) -> Option<u64> {
+        let is_it = self.owner.load(Relaxed) == owner
+            && self.start.load(Relaxed) == start
+            && self.count.load(Relaxed) == count;
+        (is_it && self.is_sealed()).then(|| self.first.load(Relaxed))
+    }
+
     /// All of it is written.
     pub(crate) fn set_seal(&self) {
         self.seal.store(self.expected_seal(), Relaxed);
@@ -372,6 +479,7 @@ pub struct Published {
     owners: Box<[AtomicU64]>,
     /// Of whole segments: the last ones may be beyond the limit.
     pub(crate) entries: Arc<[Entry]>,
+    pub(crate) extensions: Arc<[Extension]>,
     pub(crate) lba: Arc<[LbaEntry]>,
     pub(crate) regions: Arc<[Region]>,
     directories: AtomicU32,
@@ -414,6 +522,7 @@ impl Published {
             limits,
             owners: (0..segments).map(|_| AtomicU64::new(0)).collect(),
             entries: (0..segments * SEGMENT_ENTRIES).map(Entry::new).collect(),
+            extensions: (0..limits.extensions).map(|_| Extension::new()).collect(),
             lba: (0..limits.lba_entries).map(|_| LbaEntry::new()).collect(),
             regions: (0..limits.regions).map(region).collect(),
             directories: AtomicU32::new(0),
@@ -426,8 +535,9 @@ impl Published {
     }
 
     /// Between which addresses the tables lie that checks read at random: for who would have them in larger pages.
-    pub fn addresses(&self) -> [Range<usize>; 3] {
-        [addresses(&self.entries), addresses(&self.lba), addresses(&self.regions)]
+    pub fn addresses(&self) -> [Range<usize>; 4] {
+        let Self { entries, extensions, lba, regions, .. } = self;
+        [addresses(entries), addresses(extensions), addresses(lba), addresses(regions)]
     }
 
     pub(crate) fn segment_count(&self) -> usize {
@@ -479,8 +589,10 @@ impl Published {
         words.extend(self.owners.iter().map(|w| w.load(Acquire)));
         for entry in self.entries.iter() {
             words.push(entry.state.0.load(Acquire));
-            words.extend([&entry.shape, &entry.bytes, &entry.list, &entry.seal].map(|w| w.load(Relaxed)));
-            words.extend([&entry.first, &entry.first_blocks].map(|w| w.load(Relaxed)));
+            words.extend(entry.words().map(|w| w.load(Relaxed)));
+        }
+        for extension in self.extensions.iter() {
+            words.extend(extension.words().map(|w| w.load(Acquire)));
         }
         for node in self.lba.iter() {
             words.extend([&node.start, &node.first, &node.count, &node.seal].map(|w| w.load(Relaxed)));

@@ -1,6 +1,6 @@
 //! A request as the tables see it, and the reasons to refuse it.
 
-use crate::{Key, Operation, RegionKey};
+use crate::{ExtensionKey, Key, Operation, RegionKey};
 
 /// Memory named by a request: a range of a registered region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,9 +16,12 @@ pub struct Memory {
 pub struct Request {
     /// What is asked for.
     pub operation: Operation,
-    /// Under which grant.
+    /// Under which grant, or of which opened file.
     pub key: Key,
-    /// Bytes from the grant's start. Zero for a flush.
+    /// In which extension of the file. With [`ExtensionKey::NONE`] the request may reach over several, and of a grant of
+    /// blocks it must be that: a grant has no extensions.
+    pub extension: ExtensionKey,
+    /// Bytes from the start of the grant, the file, or the extension if one is named. Zero for a flush.
     pub offset: u64,
     /// Bytes. Zero for a flush, and only then.
     pub length: u64,
@@ -32,15 +35,15 @@ pub struct Request {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum Denied {
     /// E_KEY_RANGE
-    #[error("the key's index is beyond the table")]
+    #[error("the key's index is beyond the table, or the extension's number beyond those of the file")]
     KeyRange,
     /// E_SEGMENT
     #[error("the table segment could not be fetched")]
     Segment,
-    /// E_ENTRY_INVALID
+    /// E_ENTRY_INVALID: of the grant or file, or of the extension.
     #[error("the entry is not valid")]
     EntryInvalid,
-    /// E_KEY_INSTANCE
+    /// E_KEY_INSTANCE: of the key, or of the extension's.
     #[error("the key is stale: its instance differs from the entry's")]
     KeyInstance,
     /// E_PD_MISMATCH: also where the whole segment is another domain's, or nobody's yet.
@@ -50,7 +53,7 @@ pub enum Denied {
     #[error("the access control value does not permit the operation")]
     Access,
     /// E_BOUNDS
-    #[error("the range is empty or goes beyond the entry")]
+    #[error("the range is empty or goes beyond the entry, or beyond the extension that was named")]
     Bounds,
     /// E_ALIGN
     #[error("offset or length is not a multiple of the block size")]
@@ -59,7 +62,7 @@ pub enum Denied {
     #[error("the memory region's key, rights, bounds or alignment do not cover the request")]
     Memory,
     /// E_TABLE_CORRUPT
-    #[error("the entry's pointer leads outside the LBA table")]
+    #[error("a pointer of the entry leads outside its table, or to what was damaged")]
     TableCorrupt,
     /// The entry is being modified: hold the request and ask again next turn (SYSTEMS, requests during quiesce).
     /// Not an answer to the application.

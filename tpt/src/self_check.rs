@@ -6,10 +6,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::claims::Claim;
-use crate::published::{NONE, SEGMENT_ENTRIES, Shape, StateWord, extent};
+use crate::fept::Run;
+use crate::published::{ListPointer, NONE, SEGMENT_ENTRIES, Shape, Stage, StateWord, extent};
 use crate::tables::Holding;
-use crate::{LbaRange, Tables};
+use crate::trace::Trace;
+use crate::{Access, LbaRange, Tables};
 
 impl<const B: u32> Tables<B> {
     /// Compares the host copy, what is published, and the free lists. Slow: for tests, and for an adapter in doubt.
@@ -20,6 +21,7 @@ impl<const B: u32> Tables<B> {
         self.slots.self_check()?;
         self.regions.self_check()?;
         self.check_lba_table()?;
+        self.check_extensions()?;
         for (&index, holding) in &self.holdings {
             self.check_entry(index, holding).map_err(|what| format!("entry {}: {what}", holding.key))?;
         }
@@ -48,12 +50,31 @@ impl<const B: u32> Tables<B> {
         Ok(())
     }
 
+    /// Each entry of the FEPT is in a free segment, in reserve, or an extension; and all but extensions are nobody's.
+    fn check_extensions(&self) -> Result<(), String> {
+        let files = || self.holdings.values().filter_map(|holding| Some((holding, holding.file.as_ref()?)));
+        self.segments.self_check(files().filter_map(|(_, file)| file.segment))?;
+        let mut in_use = BTreeSet::new();
+        for (holding, file) in files() {
+            let base = file.segment.map_or(0, |its| its.base);
+            in_use.extend((base..).zip(&holding.ranges).map(|(position, _)| position));
+        }
+        for (position, extension) in (0..).zip(self.published.extensions.iter()) {
+            if !in_use.contains(&position) && extension.state.get(0) != StateWord::FREE {
+                return Err(format!("FEPT entry {position} is of no file and not free"));
+            }
+        }
+        Ok(())
+    }
+
     fn check_entry(&self, index: u32, holding: &Holding) -> Result<(), String> {
         let entry = self.published.entry(index);
         let shape = entry.shape();
-        if self.published.owner(index / SEGMENT_ENTRIES) != Some(holding.domain)
-            || shape != Shape::new(holding.domain, holding.block_shift)
-        {
+        let expected = match &holding.file {
+            None => Shape::new(holding.domain, holding.block_shift),
+            Some(file) => Shape::of_file(holding.domain, holding.block_shift, file.segment),
+        };
+        if self.published.owner(index / SEGMENT_ENTRIES) != Some(holding.domain) || shape != expected {
             return Err("published for another domain, or with other blocks".into());
         }
         let first = entry.first_range();
@@ -69,6 +90,55 @@ impl<const B: u32> Tables<B> {
         if Self::is_beyond(holding.key.instance()) || holding.key.instance().0 > self.instances.highest() {
             return Err("its instance was never to be handed out".into());
         }
+        let damaged = |node: &u32| self.published.lba_entry(*node).is_none_or(|entry| !entry.is_sealed());
+        if holding.nodes.iter().any(damaged) {
+            return Err("an LBA entry of it is damaged".into());
+        }
+        if holding.file.is_some() { self.check_file(index, holding) } else { self.check_list(index, holding) }
+    }
+
+    /// That a file's segment has its extensions as they are known, one after another and nothing left out.
+    fn check_file(&self, index: u32, holding: &Holding) -> Result<(), String> {
+        let (entry, Some(file)) = (self.published.entry(index), &holding.file) else { return Ok(()) };
+        let pointer = ListPointer { root: file.segment.map_or(0, |its| its.base), length: file.context };
+        if entry.list() != pointer || entry.bytes.load(Relaxed) != holding.bytes() {
+            return Err("published with another segment, context or size".into());
+        }
+        let Some(extensions) = entry.extensions(&self.published.extensions, holding.key) else {
+            return Err("its segment is not in the table".into());
+        };
+        let trace = Trace::default();
+        let mut start = 0;
+        for (number, range) in (0..).zip(&holding.ranges) {
+            let Some(extension) = extensions.get(number, &trace) else {
+                return Err(format!("extension {number} is not in its segment"));
+            };
+            let instance = file.lives[number as usize];
+            if Self::is_beyond(instance) || instance.0 == 0 || instance.0 > self.instances.highest() {
+                return Err(format!("the instance of extension {number} was never to be handed out"));
+            }
+            let state = StateWord::new(instance, holding.access, Stage::Valid);
+            if extension.state.get(number) != state || extension.stretch().domain != holding.domain {
+                return Err(format!(
+                    "extension {number} is published in another state, or for another domain"
+                ));
+            }
+            let expected = Run { lba: range.first.0, blocks: range.count.0 };
+            if extensions.find(&self.published.lba, start, Access::NONE, &trace) != Some(expected) {
+                return Err(format!("extension {number} does not lead to block {start}"));
+            }
+            start += range.count.0;
+        }
+        let count = u32::try_from(holding.ranges.len()).unwrap_or(u32::MAX);
+        if extensions.get(count, &trace).is_some() || start != file.blocks {
+            return Err("it has more extensions than it should".into());
+        }
+        Ok(())
+    }
+
+    /// That a grant's pointer leads to all its ranges, and to nothing else.
+    fn check_list(&self, index: u32, holding: &Holding) -> Result<(), String> {
+        let entry = self.published.entry(index);
         let list = entry.list();
         if list.length as usize != holding.nodes.len() || holding.nodes.len() != holding.ranges.len() {
             return Err("its LBA list has another length".into());
@@ -82,10 +152,6 @@ impl<const B: u32> Tables<B> {
                 return Err(format!("its LBA pointer does not lead to block {start}"));
             }
             start += range.count.0;
-        }
-        let damaged = |node: &u32| self.published.lba_entry(*node).is_none_or(|entry| !entry.is_sealed());
-        if holding.nodes.iter().any(damaged) {
-            return Err("an LBA entry of it is damaged".into());
         }
         if start != blocks || extent(&self.published.lba, index, list.root, start).is_some() {
             return Err(format!("{blocks} blocks published, {start} in its ranges"));
@@ -123,12 +189,13 @@ impl<const B: u32> Tables<B> {
             for (_, other) in &open {
                 let both_shared = other.shared && holding.shared;
                 let one_owner = other.domain == holding.domain && !other.shared && !holding.shared;
-                if !both_shared && !one_owner {
+                let one_kind = other.file.is_some() == holding.file.is_some();
+                if !one_kind || !both_shared && !one_owner {
                     return Err(format!("{} and {} share block {}", other.key, holding.key, range.first));
                 }
             }
             open.push((range, holding));
-            let claim = if holding.shared { Claim::Shared } else { Claim::Exclusive(holding.domain) };
+            let claim = holding.claim();
             let claimed = self.claims.of(range.first.0);
             let at_least = u32::try_from(open.len()).unwrap_or(u32::MAX);
             if claimed.is_none_or(|(of, grants)| of != claim || grants < at_least) {

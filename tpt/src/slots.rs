@@ -4,7 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::published::SEGMENT_ENTRIES;
-use crate::{Domain, KeyInstance};
+use crate::{Domain, EntryIndex, Key, KeyInstance};
 
 /// One bit for each entry of a segment.
 type Mask = u16;
@@ -52,6 +52,12 @@ pub(crate) struct Slots {
 pub(crate) struct Candidate {
     pub(crate) index: u32,
     pub(crate) instance: KeyInstance,
+}
+
+impl Candidate {
+    pub(crate) fn key(self) -> Key {
+        Key::new(EntryIndex(self.index), self.instance)
+    }
 }
 
 impl Slots {

@@ -1,15 +1,16 @@
 //! The authoritative side of the tables: create, query, modify, delete, revoke.
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::claims::{Claim, Claims};
+use crate::files::{self, HeldFile};
 use crate::lba_table::{LbaPool, write_list};
 use crate::published::{FirstRange, ListPointer, NONE, Published, SEGMENT_ENTRIES, Shape, Stage, StateWord};
 use crate::regions::RegionTable;
-use crate::slots::Slots;
+use crate::segments::Segments;
+use crate::slots::{Candidate, Slots};
 use crate::{
     Access, Attributes, Blocks, Domain, EntryIndex, GrantSpec, Key, KeyInstance, LbaRange, Limits,
     Modification, Purpose, TableError, Usage,
@@ -26,6 +27,7 @@ pub struct Tables<const INSTANCE_BITS: u32 = 32> {
     /// The host copy of the entries in use, by index.
     pub(crate) holdings: BTreeMap<u32, Holding>,
     pub(crate) pool: LbaPool,
+    pub(crate) segments: Segments,
     pub(crate) claims: Claims,
     pub(crate) regions: RegionTable,
     pub(crate) instances: Instances,
@@ -57,7 +59,7 @@ impl Instances {
     }
 }
 
-/// One grant as the control plane knows it.
+/// One grant, or one opened file, as the control plane knows it.
 #[derive(Debug)]
 pub(crate) struct Holding {
     pub(crate) key: Key,
@@ -65,10 +67,12 @@ pub(crate) struct Holding {
     pub(crate) access: Access,
     pub(crate) block_shift: u8,
     pub(crate) shared: bool,
-    pub(crate) ranges: Box<[LbaRange]>,
+    pub(crate) ranges: Vec<LbaRange>,
     /// The LBA entries, one for each range.
-    pub(crate) nodes: Box<[u32]>,
+    pub(crate) nodes: Vec<u32>,
     pub(crate) quiescing: Option<Quiescing>,
+    /// Of a file, whose ranges are its extensions.
+    pub(crate) file: Option<HeldFile>,
 }
 
 /// A management operation that has begun on an entry.
@@ -80,12 +84,19 @@ pub(crate) struct Quiescing {
 }
 
 impl Holding {
-    fn claim(&self) -> Claim {
-        if self.shared { Claim::Shared } else { Claim::Exclusive(self.domain) }
+    pub(crate) fn claim(&self) -> Claim {
+        match (&self.file, self.shared) {
+            (None, true) => Claim::Shared,
+            (None, false) => Claim::Exclusive(self.domain),
+            (Some(_), true) => Claim::Files,
+            (Some(_), false) => Claim::FilesOf(self.domain),
+        }
     }
 
     pub(crate) fn blocks(&self) -> u64 {
-        self.ranges.iter().map(|range| range.count.0).sum()
+        self.file
+            .as_ref()
+            .map_or_else(|| self.ranges.iter().map(|range| range.count.0).sum(), |its| its.blocks)
     }
 
     /// All of it; it is a number, as was checked.
@@ -153,6 +164,7 @@ impl<const B: u32> Tables<B> {
             slots: Slots::new(limits.entries, first_instance),
             holdings: BTreeMap::new(),
             pool: LbaPool::new(limits.lba_entries),
+            segments: Segments::new(limits.extensions),
             claims: Claims::default(),
             regions: RegionTable::new(limits.regions, first_instance),
             instances: Instances { ceiling: None, highest: first_instance.0 },
@@ -186,42 +198,64 @@ impl<const B: u32> Tables<B> {
     /// # Errors
     /// `Parameter`, `Overlap`, `NoResources` or `Ceiling`; nothing is left allocated then.
     pub fn create(&mut self, spec: &GrantSpec<'_>) -> Result<Key, TableError> {
+        if spec.ranges.is_empty() {
+            return Err(TableError::Parameter);
+        }
         check_ranges(spec.ranges, spec.block_shift)?;
         let claim = if spec.shared { Claim::Shared } else { Claim::Exclusive(spec.domain) };
-        if spec.ranges.iter().any(|range| self.claims.conflicts(*range, claim)) {
-            return Err(TableError::Overlap);
-        }
-        let candidate = self.slots.candidate(spec.domain).ok_or(TableError::NoResources)?;
-        if Self::is_beyond(candidate.instance) {
-            return Err(TableError::NoResources);
-        }
-        if spec.ranges.len() > self.pool.free() {
-            return Err(TableError::NoResources);
-        }
+        let candidate = self.candidate(spec.domain, spec.ranges, claim)?;
         self.instances.allow(candidate.instance)?;
         let nodes = self.pool.take(spec.ranges.len()).ok_or(TableError::NoResources)?;
-
-        // Nothing fails from here on. LBA entries first, then the entry's fields, its state word last.
-        self.slots.take(spec.domain, candidate);
-        self.instances.handed_out(candidate.instance);
-        spec.ranges.iter().for_each(|range| self.claims.add(*range, claim));
+        // Nothing fails from here on.
         let holding = Holding {
-            key: Key::new(EntryIndex(candidate.index), candidate.instance),
+            key: candidate.key(),
             domain: spec.domain,
             access: spec.access,
             block_shift: spec.block_shift,
             shared: spec.shared,
             ranges: spec.ranges.into(),
-            nodes,
+            nodes: nodes.into(),
             quiescing: None,
+            file: None,
         };
-        self.published.set_owner(candidate.index / SEGMENT_ENTRIES, spec.domain);
-        let entry = self.published.entry(candidate.index);
-        entry.set_shape(Shape::new(spec.domain, spec.block_shift));
-        self.publish(&holding);
         let key = holding.key;
-        self.holdings.insert(candidate.index, holding);
+        self.install(candidate, holding);
         Ok(key)
+    }
+
+    /// The index for a new entry of a domain with these ranges, which nobody may hold on other terms.
+    pub(crate) fn candidate(
+        &self,
+        domain: Domain,
+        ranges: &[LbaRange],
+        claim: Claim,
+    ) -> Result<Candidate, TableError> {
+        if ranges.iter().any(|range| self.claims.conflicts(*range, claim)) {
+            return Err(TableError::Overlap);
+        }
+        let candidate = self.slots.candidate(domain).ok_or(TableError::NoResources)?;
+        if Self::is_beyond(candidate.instance) || ranges.len() > self.pool.free() {
+            return Err(TableError::NoResources);
+        }
+        Ok(candidate)
+    }
+
+    /// Takes the index and publishes the entry: LBA entries first, then the entry's fields, its state word last.
+    pub(crate) fn install(&mut self, candidate: Candidate, holding: Holding) {
+        let (index, domain, claim) = (candidate.index, holding.domain, holding.claim());
+        self.slots.take(domain, candidate);
+        self.instances.handed_out(candidate.instance);
+        holding.ranges.iter().for_each(|range| self.claims.add(*range, claim));
+        self.published.set_owner(index / SEGMENT_ENTRIES, domain);
+        self.holdings.insert(index, holding);
+        let holding = &self.holdings[&index];
+        if holding.file.is_some() {
+            self.publish_file(index);
+        } else {
+            self.published.entry(index).set_shape(Shape::new(domain, holding.block_shift));
+            self.publish_blocks(holding);
+        }
+        self.published.entry(index).state.set(index, holding.state_word());
     }
 
     /// Whether a first instance is not one of this width.
@@ -229,13 +263,12 @@ impl<const B: u32> Tables<B> {
         instance.0 > u32::MAX >> (32 - B)
     }
 
-    /// Writes the holding's LBA list, switches the pointer to it and stores the state word.
-    fn publish(&self, holding: &Holding) {
+    /// Writes a grant's LBA list and switches the pointer to it.
+    fn publish_blocks(&self, holding: &Holding) {
         let index = holding.key.index().0;
-        let entry = self.published.entry(index);
         let pointer = write_list(&self.published, index, &holding.ranges, &holding.nodes);
+        let entry = self.published.entry(index);
         entry.set_blocks(holding.key, holding.first_range(), pointer, holding.bytes());
-        entry.state.set(index, holding.state_word());
     }
 
     /// The grant that `key` names, if `domain` (`None`: the authority) may manage it.
@@ -268,6 +301,7 @@ impl<const B: u32> Tables<B> {
             blocks: Blocks(holding.blocks()),
             ranges: holding.ranges.to_vec(),
             shared: holding.shared,
+            file: files::attributes(holding),
         })
     }
 
@@ -299,7 +333,7 @@ impl<const B: u32> Tables<B> {
         Ok(Quiesce { key, purpose, ticket })
     }
 
-    fn set_quiescing(&mut self, key: Key, quiescing: Option<Quiescing>) {
+    pub(crate) fn set_quiescing(&mut self, key: Key, quiescing: Option<Quiescing>) {
         let index = key.index().0;
         if let Some(holding) = self.holdings.get_mut(&index) {
             holding.quiescing = quiescing;
@@ -325,15 +359,15 @@ impl<const B: u32> Tables<B> {
     }
 
     fn modify(&mut self, quiesce: &Quiesce, change: &Modification<'_>) -> Result<(), TableError> {
-        if quiesce.purpose != Purpose::Modify {
-            return Err(TableError::Parameter);
-        }
         let index = quiesce.key.index().0;
-        let holding = self.holdings.get_mut(&index).ok_or(TableError::EntryInvalid)?;
-        if !holding.is_quiesced_by(quiesce) {
-            return Err(TableError::EntryInvalid);
+        let holding = self.quiesced(quiesce, Purpose::Modify)?;
+        if holding.file.is_some() {
+            return Err(TableError::Kind);
         }
         if let Some(ranges) = change.ranges {
+            if ranges.is_empty() {
+                return Err(TableError::Parameter);
+            }
             check_ranges(ranges, holding.block_shift)?;
             let claim = holding.claim();
             if ranges.iter().any(|range| self.claims.conflicts(*range, claim)) {
@@ -342,17 +376,27 @@ impl<const B: u32> Tables<B> {
             let nodes = self.pool.take(ranges.len()).ok_or(TableError::NoResources)?;
             // The new claims before the old ones end, so that what is in both is never unclaimed.
             ranges.iter().for_each(|range| self.claims.add(*range, claim));
+            let holding = self.holdings.get_mut(&index).expect("it was found");
             holding.ranges.iter().for_each(|range| self.claims.remove(*range));
             holding.ranges = ranges.into();
-            let old = core::mem::replace(&mut holding.nodes, nodes);
-            let pointer = write_list(&self.published, index, &holding.ranges, &holding.nodes);
-            let entry = self.published.entry(index);
-            entry.set_blocks(holding.key, holding.first_range(), pointer, holding.bytes());
+            let old = core::mem::replace(&mut holding.nodes, nodes.into());
+            self.publish_blocks(&self.holdings[&index]);
             self.pool.give_back(&self.published, &old);
         }
-        holding.access = change.access.unwrap_or(holding.access);
+        if let Some(holding) = self.holdings.get_mut(&index) {
+            holding.access = change.access.unwrap_or(holding.access);
+        }
         self.set_quiescing(quiesce.key, None);
         Ok(())
+    }
+
+    /// The entry that a token may still end, if it was begun for that.
+    pub(crate) fn quiesced(&self, quiesce: &Quiesce, purpose: Purpose) -> Result<&Holding, TableError> {
+        if quiesce.purpose != purpose {
+            return Err(TableError::Parameter);
+        }
+        let holding = self.holdings.get(&quiesce.key.index().0).ok_or(TableError::EntryInvalid)?;
+        if holding.is_quiesced_by(quiesce) { Ok(holding) } else { Err(TableError::EntryInvalid) }
     }
 
     /// Ends a delete or a revocation at the quiescent point, or a modify whose grant is no longer wanted: the entry
@@ -369,15 +413,18 @@ impl<const B: u32> Tables<B> {
         };
         let entry = self.published.entry(index);
         entry.state.set(index, StateWord::FREE);
+        entry.set_shape(Shape::new(holding.domain, holding.block_shift));
         entry.set_blocks(
             holding.key,
             FirstRange { first: 0, blocks: 0 },
             ListPointer { root: NONE, length: 0 },
             0,
         );
+        self.free_extensions(&holding);
         self.pool.give_back(&self.published, &holding.nodes);
         holding.ranges.iter().for_each(|range| self.claims.remove(*range));
-        self.slots.give_back(index, Self::next_instance(holding.key.instance()));
+        let latest = holding.file.as_ref().map_or(holding.key.instance(), |file| file.highest(holding.key));
+        self.slots.give_back(index, Self::next_instance(latest));
     }
 
     /// The timer ended before the quiescent point. A modify or delete is undone: the entry is open as before. A
@@ -403,7 +450,12 @@ impl<const B: u32> Tables<B> {
 
     /// What is in use.
     pub fn usage(&self) -> Usage {
-        Usage { entries: self.slots.used(), lba_entries: self.pool.used(), regions: self.regions.used() }
+        Usage {
+            entries: self.slots.used(),
+            lba_entries: self.pool.used(),
+            extensions: self.segments.used(),
+            regions: self.regions.used(),
+        }
     }
 
     /// Points an entry's LBA pointer somewhere else behind the tables' back, and has the entry's seal say that all is
@@ -439,9 +491,9 @@ impl<const B: u32> Tables<B> {
     }
 }
 
-/// That a grant of these ranges makes sense.
-fn check_ranges(ranges: &[LbaRange], block_shift: u8) -> Result<(), TableError> {
-    if !(9..=16).contains(&block_shift) || ranges.is_empty() || u32::try_from(ranges.len()).is_err() {
+/// That a grant or a file of these ranges makes sense; of none, too.
+pub(crate) fn check_ranges(ranges: &[LbaRange], block_shift: u8) -> Result<(), TableError> {
+    if !(9..=16).contains(&block_shift) || u32::try_from(ranges.len()).is_err() {
         return Err(TableError::Parameter);
     }
     let mut total = 0u64;

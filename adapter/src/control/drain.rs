@@ -385,8 +385,8 @@ pub(super) fn table_refusal(error: TableError) -> Refusal {
         TableError::Domain => Status::E_PD_MISMATCH,
         TableError::EntryInvalid => Status::E_ENTRY_INVALID,
         TableError::KeyInstance => Status::E_KEY_INSTANCE,
-        TableError::Parameter | TableError::Overlap => Status::E_PARAM,
-        TableError::NoResources | TableError::Ceiling => Status::E_NO_RESOURCES,
+        TableError::Parameter | TableError::Overlap | TableError::Kind => Status::E_PARAM,
+        TableError::NoResources | TableError::SegmentFull | TableError::Ceiling => Status::E_NO_RESOURCES,
         TableError::Busy => Status::E_BUSY_TIMEOUT,
     };
     Refusal::new(status, error.to_string())

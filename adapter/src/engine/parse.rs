@@ -1,6 +1,6 @@
 //! A submission entry, copied once, becomes a typed request here or is refused.
 
-use tpt::{Key, Memory, Operation, RegionKey, Request};
+use tpt::{ExtensionKey, Key, Memory, Operation, RegionKey, Request};
 use wire::Status;
 use wire::control::MAX_MESSAGE;
 use wire::layout::{MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
@@ -60,18 +60,19 @@ pub(super) fn plain(entry: &SubmissionEntry) -> Option<Request> {
         return None;
     }
     match u32::from_le_bytes([entry.opcode, entry.flags, entry.scatter_count, entry.reserved]) {
-        READ => Some(request(entry, Operation::Read)),
-        WRITE => Some(request(entry, Operation::Write { fua: false })),
-        WRITE_FUA => Some(request(entry, Operation::Write { fua: true })),
+        READ => Some(request(entry, Operation::Read, ExtensionKey::NONE)),
+        WRITE => Some(request(entry, Operation::Write { fua: false }, ExtensionKey::NONE)),
+        WRITE_FUA => Some(request(entry, Operation::Write { fua: true }, ExtensionKey::NONE)),
         _ => None,
     }
 }
 
 #[inline]
-fn request(entry: &SubmissionEntry, operation: Operation) -> Request {
+fn request(entry: &SubmissionEntry, operation: Operation, extension: ExtensionKey) -> Request {
     Request {
         operation,
         key: Key(entry.key),
+        extension,
         offset: entry.offset,
         length: u64::from(entry.length),
         memory: Memory { region: RegionKey(entry.region), offset: entry.region_offset },
@@ -84,7 +85,7 @@ fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     let scattered = entry.flags & flag::SCATTER != 0;
     if entry.reserved != 0
         || entry.reserved2 != 0
-        || entry.extension != 0
+        || (entry.extension != 0 && entry.opcode == opcode::CANCEL)
         || scattered == (segments == 0)
         || usize::from(segments) > MAX_SEGMENTS
     {
@@ -108,7 +109,8 @@ fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
         return Err(Status::E_PARAM);
     }
     let durable = entry.flags & flag::FUA != 0;
-    Ok(Parsed::Io { request: request(entry, operation), deadline_us: entry.deadline_us, segments, durable })
+    let request = request(entry, operation, ExtensionKey(entry.extension));
+    Ok(Parsed::Io { request, deadline_us: entry.deadline_us, segments, durable })
 }
 
 fn manage(entry: &SubmissionEntry) -> Result<Parsed, Status> {
@@ -181,12 +183,24 @@ mod tests {
         for spoil in [
             |e: &mut SubmissionEntry| e.reserved = 1,
             |e: &mut SubmissionEntry| e.reserved2 = 1,
-            |e: &mut SubmissionEntry| e.extension = 1,
             |e: &mut SubmissionEntry| e.scatter_count = 1,
         ] {
             let mut e = entry(opcode::READ, 0);
             spoil(&mut e);
             assert_eq!(parse(&e), Err(Status::E_OPCODE));
+        }
+    }
+
+    #[test]
+    fn the_key_of_an_extension_goes_with_any_request_but_a_cancel() {
+        for (op, flags) in WITHOUT_LIST.into_iter().chain(WITH_LIST) {
+            let e = SubmissionEntry { extension: 7 << 32 | 3, ..entry(op, flags) };
+            match parse(&e) {
+                Ok(Parsed::Io { request, .. }) => assert_eq!(request.extension, ExtensionKey(7 << 32 | 3)),
+                other => assert_eq!((other, op), (Err(Status::E_OPCODE), opcode::CANCEL)),
+            }
+            let Ok(Parsed::Io { request, .. }) = parse(&entry(op, flags)) else { continue };
+            assert_eq!(request.extension, ExtensionKey::NONE);
         }
     }
 

@@ -5,7 +5,7 @@
 //! all requests never touch it.
 
 use driver::block::{DeviceStatus, SubmitError};
-use tpt::{Grant, Key, Memory, Operation, RegionKey, Request};
+use tpt::{ExtensionKey, Grant, Key, Memory, Operation, RegionKey, Request};
 use wire::Status;
 
 use super::gates::Claim;
@@ -55,6 +55,7 @@ const NOTHING: Asked = Asked {
     request: Request {
         operation: Operation::Flush,
         key: Key(0),
+        extension: ExtensionKey::NONE,
         offset: 0,
         length: 0,
         memory: Memory { region: RegionKey(0), offset: 0 },

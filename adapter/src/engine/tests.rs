@@ -151,8 +151,10 @@ impl Rig {
     }
 
     fn with_requests(requests: u16) -> Self {
-        let tables =
-            Tables::new(tpt::Limits { entries: 1024, lba_entries: 1024, regions: 64 }, KeyInstance(1));
+        let tables = Tables::new(
+            tpt::Limits { entries: 1024, lba_entries: 1024, extensions: 0, regions: 64 },
+            KeyInstance(1),
+        );
         let shared = Arc::new(PollerShared::default());
         let clock = Hand::default();
         let directory = Directory::new(tables.published(), 16);

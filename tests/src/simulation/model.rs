@@ -74,7 +74,7 @@ pub(super) fn meaning(entry: &SubmissionEntry) -> What {
     let segments = usize::from(entry.scatter_count);
     if entry.reserved != 0
         || entry.reserved2 != 0
-        || entry.extension != 0
+        || (entry.extension != 0 && entry.opcode == opcode::CANCEL)
         || scattered == (segments == 0)
         || segments > MAX_SEGMENTS
     {
@@ -334,6 +334,9 @@ impl Model {
         }
         if grant.key != key {
             return Refused(Status::E_KEY_INSTANCE);
+        }
+        if entry.extension != 0 {
+            return Refused(Status::E_KEY_RANGE); // A grant of blocks has no extensions.
         }
         if op.rights() & !grant.access != 0 {
             return Refused(Status::E_ACCESS);

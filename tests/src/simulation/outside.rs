@@ -200,7 +200,12 @@ impl Outside {
     pub(super) fn new(seed: u64, pool: Pool, kept: usize) -> Self {
         let mut rng = Random::new(seed);
         let config = Config::new(&mut rng);
-        let limits = Limits { entries: config.entries, lba_entries: config.lba_entries, regions: REGIONS };
+        let limits = Limits {
+            entries: config.entries,
+            lba_entries: config.lba_entries,
+            extensions: 0,
+            regions: REGIONS,
+        };
         let pollers = (0..config.engines).map(|_| Poller {
             shared: Arc::default(),
             clock: Arc::default(),

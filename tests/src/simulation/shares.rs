@@ -139,7 +139,7 @@ struct Shares {
 
 impl Shares {
     fn new(rng: &mut Random) -> Self {
-        let limits = tpt::Limits { entries: 256, lba_entries: 256, regions: 16 };
+        let limits = tpt::Limits { entries: 256, lba_entries: 256, extensions: 0, regions: 16 };
         let mut tables = Tables::new(limits, KeyInstance(1));
         let shared = Arc::new(PollerShared::default());
         let geometry = Geometry {

@@ -80,7 +80,7 @@ fn refusals(rig: &Rig) {
         (SubmissionEntry { key: entry.key + (1 << 32), ..entry }, Status::E_KEY_INSTANCE),
         (SubmissionEntry { flags: flag::DEALLOCATE, ..entry }, Status::E_OPCODE),
         (SubmissionEntry { flags: flag::SCATTER, scatter_count: 1, ..entry }, Status::E_OPCODE),
-        (SubmissionEntry { extension: 1, ..entry }, Status::E_OPCODE),
+        (SubmissionEntry { extension: 1, ..entry }, Status::E_KEY_RANGE),
     ];
     for (entry, expected) in cases {
         assert_eq!(client.status(&entry), expected, "{entry:?}");

@@ -7,19 +7,19 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use super::model::Model;
 use super::{DOMAINS, Op, Pick, SmallRange, SmallRequest};
 use crate::{
-    Access, Attributes, Blocks, Denied, Directory, DirectoryCounters, Domain, EntryIndex, Grant, GrantSpec,
-    Hold, Iova, Key, KeyInstance, Lba, LbaRange, Limits, Memory, Modification, Operation, Published, Purpose,
-    Quiesce, RegionIndex, RegionKey, RegionQuiesce, RegionSpec, Request, Segment, SegmentSource, Tables,
-    Usage,
+    Access, Attributes, Blocks, Denied, Directory, DirectoryCounters, Domain, EntryIndex, ExtensionKey,
+    Grant, GrantSpec, Hold, Iova, Key, KeyInstance, Lba, LbaRange, Limits, Memory, Modification, Operation,
+    Published, Purpose, Quiesce, RegionIndex, RegionKey, RegionQuiesce, RegionSpec, Request, Segment,
+    SegmentSource, Tables, Usage,
 };
 
 /// The width of an instance: narrow, so that indexes retire within a short run.
 const WIDTH: u32 = 2;
 const SHIFT: u8 = 9;
 /// Two segments and a short one.
-const LIMITS: Limits = Limits { entries: 36, lba_entries: 12, regions: 3 };
+const LIMITS: Limits = Limits { entries: 36, lba_entries: 12, extensions: 0, regions: 3 };
 /// A segment and a short one: the least that two domains can have.
-const SMALLEST: Limits = Limits { entries: 18, lba_entries: 7, regions: 2 };
+const SMALLEST: Limits = Limits { entries: 18, lba_entries: 7, extensions: 0, regions: 2 };
 const POLLERS: usize = 2;
 /// More grants in flight than this are not started.
 const FLYING: usize = 64;
@@ -440,6 +440,7 @@ impl Harness {
             blocks: Blocks(entry.ranges.iter().map(|range| range.count.0).sum()),
             ranges: entry.ranges.clone(),
             shared: entry.shared,
+            file: None,
         });
         assert_eq!(self.tables.query(domain, key), expected);
     }
@@ -469,7 +470,14 @@ impl Harness {
             _ => {}
         }
         let memory = Memory { region: self.pick_region(small.region), offset: u64::from(small.memory) };
-        Request { operation, key: self.pick(small.key), offset, length, memory }
+        Request {
+            operation,
+            key: self.pick(small.key),
+            extension: ExtensionKey::NONE,
+            offset,
+            length,
+            memory,
+        }
     }
 
     fn check(&mut self, poller: usize, domain: Domain, request: &Request) {

@@ -2,8 +2,8 @@
 
 use crate::support::*;
 use tpt::{
-    Access, Denied, Directory, Domain, EntryIndex, Iova, Key, KeyInstance, Lba, Limits, Memory, Modification,
-    Operation, Piece, Purpose, RegionIndex, RegionKey, RegionSpec, Request, Tables,
+    Access, Denied, Directory, Domain, EntryIndex, ExtensionKey, Iova, Key, KeyInstance, Lba, Limits, Memory,
+    Modification, Operation, Piece, Purpose, RegionIndex, RegionKey, RegionSpec, Request, Tables,
 };
 
 /// S4-R5: what each operation needs of an entry, written out once by hand.
@@ -279,7 +279,7 @@ fn s4_r12_the_first_range_is_one_piece() {
 /// S8-R8: a thousand ranges in order, as one request and block by block.
 #[test]
 fn s8_r8_a_grant_of_a_thousand_ranges_is_read_in_order() {
-    let limits = Limits { entries: 16, lba_entries: 1100, regions: 2 };
+    let limits = Limits { entries: 16, lba_entries: 1100, extensions: 0, regions: 2 };
     let mut world = World::<32>::with(limits, 0);
     let big = RegionSpec { domain: A, access: Access::READ_WRITE, iova: Iova(0), bytes: 1 << 40 };
     // Lengths 1 to 5, scattered backwards over the device.
@@ -346,7 +346,14 @@ fn s8_r5_r13_guessing_the_instance_helps_nobody_else() {
         let key = Key::new(key.index(), KeyInstance(instance));
         let guess = |region| {
             let memory = Memory { region, offset: 0 };
-            Request { operation: Operation::Read, key, offset: 0, length: BLOCK, memory }
+            Request {
+                operation: Operation::Read,
+                key,
+                extension: ExtensionKey::NONE,
+                offset: 0,
+                length: BLOCK,
+                memory,
+            }
         };
         match directory.check(A, &guess(regions[0])) {
             Ok(grant) => {

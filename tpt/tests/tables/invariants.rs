@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use crate::support::*;
 use tpt::{
-    Access, Denied, Directory, Domain, GrantSpec, Iova, Key, KeyInstance, LbaRange, Limits, Memory,
-    Modification, Operation, Purpose, RegionKey, RegionSpec, Request, TableError, Tables,
+    Access, Denied, Directory, Domain, ExtensionKey, GrantSpec, Iova, Key, KeyInstance, LbaRange, Limits,
+    Memory, Modification, Operation, Purpose, RegionKey, RegionSpec, Request, TableError, Tables,
 };
 
 /// A grant as the plain map knows it: every block of it, in order.
@@ -28,7 +28,7 @@ enum Step {
     Evict { back: usize },
 }
 
-const SMALL: Limits = Limits { entries: 48, lba_entries: 120, regions: 2 };
+const SMALL: Limits = Limits { entries: 48, lba_entries: 120, extensions: 0, regions: 2 };
 
 struct Both {
     tables: Tables<32>,
@@ -117,6 +117,7 @@ impl Both {
         let request = Request {
             operation: Operation::Read,
             key,
+            extension: ExtensionKey::NONE,
             offset: block * BLOCK,
             length: blocks * BLOCK,
             memory,
@@ -212,7 +213,7 @@ proptest! {
         counts in prop::collection::vec(1..4u64, 1..1000),
         chance in any::<u64>(),
     ) {
-        let mut world = World::<32>::with(Limits { entries: 16, lba_entries: 1000, regions: 3 }, 1);
+        let mut world = World::<32>::with(Limits { entries: 16, lba_entries: 1000, extensions: 0, regions: 3 }, 1);
         let big = RegionSpec { domain: A, access: Access::READ_WRITE, iova: Iova(0x4000), bytes: 1 << 40 };
         world.region_a = world.tables.create_region(&big).unwrap();
         // Neighbours of the list are far from each other on the device.

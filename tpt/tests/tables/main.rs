@@ -3,6 +3,7 @@
 
 mod checks;
 mod damage;
+mod files;
 mod invariants;
 mod management;
 mod oracle;

@@ -23,13 +23,13 @@ fn s6_r2_query_returns_what_was_created() {
     assert_eq!(found.ranges, ranges);
     assert_eq!(world.tables.keys_of(A), [key]);
     assert_eq!(world.tables.keys_of(B), []);
-    assert_eq!(world.tables.usage(), Usage { entries: 1, lba_entries: 2, regions: 2 });
+    assert_eq!(world.tables.usage(), Usage { entries: 1, lba_entries: 2, extensions: 0, regions: 2 });
 }
 
 /// S6-R3, S8-R2: whatever is missing or wrong, nothing stays allocated and the tables are as before.
 #[test]
 fn s6_r3_a_refused_create_leaves_nothing_behind() {
-    let limits = Limits { entries: 16, lba_entries: 20, regions: 2 };
+    let limits = Limits { entries: 16, lba_entries: 20, extensions: 0, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     for i in 0..15 {
         world.grant(&[range(i * 10, 1)]);
@@ -63,7 +63,7 @@ fn s6_r3_a_refused_create_leaves_nothing_behind() {
     }
     world.tables.create(&spec(A, Access::READ, &many[..5])).unwrap();
     assert_eq!(world.tables.create(&shared), Err(TableError::NoResources), "all 16 entries are in use");
-    assert_eq!(world.tables.usage(), Usage { entries: 16, lba_entries: 20, regions: 2 });
+    assert_eq!(world.tables.usage(), Usage { entries: 16, lba_entries: 20, extensions: 0, regions: 2 });
     let region = RegionSpec { domain: A, access: Access::READ, iova: Iova(0), bytes: 4 };
     assert_eq!(world.tables.create_region(&region), Err(TableError::NoResources));
     world.tables.self_check().unwrap();
@@ -152,7 +152,7 @@ fn s6_r7_modify_waits_for_the_quiescent_point() {
 /// S6-R8: what a modify lacks; the old ranges stay and the token can be used again.
 #[test]
 fn s6_r8_a_refused_modify_leaves_the_old_ranges() {
-    let limits = Limits { entries: 32, lba_entries: 4, regions: 2 };
+    let limits = Limits { entries: 32, lba_entries: 4, extensions: 0, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     let key = world.grant(&[range(0, 8), range(20, 1)]);
     world.tables.create(&spec(B, Access::READ, &[range(100, 8)])).unwrap();
@@ -366,7 +366,7 @@ fn a_region_must_make_sense() {
 /// S8-R12: at a width of 8 bits an index is retired after its last instance, and no old key ever resolves.
 #[test]
 fn s8_r12_an_index_retires_before_its_instance_wraps() {
-    let limits = Limits { entries: 2, lba_entries: 4, regions: 3 };
+    let limits = Limits { entries: 2, lba_entries: 4, extensions: 0, regions: 3 };
     let mut world = World::<8>::with(limits, 0);
     let mut seen = std::collections::BTreeSet::new();
     let mut old = vec![];
@@ -429,7 +429,7 @@ fn instances_stay_below_the_ceiling() {
 /// S8-R10, S6-R3: 10,000 cycles of fragmented grants of changing sizes leak nothing and never fail.
 #[test]
 fn s8_r10_ten_thousand_cycles_leak_nothing() {
-    let limits = Limits { entries: 48, lba_entries: 64, regions: 2 };
+    let limits = Limits { entries: 48, lba_entries: 64, extensions: 0, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     let mut live = std::collections::VecDeque::new();
     let mut used = 0;
@@ -453,7 +453,7 @@ fn s8_r10_ten_thousand_cycles_leak_nothing() {
     for (key, _) in live {
         world.delete(key);
     }
-    assert_eq!(world.tables.usage(), Usage { entries: 0, lba_entries: 0, regions: 2 });
+    assert_eq!(world.tables.usage(), Usage { entries: 0, lba_entries: 0, extensions: 0, regions: 2 });
     let all: Vec<_> = (0..64).map(|i| range(i * 2, 1)).collect();
     let key = world.grant(&all);
     assert_eq!(world.blocks(&world.request(Operation::Read, key, 63, 1)), Ok(vec![126]));
@@ -462,7 +462,7 @@ fn s8_r10_ten_thousand_cycles_leak_nothing() {
 /// Segments that one domain no longer needs serve others, without end, as domains come and go.
 #[test]
 fn free_segments_go_to_other_domains() {
-    let limits = Limits { entries: 32, lba_entries: 32, regions: 2 };
+    let limits = Limits { entries: 32, lba_entries: 32, extensions: 0, regions: 2 };
     let mut world = World::<32>::with(limits, 1);
     let own = world.grant(&[range(0, 1)]);
     let mut seen = std::collections::BTreeSet::new();

@@ -2,13 +2,13 @@
 
 use crate::support::*;
 use tpt::{
-    Access, Denied, Directory, Domain, EntryIndex, Grant, Hold, Key, Limits, Memory, Modification, Operation,
-    Purpose, RegionIndex, Request,
+    Access, Denied, Directory, Domain, EntryIndex, ExtensionKey, Grant, Hold, Key, Limits, Memory,
+    Modification, Operation, Purpose, RegionIndex, Request,
 };
 
 /// Grants of A and B of all shapes; some were changed, some deleted and used again.
 fn furnished() -> (World, Vec<(Domain, Key)>) {
-    let limits = Limits { entries: 100, lba_entries: 400, regions: 4 };
+    let limits = Limits { entries: 100, lba_entries: 400, extensions: 0, regions: 4 };
     let mut world = World::with(limits, 1);
     let mut keys = vec![];
     for i in 0..60u64 {
@@ -46,7 +46,14 @@ impl World {
             let told = self.tables.query(domain, key).unwrap();
             let plain: Vec<u64> = told.ranges.iter().flat_map(|range| range.first.0..range.end().0).collect();
             let memory = self.region_of(domain);
-            let request = |operation, offset, length| Request { operation, key, offset, length, memory };
+            let request = |operation, offset, length| Request {
+                operation,
+                key,
+                extension: ExtensionKey::NONE,
+                offset,
+                length,
+                memory,
+            };
             let whole = told.blocks.0 * BLOCK;
             for (operation, needed) in [
                 (Operation::Read, Access::READ),
@@ -81,7 +88,14 @@ fn load(world: &World, directory: &mut Directory, keys: &[(Domain, Key)]) -> (Ve
     let mut holds = vec![];
     for &(domain, key) in keys {
         let memory = world.region_of(domain);
-        let request = Request { operation: Operation::Read, key, offset: 0, length: BLOCK, memory };
+        let request = Request {
+            operation: Operation::Read,
+            key,
+            extension: ExtensionKey::NONE,
+            offset: 0,
+            length: BLOCK,
+            memory,
+        };
         grants.extend(directory.check(domain, &request));
         holds.extend(directory.hold(domain, Operation::Read, memory, 512));
     }
@@ -142,7 +156,14 @@ fn s8_r14_a_new_poller_sees_what_changed_meanwhile() {
     let mut new = Directory::new(world.tables.published(), 2);
     world.compare_to_the_host_copy(&mut new, &keys);
     let memory = world.region_of(gone_domain);
-    let stale = Request { operation: Operation::Read, key: gone, offset: 0, length: BLOCK, memory };
+    let stale = Request {
+        operation: Operation::Read,
+        key: gone,
+        extension: ExtensionKey::NONE,
+        offset: 0,
+        length: BLOCK,
+        memory,
+    };
     assert_eq!(new.check(gone_domain, &stale).unwrap_err(), Denied::EntryInvalid);
     world.tables.self_check().unwrap();
 }

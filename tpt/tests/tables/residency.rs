@@ -13,7 +13,7 @@ use tpt::{
 /// Tables whose domain A fills `segments` segments, and one key in each.
 fn filled(segments: u32) -> (World, Vec<Key>) {
     let entries = segments * SEGMENT_ENTRIES;
-    let mut world = World::with(Limits { entries, lba_entries: entries, regions: 2 }, 1);
+    let mut world = World::with(Limits { entries, lba_entries: entries, extensions: 0, regions: 2 }, 1);
     let keys: Vec<_> = (0..u64::from(entries)).map(|i| world.grant(&[range(i * 8, 8)])).collect();
     let firsts = keys.into_iter().step_by(SEGMENT_ENTRIES as usize).collect();
     (world, firsts)

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use crate::support::*;
 use tpt::{
-    Access, Denied, Directory, Domain, EntryIndex, Grant, Key, KeyInstance, LbaRange, Limits, Memory,
-    Modification, Operation, Purpose, RegionKey, Request, SEGMENT_ENTRIES, Tables, Usage,
+    Access, Denied, Directory, Domain, EntryIndex, ExtensionKey, Grant, Key, KeyInstance, LbaRange, Limits,
+    Memory, Modification, Operation, Purpose, RegionKey, Request, SEGMENT_ENTRIES, Tables, Usage,
 };
 
 const MILLION: u32 = 1_000_000;
@@ -54,7 +54,7 @@ fn owner(index: u32) -> Domain {
 
 impl Big {
     fn new(seed: u64) -> Self {
-        let limits = Limits { entries: MILLION, lba_entries: 2 * MILLION, regions: 2 };
+        let limits = Limits { entries: MILLION, lba_entries: 2 * MILLION, extensions: 0, regions: 2 };
         let World { tables, region_a, region_b, .. } = World::<32>::with(limits, 1);
         let segments = MILLION.div_ceil(SEGMENT_ENTRIES) as usize;
         let directories = [segments, 1024, 1].map(|size| Directory::new(tables.published(), size)).into();
@@ -150,6 +150,7 @@ impl Big {
         let request = Request {
             operation,
             key: Key::new(EntryIndex(index), instance),
+            extension: ExtensionKey::NONE,
             offset: (drawn >> 24) % 24 * BLOCK,
             length: (1 + (drawn >> 32) % 8) * BLOCK,
             memory,
@@ -220,6 +221,6 @@ fn s4_r8_r9_s8_r4_r5_r6_a_million_entries() {
             big.compare(index, life.key.instance());
         }
     }
-    assert_eq!(big.tables.usage(), Usage { entries: 0, lba_entries: 0, regions: 2 });
+    assert_eq!(big.tables.usage(), Usage { entries: 0, lba_entries: 0, extensions: 0, regions: 2 });
     counted(steps, "requests over a million entries");
 }

@@ -1,8 +1,8 @@
 //! What the tests of the tables share.
 
 use tpt::{
-    Access, Directory, Domain, GrantSpec, Iova, Key, KeyInstance, LbaRange, Limits, Memory, Operation,
-    Purpose, Quiesce, RegionKey, RegionSpec, Request, Tables,
+    Access, Directory, Domain, ExtensionKey, GrantSpec, Iova, Key, KeyInstance, LbaRange, Limits, Memory,
+    Operation, Purpose, Quiesce, RegionKey, RegionSpec, Request, Tables,
 };
 
 /// Whether the large counts are wanted.
@@ -42,7 +42,7 @@ impl Chance {
 
 pub(crate) const A: Domain = Domain(7);
 pub(crate) const B: Domain = Domain(8);
-pub(crate) const LIMITS: Limits = Limits { entries: 64, lba_entries: 64, regions: 8 };
+pub(crate) const LIMITS: Limits = Limits { entries: 64, lba_entries: 64, extensions: 0, regions: 8 };
 pub(crate) const BLOCK: u64 = 4096;
 pub(crate) const IOVA: u64 = 0x10_0000;
 
@@ -100,7 +100,14 @@ impl<const W: u32> World<W> {
     /// A request of A for whole blocks.
     pub(crate) fn request(&self, operation: Operation, key: Key, block: u64, blocks: u64) -> Request {
         let memory = Memory { region: self.region_a, offset: 0 };
-        Request { operation, key, offset: block * BLOCK, length: blocks * BLOCK, memory }
+        Request {
+            operation,
+            key,
+            extension: ExtensionKey::NONE,
+            offset: block * BLOCK,
+            length: blocks * BLOCK,
+            memory,
+        }
     }
 
     /// Begins, finds the poller idle, and deletes.

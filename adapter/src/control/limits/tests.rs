@@ -402,7 +402,7 @@ fn process() -> Process {
 
 #[test]
 fn a_user_gets_a_share_of_what_the_process_and_the_tables_have() {
-    let tables = tpt::Limits { entries: 1 << 10, lba_entries: 1 << 12, regions: 1 << 14 };
+    let tables = tpt::Limits { entries: 1 << 10, lba_entries: 1 << 12, extensions: 0, regions: 1 << 14 };
     let ceilings = Ceilings::new(&Policy::new(0), &process(), tables);
     for (what, most, why) in [
         (What::Descriptors, 500, "RLIMIT_NOFILE"),

@@ -145,7 +145,7 @@ struct Writer {
 
 impl Many {
     fn new(count: usize) -> Self {
-        let limits = tpt::Limits { entries: 1024, lba_entries: 1024, regions: 64 };
+        let limits = tpt::Limits { entries: 1024, lba_entries: 1024, extensions: 0, regions: 64 };
         let tables = Tables::new(limits, KeyInstance(1));
         let (media, clock) = (Media::default(), Hand::default());
         let gates = Gates::new(count).unwrap();

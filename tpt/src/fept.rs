@@ -1,0 +1,186 @@
+//! The file extension protection table (FEPT) as pollers see it.
+//!
+//! An opened file has an entry of kind *file* in the table of entries, which is its entry of the file name protection
+//! table (FNPT), and one contiguous *segment* of the FEPT: a power of two of entries, aligned to their number. An
+//! extension of the file is one contiguous range of device blocks, and has the entry of the segment whose position is its
+//! number: so a number cannot name what is outside of the segment. Extensions stand in the order of the file, and each
+//! entry points to the one entry of the LBA table that has its blocks.
+//!
+//! # Growing while pollers read
+//!
+//! The order of [`crate::published`] holds here, with one thing more: extensions may be appended to a file that is open
+//! for requests, while its segment has room. The LBA entry and the FEPT entry are written first, then the file's number of
+//! extensions (Release), then its number of bytes (Release). A poller reads the bytes first and then the number (both
+//! Acquire), so what it looks for among that many extensions is there. All else, and all that takes away, needs the
+//! quiescent point.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::published::{LbaEntry, State, StateWord};
+use crate::trace::{Touch, Trace};
+use crate::{Access, Domain, Key};
+
+/// One entry of the file extension protection table: one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Extension {
+    /// Xored with the extension's number.
+    pub(crate) state: State,
+    /// Whose it is, and which entry of the LBA table has its blocks.
+    place: AtomicU64,
+    /// Bytes of the file before it.
+    pub(crate) offset: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    seal: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Extension>() == 64);
+
+/// What an entry says of its extension beside the state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stretch {
+    pub(crate) domain: Domain,
+    /// Its entry of the LBA table.
+    pub(crate) node: u32,
+    /// Bytes of the file before it.
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Extension {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: State::new(0),
+            place: AtomicU64::new(0),
+            offset: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            seal: AtomicU64::new(0),
+        }
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // two halves
+    pub(crate) fn stretch(&self) -> Stretch {
+        let place = self.place.load(Relaxed);
+        Stretch {
+            domain: Domain((place >> 32) as u32),
+            node: place as u32,
+            offset: self.offset.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+        }
+    }
+
+    /// What the seal must be for the extension of that number of the file of that key: a change of any one word, or the
+    /// entry of another file or number in this place, makes another.
+    #[inline]
+    fn expected_seal(file: Key, number: u32, stretch: Stretch) -> u64 {
+        let place = u64::from(stretch.domain.0) << 32 | u64::from(stretch.node);
+        let begin = (file.0 ^ u64::from(number)).rotate_left(23) ^ place;
+        (begin.rotate_left(23) ^ stretch.offset).rotate_left(23) ^ stretch.bytes
+    }
+
+    /// Whether what it says, as read, is what was written for that extension of that file.
+    #[inline]
+    pub(crate) fn is_sealed(&self, file: Key, number: u32, stretch: Stretch) -> bool {
+        self.seal.load(Relaxed) == Self::expected_seal(file, number, stretch)
+    }
+
+    /// All of it, the state word last. No poller reads it.
+    pub(crate) fn write(&self, file: Key, number: u32, stretch: Stretch, state: StateWord) {
+        self.place.store(u64::from(stretch.domain.0) << 32 | u64::from(stretch.node), Relaxed);
+        self.offset.store(stretch.offset, Relaxed);
+        self.bytes.store(stretch.bytes, Relaxed);
+        self.seal.store(Self::expected_seal(file, number, stretch), Relaxed);
+        self.state.set(number, state);
+    }
+
+    /// Nobody's. No poller reads it.
+    pub(crate) fn clear(&self) {
+        let nothing = Stretch { domain: Domain(0), node: 0, offset: 0, bytes: 0 };
+        self.write(Key(0), 0, nothing, StateWord::FREE);
+    }
+
+    /// Its words: the state, whose and where, the offset, the bytes, the seal.
+    #[cfg(any(test, feature = "oracle"))]
+    pub(crate) fn words(&self) -> [&AtomicU64; 5] {
+        [self.state.word(), &self.place, &self.offset, &self.bytes, &self.seal]
+    }
+}
+
+/// Part of one extension: device blocks one after another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Run {
+    pub(crate) lba: u64,
+    /// From there to the end of the extension.
+    pub(crate) blocks: u64,
+}
+
+/// The extensions of one file, as a check finds them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extensions<'a> {
+    /// As many as the file has, of its one segment. Nothing else of the table is to be had through this.
+    all: &'a [Extension],
+    /// Where they stand in the table.
+    base: u32,
+    file: Key,
+    shift: u8,
+}
+
+impl<'a> Extensions<'a> {
+    pub(crate) fn new(all: &'a [Extension], base: u32, file: Key, shift: u8) -> Self {
+        Self { all, base, file, shift }
+    }
+
+    /// The entry of a number; `None` if the file has no such extension.
+    #[inline]
+    pub(crate) fn get(&self, number: u32, trace: &Trace) -> Option<&'a Extension> {
+        let extension = self.all.get(number as usize)?;
+        trace.touch(Touch::Extension(self.base + number));
+        Some(extension)
+    }
+
+    /// The device blocks from block `block` of the file to the end of its extension, if that gives the rights that are
+    /// needed and all that leads there is sound.
+    #[inline]
+    pub(crate) fn find(&self, lba: &[LbaEntry], block: u64, needed: Access, trace: &Trace) -> Option<Run> {
+        let at = block << self.shift;
+        let number = self.search(at, trace)?;
+        let extension = self.get(number, trace)?;
+        if !extension.state.get(number).is_open_for(needed) {
+            return None;
+        }
+        let stretch = extension.stretch();
+        self.run(lba, number, stretch, at.checked_sub(stretch.offset)?)
+    }
+
+    /// The number of the last extension that does not begin behind byte `at` of the file: the one that has it, if the table
+    /// is sound. A binary search; of no extensions `None`.
+    #[inline]
+    fn search(&self, at: u64, trace: &Trace) -> Option<u32> {
+        let mut low = 0;
+        let mut count = u32::try_from(self.all.len()).ok()?;
+        while count > 1 {
+            let half = count / 2;
+            if self.get(low + half, trace)?.offset.load(Relaxed) <= at {
+                low += half;
+            }
+            count -= half;
+        }
+        (count != 0).then_some(low)
+    }
+
+    /// The device blocks from byte `within` of extension `number` on, whose entry was read as `stretch`, if it has that byte
+    /// and both tables are sound.
+    #[inline]
+    pub(crate) fn run(&self, lba: &[LbaEntry], number: u32, stretch: Stretch, within: u64) -> Option<Run> {
+        let extension = self.all.get(number as usize)?;
+        if within >= stretch.bytes || !extension.is_sealed(self.file, number, stretch) {
+            return None;
+        }
+        let node = lba.get(stretch.node as usize)?;
+        let (start, blocks) = (stretch.offset >> self.shift, stretch.bytes >> self.shift);
+        let first = node.of_extension(self.file.index().0, start, blocks)?;
+        let skip = within >> self.shift;
+        Some(Run { lba: first + skip, blocks: blocks - skip })
+    }
+}
