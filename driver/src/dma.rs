@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -118,6 +118,25 @@ impl DmaBuffer {
     #[inline]
     pub fn load64(&self, offset: usize, order: Ordering) -> u64 {
         self.word64(offset).load(order)
+    }
+
+    /// Writes 16 bits. A register write afterwards makes them visible to the device.
+    #[inline]
+    pub fn store16(&self, offset: usize, value: u16) {
+        // SAFETY: as in `word32`.
+        unsafe { AtomicU16::from_ptr(self.at(offset, 2, 2).cast()) }.store(value, Ordering::Relaxed);
+    }
+
+    /// Reads a byte. With `Acquire`, what the device wrote before it is seen by later reads.
+    #[inline]
+    pub fn load8(&self, offset: usize, order: Ordering) -> u8 {
+        self.byte(offset).load(order)
+    }
+
+    /// Writes a byte.
+    #[inline]
+    pub fn store8(&self, offset: usize, value: u8) {
+        self.byte(offset).store(value, Ordering::Relaxed);
     }
 
     /// Writes 32 bits. A register write afterwards makes them visible to the device.

@@ -28,6 +28,18 @@ pub trait Registers: Send + Sync + 'static {
     }
 }
 
+/// Registers that are also accessed in bytes and halves: virtio wants each with its own width (virtio 1.2, 4.1.3.1).
+pub trait NarrowRegisters: Registers {
+    /// Reads 8 bits.
+    fn read8(&self, offset: usize) -> u8;
+    /// Reads 16 bits.
+    fn read16(&self, offset: usize) -> u16;
+    /// Writes 8 bits, after all earlier stores to memory are visible to the device.
+    fn write8(&self, offset: usize, value: u8);
+    /// Writes 16 bits, likewise.
+    fn write16(&self, offset: usize, value: u16);
+}
+
 /// What the device may do with mapped memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DmaAccess {
@@ -116,4 +128,15 @@ pub trait Device: Send + Sync + 'static {
     fn vectors(&self) -> u32;
     /// Routes all vectors, 0 first, to these eventfds. Once, before queues are made.
     fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> std::io::Result<()>;
+}
+
+/// Bytes of a configuration space that hold the header and the capabilities.
+pub const CONFIG_LEN: usize = 0x100;
+
+/// A PCI function, for drivers that find their registers by its capabilities.
+pub trait PciFunction: Device<Registers: NarrowRegisters> {
+    /// The first bytes of its configuration space.
+    fn config_space(&self) -> std::io::Result<[u8; CONFIG_LEN]>;
+    /// A handle on BAR `index`, valid as long as it lives; one that the function does not have is empty.
+    fn bar(&self, index: usize) -> std::io::Result<Arc<Self::Registers>>;
 }

@@ -7,8 +7,9 @@
 //! - [`hal`]: what a driver needs from a machine: registers, DMA memory, interrupts.
 //! - [`nvme`]: a driver for NVMe controllers, on memory from [`dma`].
 //! - [`null`]: a device that completes everything and moves nothing.
-//! - [`spec`]: the bytes of PCI and NVMe.
+//! - [`spec`]: the bytes of PCI, NVMe and virtio.
 //! - [`vfio`]: real devices, through Linux VFIO.
+//! - [`virtio`]: a driver for virtio block devices on PCI, likewise.
 //!
 //! Drivers know neither protection tables nor shared rings: what reaches them was granted already.
 #![deny(unsafe_code)]
@@ -26,3 +27,4 @@ pub mod nvme;
 mod pci;
 pub mod spec;
 pub mod vfio;
+pub mod virtio;

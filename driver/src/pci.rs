@@ -1,9 +1,9 @@
 //! What a PCI function's configuration space says. It comes from the device: every value may be wrong.
 
 use crate::spec::pci::{Status, class, config};
+use crate::spec::virtio::pci as virtio;
 
-/// Bytes of a configuration space that hold the header and the capabilities.
-pub(crate) const LENGTH: usize = 0x100;
+pub(crate) use crate::hal::CONFIG_LEN as LENGTH;
 const _: () = assert!(LENGTH as u64 == config::LEGACY_LEN);
 
 /// Capabilities lie above the header, on multiples of four: there is no room for more.
@@ -44,7 +44,9 @@ impl PciId {
     pub const fn device_class(&self) -> DeviceClass {
         match (self.class, self.vendor, self.device) {
             (class::NVME, _, _) => DeviceClass::Nvme,
-            (_, 0x1af4, 0x1042 | 0x1001) => DeviceClass::VirtioBlock,
+            (_, virtio::VENDOR, virtio::MODERN_BLOCK | virtio::TRANSITIONAL_BLOCK) => {
+                DeviceClass::VirtioBlock
+            }
             _ => DeviceClass::Other,
         }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use driver::block::{BlockQueue, Command, DeviceStatus, Operation};
-use driver::hal::{Device, DmaAccess, DmaError, Iova, Mapping, PinnedMemory, Registers};
+use driver::hal::{Device, DmaAccess, DmaError, Iova, Mapping, NarrowRegisters, PinnedMemory, Registers};
 use driver::nvme;
 use driver::vfio::{DeviceClass, VfioDevice, VfioError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};

@@ -6,6 +6,7 @@
 
 pub mod nvme;
 pub mod pci;
+pub mod virtio;
 
 // Queue entries are read and written as native words; both ends of the bus are little-endian.
 #[cfg(target_endian = "big")]

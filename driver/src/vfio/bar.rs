@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::hal::Registers;
+use crate::hal::{NarrowRegisters, Registers};
 
 /// A part of a BAR that may be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,24 +147,23 @@ impl Bar {
     fn position(&self, offset: usize) -> u64 {
         self.offset.wrapping_add(offset as u64)
     }
+}
 
-    /// Reads 8 bits. virtio wants each of its registers accessed with its own width.
-    pub fn read8(&self, offset: usize) -> u8 {
+impl NarrowRegisters for Bar {
+    fn read8(&self, offset: usize) -> u8 {
         self.load(offset, u8::from_ne_bytes)
     }
 
-    /// Reads 16 bits.
-    pub fn read16(&self, offset: usize) -> u16 {
+    fn read16(&self, offset: usize) -> u16 {
         u16::from_le(self.load(offset, u16::from_ne_bytes))
     }
 
-    /// Writes 8 bits, after all earlier stores to memory are visible to the device.
-    pub fn write8(&self, offset: usize, value: u8) {
+    fn write8(&self, offset: usize, value: u8) {
         self.store(offset, value, u8::to_ne_bytes);
     }
 
-    /// Writes 16 bits, likewise.
-    pub fn write16(&self, offset: usize, value: u16) {
+    #[inline]
+    fn write16(&self, offset: usize, value: u16) {
         self.store(offset, value.to_le(), u16::to_ne_bytes);
     }
 }

@@ -29,17 +29,17 @@ use vfio_ioctls::{VfioContainer, VfioRegionInfoCap};
 
 use self::bar::{Region, Span};
 use self::function::{Function, Roots};
-use crate::hal::{Device, Mapper};
+use crate::hal::{self, Device, Mapper, PciFunction};
 use crate::pci::{self as config, Config};
 use crate::spec::pci;
 
 pub use self::bar::Bar;
-pub use crate::pci::{DeviceClass, PciId};
 pub use self::error::VfioError;
 pub use self::function::PciAddress;
 pub use self::info::IommuInfo;
 pub use self::iommu::DmaMapper;
 pub use self::iova::IovaRange;
+pub use crate::pci::{DeviceClass, PciId};
 
 /// BARs of a PCI function.
 const BARS: u32 = 6;
@@ -216,6 +216,18 @@ impl Device for VfioDevice {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         sys::signal(self.file.as_raw_fd(), index, eventfds)
+    }
+}
+
+impl PciFunction for VfioDevice {
+    fn config_space(&self) -> io::Result<[u8; hal::CONFIG_LEN]> {
+        let mut bytes = [0; hal::CONFIG_LEN];
+        self.read_config(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn bar(&self, index: usize) -> io::Result<Arc<Bar>> {
+        Self::bar(self, index).map(Arc::new)
     }
 }
 
