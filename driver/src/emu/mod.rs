@@ -1,7 +1,8 @@
-//! A software NVMe controller behind the same registers, doorbells and DMA as a real one: the embedded device of the
-//! product, and the fake of every test.
+//! Software devices behind the same registers, doorbells and DMA as real ones: the embedded device of the product, and
+//! the fakes of every test.
 //!
-//! - [`Emulator`]: the device, a [`hal::Device`](crate::hal::Device).
+//! - [`Emulator`]: an NVMe controller, a [`hal::Device`](crate::hal::Device).
+//! - [`virtio`]: a virtio block device on PCI. Both have media, memory and IOMMU in common.
 //! - [`Media`]: what its blocks lie on: [`RamMedia`], [`FileMedia`], or either behind a volatile [`Cached`].
 //! - [`Faults`], [`FaultyMedia`], [`Faulty`], [`Late`]: what can go wrong, put on from the outside; [`Interposer`] is the seam that
 //!   the first uses.
@@ -33,6 +34,7 @@ mod queue;
 mod sgl;
 #[cfg(test)]
 mod tests;
+pub mod virtio;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
