@@ -63,20 +63,8 @@ pub(crate) struct Catalog {
 impl Catalog {
     /// Opens the database in the metadata file, made if the file is empty, and checks all of it.
     pub(crate) fn open(shadow: SharedShadow) -> Result<Self, StoreError> {
-        let opened = catch(|| open_database(&shadow));
-        match opened {
-            Ok(database) => Ok(Self { database: Some(database), shadow, poison: None }),
-            Err(why) => {
-                let mut file = shadow.lock();
-                // To look beyond its end is no failure of the file, but of what the database was told.
-                let fault = file.fault().filter(|fault| **fault != Fault::Misuse).cloned();
-                file.stop();
-                Err(fault.map_or(
-                    StoreError::Damaged { what: format!("the metadata database: {why}") },
-                    Into::into,
-                ))
-            }
-        }
+        let database = open_database(&shadow, CACHE)?;
+        Ok(Self { database: Some(database), shadow, poison: None })
     }
 
     /// Reads everything.
@@ -123,7 +111,7 @@ impl Catalog {
         let Some(mut database) = self.database.take() else {
             return Err(self.poisoned(String::new()));
         };
-        let result = catch(|| Ok(database.check_integrity()?));
+        let result = caught_in_redb(|| Ok(database.check_integrity()?));
         self.database = Some(database);
         result.map_err(|why| self.poisoned(why))
     }
@@ -138,12 +126,14 @@ impl Catalog {
         let reloaded = self.shadow.lock().reload();
         reloaded.map_err(|fault| self.poisoned(StoreError::from(fault).to_string()))?;
         let shadow = self.shadow.clone();
-        self.database = Some(catch(|| open_database(&shadow)).map_err(|why| self.poisoned(why))?);
+        self.database = Some(open_database(&shadow, CACHE).map_err(|why| self.poisoned(why.to_string()))?);
         Ok(())
     }
 
     fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, String> {
-        self.database.as_ref().map_or_else(|| Err(String::new()), |database| catch(|| work(database)))
+        self.database
+            .as_ref()
+            .map_or_else(|| Err(String::new()), |database| caught_in_redb(|| work(database)))
     }
 
     fn run<T>(&mut self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
@@ -167,7 +157,7 @@ impl Catalog {
     /// Lets go of the database, which may write a last time.
     fn close(&mut self) {
         if let Some(database) = self.database.take()
-            && let Err(why) = catch(|| {
+            && let Err(why) = caught_in_redb(|| {
                 drop(database);
                 Ok(())
             })
@@ -199,12 +189,22 @@ impl Contents {
     }
 }
 
-fn open_database(shadow: &SharedShadow) -> Result<Database, redb::Error> {
+/// Opens the database in a metadata file, made if the file is empty, with a cache of `cache` bytes. After an error the
+/// file is of no more use.
+pub(crate) fn open_database(shadow: &SharedShadow, cache: usize) -> Result<Database, StoreError> {
     // The check reads the whole database and believes no page before its checksum fits.
-    Ok(Database::builder()
-        .set_cache_size(CACHE)
-        .set_check_integrity_on_open(true)
-        .create_with_backend(shadow.clone())?)
+    let opened = caught_in_redb(|| {
+        let mut builder = Database::builder();
+        builder.set_cache_size(cache).set_check_integrity_on_open(true);
+        Ok(builder.create_with_backend(shadow.clone())?)
+    });
+    opened.map_err(|why| {
+        let mut file = shadow.lock();
+        // To look beyond its end is no failure of the file, but of what the database was told.
+        let fault = file.fault().filter(|fault| **fault != Fault::Misuse).cloned();
+        file.stop();
+        fault.map_or(StoreError::Damaged { what: format!("the metadata database: {why}") }, Into::into)
+    })
 }
 
 fn apply(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
@@ -227,7 +227,7 @@ fn apply(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
 }
 
 /// Runs code of redb; a panic is an error like any other.
-fn catch<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
+pub(crate) fn caught_in_redb<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
     // What a panic may have left half done is never looked at again: the caller closes the database.
     caught(work)?.map_err(|error| error.to_string())
 }

@@ -5,6 +5,7 @@ use std::io;
 use crate::StoreError;
 use crate::probe::find_superblock;
 use crate::signature::{Ends, WINDOW};
+use crate::superblock::Kind;
 
 /// What is on a device, as far as its first and last [`WINDOW`] bytes tell.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,7 +30,7 @@ impl Content {
         };
         let length = bytes.min(WINDOW);
         let ends = Ends { head: window(0, length)?, tail: window(bytes - length, length)?, bytes };
-        Ok(match find_superblock(&ends) {
+        Ok(match find_superblock(Kind::Store, &ends) {
             Ok(_) => Self::Store,
             Err(StoreError::Damaged { .. } | StoreError::Version { .. } | StoreError::Features { .. }) => {
                 Self::Store

@@ -89,6 +89,12 @@ pub enum StoreError {
         /// The name asked for.
         name: String,
     },
+    /// A file system in the volume is open.
+    #[error("the volume {name:?} is in use as a disk: close the file system in it first")]
+    InUse {
+        /// Its name.
+        name: String,
+    },
     /// A volume has this name already.
     #[error("there is a volume {name:?} already")]
     Exists {

@@ -6,7 +6,7 @@ use driver::disk::{Disk, MemoryDisk};
 use tpt::Access;
 
 use crate::shadow::Shadow;
-use crate::superblock::{Found, PAGE, Superblock};
+use crate::superblock::{Found, Kind, PAGE, Superblock};
 use crate::{FormatOptions, Store, StoreError, Subject};
 
 /// The most pieces of damage done to one image.
@@ -148,7 +148,7 @@ fn forge_metadata(disk: &MemoryDisk, page: u64, at: usize, new: &[u8]) {
     if disk.clone().read(0, &mut first).is_err() {
         return;
     }
-    let Found::Superblock(Superblock { uuid, layout }) = Superblock::decode(&first) else {
+    let Found::Superblock(Superblock { uuid, layout, .. }) = Superblock::decode(Kind::Store, &first) else {
         return;
     };
     let fits = layout.blocks <= disk.geometry().blocks && layout.block_shift == disk.geometry().block_shift;

@@ -12,9 +12,11 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod container;
 mod content;
 mod error;
 pub mod ext4;
+pub mod files;
 pub mod fuzz;
 pub mod permission;
 mod probe;
@@ -25,12 +27,14 @@ mod space;
 mod store;
 mod superblock;
 mod volume;
+mod window;
 
 pub use content::Content;
 pub use error::StoreError;
 pub use record::Finding;
 pub use store::{FormatOptions, Store};
-pub use volume::{Limits, Rate, Subject, Volume, VolumeId};
+pub use volume::{Limits, Rate, Subject, Volume, VolumeId, VolumeKind};
+pub use window::Window;
 
 /// The most volumes of a store.
 pub const MAX_VOLUMES: usize = 65_536;

@@ -5,7 +5,7 @@ use driver::disk::Disk;
 use crate::StoreError;
 use crate::shadow::has_root;
 use crate::signature::{Ends, WINDOW};
-use crate::superblock::{Found, Layout, PAGE, Superblock};
+use crate::superblock::{Found, Kind, Layout, PAGE, Superblock};
 
 /// Reads the device's first and last part.
 pub(crate) fn read_ends(disk: &mut dyn Disk) -> Result<Ends, StoreError> {
@@ -24,23 +24,28 @@ pub(crate) fn read_ends(disk: &mut dyn Disk) -> Result<Ends, StoreError> {
 }
 
 /// Where the second copy of the superblock is, if the device did not change its size.
-fn second_copy(ends: &Ends) -> Found {
+fn second_copy(kind: Kind, ends: &Ends) -> Found {
     let rest = usize::try_from(ends.bytes % PAGE as u64).unwrap_or(0);
     let start = ends.tail.len().checked_sub(rest + PAGE);
-    start.and_then(|start| ends.tail.get(start..)).map_or(Found::Nothing, Superblock::decode)
+    let page = start.and_then(|start| ends.tail.get(start..));
+    page.map_or(Found::Nothing, |page| Superblock::decode(kind, page))
 }
 
 /// The superblock that counts.
-pub(crate) fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
-    let first = Superblock::decode(&ends.head);
+pub(crate) fn find_superblock(kind: Kind, ends: &Ends) -> Result<Superblock, StoreError> {
+    let first = Superblock::decode(kind, &ends.head);
     if let Found::Superblock(superblock) = first {
-        // Of a device of this size both copies are written together and never changed.
-        return match second_copy(ends) {
+        // Of a device of this size both copies are written together and only their version is ever changed.
+        return match second_copy(kind, ends) {
             Found::Superblock(second)
-                if second != superblock && second.layout.blocks == superblock.layout.blocks =>
+                if (second.uuid, second.layout) != (superblock.uuid, superblock.layout)
+                    && second.layout.blocks == superblock.layout.blocks =>
             {
                 let what = "its two superblocks contradict each other: a part of another store lies on it";
                 Err(StoreError::Damaged { what: what.to_owned() })
+            }
+            Found::Superblock(second) if second.uuid == superblock.uuid => {
+                Ok(Superblock { version: superblock.version.max(second.version), ..superblock })
             }
             _ => Ok(superblock),
         };
@@ -52,7 +57,7 @@ pub(crate) fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
     if let (Found::Nothing, Some(what)) = (&first, ends.foreign()) {
         return Err(StoreError::Foreign { what: what.to_owned() });
     }
-    match (second_copy(ends), first) {
+    match (second_copy(kind, ends), first) {
         (Found::Superblock(superblock), _) => Ok(superblock),
         (Found::Refused(error), _) | (_, Found::Refused(error)) => Err(error),
         _ if ends.head.get(PAGE..).is_some_and(has_root) => Err(StoreError::Damaged {
@@ -69,21 +74,25 @@ pub(crate) fn find_superblock(ends: &Ends) -> Result<Superblock, StoreError> {
 
 /// What formatting would destroy.
 pub(crate) fn occupant(ends: &Ends) -> Option<String> {
-    match find_superblock(ends) {
-        Ok(superblock) => Some(format!("a portcullis store ({})", hex(&superblock.uuid))),
+    occupant_of(Kind::Store, ends).or_else(|| occupant_of(Kind::Files, ends))
+}
+
+fn occupant_of(kind: Kind, ends: &Ends) -> Option<String> {
+    match find_superblock(kind, ends) {
+        Ok(superblock) => Some(format!("a portcullis {} ({})", kind.name(), hex(&superblock.uuid))),
         Err(StoreError::Foreign { .. } | StoreError::Blank | StoreError::TooSmall { .. }) => {
             ends.foreign().map(str::to_owned)
         }
         // Only what is left of an interrupted format has no superblock at all.
         Err(_)
             if matches!(
-                (Superblock::decode(&ends.head), second_copy(ends)),
+                (Superblock::decode(kind, &ends.head), second_copy(kind, ends)),
                 (Found::Nothing, Found::Nothing)
             ) =>
         {
             None
         }
-        Err(error) => Some(format!("a portcullis store that cannot be opened ({error})")),
+        Err(error) => Some(format!("a portcullis {} that cannot be opened ({error})", kind.name())),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::catalog::Contents;
 use crate::space::{Run, Space};
 use crate::superblock::Layout;
 use crate::volume::check_name;
-use crate::{Limits, MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, Rate, Subject, Volume, VolumeId};
+use crate::{Limits, MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, Rate, Subject, Volume, VolumeId, VolumeKind};
 
 /// In postcard's wire format (postcard 1.0 specification).
 #[derive(Serialize, Deserialize)]
@@ -29,6 +29,11 @@ struct Record {
 #[derive(Serialize, Deserialize)]
 struct LimitRecord([(u64, u64); 2]);
 
+/// What follows the limits of a volume that is not of blocks, which are there then even if there are none. Since version
+/// 2 of the format.
+const FILES: u8 = 1;
+const AS_FOUND: u8 = 2;
+
 /// The record of a volume.
 pub(crate) fn encode(volume: &Volume) -> Vec<u8> {
     let access = |(subject, access): &(Subject, Access)| match *subject {
@@ -44,12 +49,17 @@ pub(crate) fn encode(volume: &Volume) -> Vec<u8> {
         access: volume.access.iter().map(access).collect(),
     };
     let encoded = postcard::to_allocvec(&record).expect(PLAIN);
-    if volume.limits == Limits::default() {
-        return encoded;
-    }
+    let kind = match volume.kind {
+        VolumeKind::Blocks if volume.limits == Limits::default() => return encoded,
+        VolumeKind::Blocks => None,
+        VolumeKind::Files => Some(FILES),
+        VolumeKind::AsFound => Some(AS_FOUND),
+    };
     let limit = |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.rate, rate.burst));
     let limits = LimitRecord([limit(volume.limits.requests), limit(volume.limits.bytes)]);
-    postcard::to_extend(&limits, encoded).expect(PLAIN)
+    let mut encoded = postcard::to_extend(&limits, encoded).expect(PLAIN);
+    encoded.extend(kind);
+    encoded
 }
 
 const PLAIN: &str = "a record of plain values always serializes";
@@ -62,7 +72,7 @@ pub(crate) fn weight(volume: &Volume) -> u64 {
 /// The volume of a record, or what is wrong with it. Whether its extents are its own is not known yet.
 fn decode(id: u64, bytes: &[u8], layout: &Layout) -> Result<Volume, String> {
     let (record, rest) = postcard::take_from_bytes::<Record>(bytes).map_err(|error| error.to_string())?;
-    let limits = limits(rest)?;
+    let (limits, kind) = limits_and_kind(rest)?;
     check_name(&record.name).map_err(|error| error.to_string())?;
     if record.extents.is_empty() || record.extents.len() > MAX_EXTENTS {
         return Err(format!("it has {} extents", record.extents.len()));
@@ -91,28 +101,33 @@ fn decode(id: u64, bytes: &[u8], layout: &Layout) -> Result<Volume, String> {
         extents,
         access,
         limits,
+        kind,
     })
 }
 
-fn limits(bytes: &[u8]) -> Result<Limits, String> {
+fn limits_and_kind(bytes: &[u8]) -> Result<(Limits, VolumeKind), String> {
     if bytes.is_empty() {
-        return Ok(Limits::default());
+        return Ok((Limits::default(), VolumeKind::Blocks));
     }
     let (LimitRecord([requests, moved]), rest) =
         postcard::take_from_bytes(bytes).map_err(|error| format!("its limits: {error}"))?;
-    if !rest.is_empty() {
-        return Err("its record is too long".to_owned());
-    }
+    let kind = match rest {
+        [] => VolumeKind::Blocks,
+        [FILES] => VolumeKind::Files,
+        [AS_FOUND] => VolumeKind::AsFound,
+        [kind] => return Err(format!("it is of kind {kind}, which this program does not know")),
+        _ => return Err("its record is too long".to_owned()),
+    };
     let limit = |(rate, burst)| match (rate, burst) {
         (0, 0) => Ok(None),
         (0, _) => Err("it has a burst and no rate".to_owned()),
         (rate, burst) => Ok(Some(Rate { rate, burst })),
     };
     let limits = Limits { requests: limit(requests)?, bytes: limit(moved)? };
-    if limits == Limits::default() {
+    if limits == Limits::default() && kind == VolumeKind::Blocks {
         return Err("it has limits that are none".to_owned()); // No record is written so.
     }
-    Ok(limits)
+    Ok((limits, kind))
 }
 
 fn extent(first: u64, count: u64, layout: &Layout) -> Result<LbaRange, String> {
@@ -251,7 +266,8 @@ mod tests {
         let blocks = extents.iter().map(|extent| extent.count.0).sum();
         let access = vec![(Subject::Everyone, Access::READ), (Subject::User(0), Access::ALL)];
         let limits = Limits::default();
-        Volume { id: VolumeId(id), name: name.into(), owner: 5, blocks, extents, access, limits }
+        let kind = VolumeKind::Blocks;
+        Volume { id: VolumeId(id), name: name.into(), owner: 5, blocks, extents, access, limits, kind }
     }
 
     fn findings(volumes: &[Volume]) -> Vec<String> {
@@ -265,7 +281,11 @@ mod tests {
 
     #[test]
     fn good_records_come_back() {
-        let mut volumes = [volume(1, "a", &[(0, 5), (9, 1)]), volume(3, "b", &[(5, 4)])];
+        let mut volumes =
+            [volume(1, "a", &[(0, 5), (9, 1)]), volume(2, "c", &[(10, 1)]), volume(3, "b", &[(5, 4)])];
+        volumes.swap(1, 2);
+        volumes[0].kind = VolumeKind::AsFound;
+        volumes[1].kind = VolumeKind::Files;
         volumes[1].limits.requests = Some(Rate { rate: 2000, burst: 0 });
         let contents = Contents {
             volumes: volumes.iter().map(|volume| (volume.id.0, encode(volume))).collect(),
@@ -275,7 +295,7 @@ mod tests {
         let found = inspect(&contents, &layout());
         assert_eq!(found.findings, []);
         assert!(found.volumes.values().eq(&volumes));
-        assert_eq!(found.space.free(), layout().units - 10);
+        assert_eq!(found.space.free(), layout().units - 11);
     }
 
     /// S8-R1, S8-R2, S8-R3: hostile records are each named.
@@ -342,8 +362,9 @@ mod tests {
         let limited = postcard::to_extend(&LimitRecord([(1, 0), (5, 9)]), record).unwrap();
         let limits = decode(1, &limited, &layout).unwrap().limits;
         assert_eq!(limits.bytes, Some(Rate { rate: 5, burst: 9 }));
-        let mut longer = limited;
-        longer.push(0);
-        assert!(decode(1, &longer, &layout).unwrap_err().contains("too long"));
+        for (kind, rest) in [("kind 0", &[0][..]), ("kind 3", &[3]), ("too long", &[1, 0])] {
+            let longer = [&limited[..], rest].concat();
+            assert!(decode(1, &longer, &layout).unwrap_err().contains(kind));
+        }
     }
 }

@@ -40,7 +40,11 @@ impl Ends {
         const MD: &[u8] = &0xa92b_4efc_u32.to_le_bytes();
         let md_1_0 = (self.bytes & !0xfff).checked_sub(8 << 10);
         let md_0_90 = (self.bytes & !0xffff).checked_sub(64 << 10);
-        let name = if at(0, b"LUKS\xba\xbe") {
+        let name = if at(0, b"PORTCULL") {
+            "a portcullis store"
+        } else if at(0, b"PORTFILE") {
+            "a portcullis file system"
+        } else if at(0, b"LUKS\xba\xbe") {
             "an encrypted volume (LUKS)"
         } else if (0..4).any(|sector| at(sector * 512, b"LABELONE")) {
             "an LVM physical volume"

@@ -1,11 +1,16 @@
-//! Which allocation units are free. Kept in memory only: the volumes' extents are the truth.
+//! Which allocation units are free. Kept in memory only: the extents of what is there are the truth. A run costs less
+//! here than an extent does on the disk, and there is at most one more of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Free runs of units, by first unit; never empty, never adjacent.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Space {
     runs: BTreeMap<u64, u64>,
+    /// The same by size: count and first unit.
+    sizes: BTreeSet<(u64, u64)>,
+    /// The sum.
+    free: u64,
 }
 
 /// A run of units.
@@ -25,7 +30,40 @@ impl Space {
 
     /// Free units.
     pub(crate) fn free(&self) -> u64 {
-        self.runs.values().sum()
+        self.free
+    }
+
+    /// The runs, by first unit.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.runs.iter().map(|(&first, &count)| Run { first, count })
+    }
+
+    /// The run that begins at `first`.
+    pub(crate) fn run_at(&self, first: u64) -> Option<Run> {
+        self.runs.get(&first).map(|&count| Run { first, count })
+    }
+
+    /// The smallest run of at least `count` units, the first of those.
+    pub(crate) fn fitting(&self, count: u64) -> Option<Run> {
+        self.sizes.range((count, 0)..).next().map(|&(count, first)| Run { first, count })
+    }
+
+    /// The largest run.
+    pub(crate) fn largest(&self) -> Option<Run> {
+        self.sizes.last().map(|&(count, first)| Run { first, count })
+    }
+
+    fn insert(&mut self, first: u64, count: u64) {
+        self.runs.insert(first, count);
+        self.sizes.insert((count, first));
+        self.free += count;
+    }
+
+    fn remove(&mut self, first: u64) {
+        if let Some(count) = self.runs.remove(&first) {
+            self.sizes.remove(&(count, first));
+            self.free -= count;
+        }
     }
 
     /// Takes exactly `run`; false, and nothing is taken, if a part of it is not free.
@@ -39,7 +77,7 @@ impl Space {
         if run.count == 0 || run_end > end {
             return false;
         }
-        self.runs.remove(&first);
+        self.remove(first);
         self.give(Run { first, count: run.first - first });
         self.give(Run { first: run_end, count: end - run_end });
         true
@@ -54,53 +92,37 @@ impl Space {
         if let Some((&before, &length)) = self.runs.range(..first).next_back() {
             assert!(before + length <= first, "units given back twice");
             if before + length == first {
-                self.runs.remove(&before);
+                self.remove(before);
                 (first, count) = (before, length + count);
             }
         }
         if let Some((&after, &length)) = self.runs.range(first..).next() {
             assert!(first + count <= after, "units given back twice");
             if first + count == after {
-                self.runs.remove(&after);
+                self.remove(after);
                 count += length;
             }
         }
-        self.runs.insert(first, count);
+        self.insert(first, count);
     }
 
-    /// Takes `units` units: first those that follow `after`, then the first run that holds the rest, or, where there is
-    /// none, as few runs as possible. `None`, and nothing is taken, if there are not so many.
+    /// Takes `units` units: first those that follow `after`, then the smallest run that holds the rest, or, where there
+    /// is none, as few runs as possible. `None`, and nothing is taken, if there are not so many.
     pub(crate) fn allocate(&mut self, units: u64, after: Option<u64>) -> Option<Vec<Run>> {
-        if units > self.free() {
+        if units > self.free {
             return None;
         }
         let mut taken = Vec::new();
         let mut left = units;
-        let mut claim = |space: &mut Self, first, count| {
-            let run = Run { first, count };
-            assert!(space.take(run), "the run was seen to be free");
+        let mut next = after.and_then(|after| self.run_at(after));
+        while left > 0 {
+            let Some(run) = next.take().or_else(|| self.fitting(left)).or_else(|| self.largest()) else {
+                unreachable!("the sum says that there are {left} more");
+            };
+            let run = Run { count: run.count.min(left), ..run };
+            assert!(self.take(run), "the run was seen to be free");
+            left -= run.count;
             taken.push(run);
-            count
-        };
-        if left > 0
-            && let Some(after) = after
-            && let Some(&count) = self.runs.get(&after)
-        {
-            left -= claim(self, after, count.min(left));
-        }
-        if left > 0 {
-            if let Some((&first, _)) = self.runs.iter().find(|(_, count)| **count >= left) {
-                claim(self, first, left);
-            } else {
-                let mut runs: Vec<(u64, u64)> =
-                    self.runs.iter().map(|(first, count)| (*count, *first)).collect();
-                runs.sort_unstable_by(|a, b| b.cmp(a));
-                for (count, first) in runs {
-                    if left > 0 {
-                        left -= claim(self, first, count.min(left));
-                    }
-                }
-            }
         }
         Some(taken)
     }

@@ -1,22 +1,25 @@
 //! The store: what can be done with a device's volumes.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::ops::{Bound, Range};
+use std::sync::Weak;
 
 use driver::block::Geometry;
 use driver::disk::Disk;
 use tpt::{Access, LbaRange};
 
 use crate::catalog::{Catalog, Change, Counter, caught};
-use crate::probe::{find_superblock, occupant, read_ends, repair_superblocks};
+use crate::container::{self, Container, Unsound};
+use crate::probe::{find_superblock, read_ends};
 use crate::record::{self, Finding, inspect, run_of};
-use crate::shadow::{Fault, Shadow, SharedShadow};
-use crate::signature::WINDOW;
+use crate::shadow::{Fault, SharedShadow};
 use crate::space::{Run, Space};
-use crate::superblock::{Layout, PAGE, Superblock};
+use crate::superblock::{Kind, Layout, PAGE, Superblock, VERSION_KINDS};
 use crate::volume::check_name;
-use crate::{Limits, MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, StoreError, Subject, Volume, VolumeId};
+use crate::window::Window;
+use crate::{
+    Limits, MAX_ENTRIES, MAX_EXTENTS, MAX_VOLUMES, StoreError, Subject, Volume, VolumeId, VolumeKind,
+};
 
 /// How a device is made a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +57,8 @@ pub struct Store {
     next_instance: u32,
     /// The weight of all records.
     record_bytes: u64,
+    /// Windows that may still be in use.
+    windows: BTreeMap<VolumeId, Weak<()>>,
 }
 
 impl Store {
@@ -61,33 +66,17 @@ impl Store {
     pub fn format(mut disk: Box<dyn Disk>, options: FormatOptions) -> Result<Self, StoreError> {
         let ends = read_ends(&mut *disk)?;
         let layout = layout_for(disk.geometry(), &options)?;
-        if let Some(what) = occupant(&ends).filter(|_| !options.force) {
-            return Err(StoreError::Occupied { what });
-        }
-        let superblock = Superblock { uuid: options.uuid.map_or_else(random_uuid, Ok)?, layout };
-        // A crash from here on leaves neither what was there nor a store, until the superblocks are written.
-        let window = WINDOW >> layout.block_shift;
-        let blocks = layout.blocks;
-        for first in [0, blocks - window] {
-            disk.write_zeroes(first, window)?;
-        }
-        disk.flush()?;
-        let shadow = SharedShadow::new(Shadow::create(disk, layout, superblock.uuid)?);
-        Catalog::open(shadow.clone())?
-            .commit(&[Change::Set(Counter::Volume, 1), Change::Set(Counter::Instance, 1)])?;
-        let mut file = shadow.lock();
-        for copy in [1, 0] {
-            file.disk().write(layout.superblocks()[copy], &superblock.encode())?;
-            file.disk().flush()?;
-        }
-        file.reload()?;
-        drop(file);
-        Self::mount(shadow, superblock)
+        let container =
+            Container::format(Kind::Store, disk, &ends, layout, (options.uuid, options.force), |shadow| {
+                Catalog::open(shadow)?
+                    .commit(&[Change::Set(Counter::Volume, 1), Change::Set(Counter::Instance, 1)])
+            })?;
+        Self::mount(container)
     }
 
     /// Opens the store on `disk`, or makes a blank one a store.
     pub fn open_or_format(mut disk: Box<dyn Disk>, options: FormatOptions) -> Result<Self, StoreError> {
-        match find_superblock(&read_ends(&mut *disk)?) {
+        match find_superblock(Kind::Store, &read_ends(&mut *disk)?) {
             Err(StoreError::Blank) => Self::format(disk, options),
             _ => Self::open(disk),
         }
@@ -107,32 +96,12 @@ impl Store {
         caught(|| work(self)).unwrap_or_else(|why| Err(self.catalog.poisoned(why)))
     }
 
-    fn open_unguarded(mut disk: Box<dyn Disk>) -> Result<Self, StoreError> {
-        let ends = read_ends(&mut *disk)?;
-        let superblock = find_superblock(&ends)?;
-        let layout = superblock.layout;
-        let geometry = *disk.geometry();
-        if geometry.block_shift != layout.block_shift {
-            let wanted = format!("the store was formatted with {}", 1u32 << layout.block_shift);
-            return Err(StoreError::BlockSize { found: geometry.block_size().into(), wanted });
-        }
-        if geometry.blocks < layout.blocks {
-            let needed = layout.blocks << layout.block_shift;
-            return Err(StoreError::TooSmall { bytes: ends.bytes, needed });
-        }
-        let mut shadow = Shadow::open(disk, layout, superblock.uuid)?;
-        if shadow.len() == 0 {
-            // The database would take it for a new file.
-            let what = "the metadata is as it was before the store was first used".to_owned();
-            return Err(StoreError::Damaged { what });
-        }
-        // Only now is it known whose they are.
-        repair_superblocks(shadow.disk(), &superblock)?;
-        Self::mount(SharedShadow::new(shadow), superblock)
+    fn open_unguarded(disk: Box<dyn Disk>) -> Result<Self, StoreError> {
+        Self::mount(Container::open(Kind::Store, disk)?)
     }
 
-    fn mount(shadow: SharedShadow, superblock: Superblock) -> Result<Self, StoreError> {
-        let geometry = *shadow.lock().disk().geometry();
+    fn mount(container: Container) -> Result<Self, StoreError> {
+        let Container { shadow, superblock, geometry } = container;
         let mut catalog = Catalog::open(shadow.clone())?;
         let contents = catalog.load().map_err(|error| match (shadow.lock().fault(), error) {
             (Some(Fault::Disk(error)), _) => StoreError::Disk(*error),
@@ -155,6 +124,7 @@ impl Store {
             next_volume: contents.next_volume,
             next_instance: next_instance.max(1),
             record_bytes,
+            windows: BTreeMap::new(),
         })
     }
 
@@ -220,6 +190,7 @@ impl Store {
             extents: Vec::new(),
             access: Vec::new(),
             limits: Limits::default(),
+            kind: VolumeKind::Blocks,
         };
         let volume = self.extend(volume, units, progress, &[Change::Set(Counter::Volume, id + 1)])?;
         self.next_volume = id + 1;
@@ -262,6 +233,7 @@ impl Store {
         if new.blocks == old.blocks {
             return Ok(new);
         }
+        self.check_unused(&old)?;
         self.save(&new, Some(&old), &[])?;
         // What is left of the extent that was cut, and those after it.
         for (index, extent) in old.extents.iter().enumerate() {
@@ -292,6 +264,7 @@ impl Store {
     /// another volume as soon as this returns.
     pub fn delete(&mut self, name: &str) -> Result<(), StoreError> {
         let volume = self.volume(name)?;
+        self.check_unused(&volume)?;
         self.catalog.commit(&[Change::Remove(volume.id.0)])?;
         self.record_bytes -= record::weight(&volume);
         for extent in &volume.extents {
@@ -325,6 +298,43 @@ impl Store {
         self.save(&volume, Some(&old), &[])?;
         self.volumes.insert(name.to_owned(), volume.clone());
         Ok(volume)
+    }
+
+    /// Says what a volume is used as. What is in it is left alone: make the file system first, through
+    /// [`Store::window`]. A store that has had a volume of another kind than blocks cannot be opened by programs that know
+    /// of no kinds.
+    pub fn set_kind(&mut self, name: &str, kind: VolumeKind) -> Result<Volume, StoreError> {
+        let old = self.volume(name)?;
+        if kind != VolumeKind::Blocks && self.superblock.version < VERSION_KINDS {
+            let superblock = Superblock { version: VERSION_KINDS, ..self.superblock };
+            container::write_superblocks(&self.shadow, &superblock)?;
+            self.superblock = superblock;
+        }
+        let volume = Volume { kind, ..old.clone() };
+        self.save(&volume, Some(&old), &[])?;
+        self.volumes.insert(name.to_owned(), volume.clone());
+        Ok(volume)
+    }
+
+    /// The blocks of a volume as a disk of its own, as they are now. While there is one, the volume can neither shrink
+    /// nor be deleted.
+    pub fn window(&mut self, name: &str) -> Result<Window, StoreError> {
+        let volume = self.volume(name)?;
+        self.windows.retain(|_, window| window.strong_count() > 0);
+        let (window, token) = Window::new(self.shadow.clone(), &self.geometry, &volume);
+        let users = self.windows.entry(volume.id).or_default();
+        if users.strong_count() > 0 {
+            return Err(StoreError::InUse { name: name.to_owned() });
+        }
+        *users = token;
+        Ok(window)
+    }
+
+    fn check_unused(&self, volume: &Volume) -> Result<(), StoreError> {
+        match self.windows.get(&volume.id) {
+            Some(window) if window.strong_count() > 0 => Err(StoreError::InUse { name: volume.name.clone() }),
+            _ => Ok(()),
+        }
     }
 
     /// Reads one block, so that the device's queue is polled at least once.
@@ -373,19 +383,11 @@ impl Store {
         self.catalog.healthy()?;
         let mut findings = Vec::new();
         let layout = self.superblock.layout;
-        {
-            let mut shadow = self.shadow.lock();
-            for (copy, lba) in layout.superblocks().into_iter().enumerate() {
-                let mut page = vec![0; PAGE];
-                let what = match shadow.disk().read(lba, &mut page) {
-                    Err(error) => error.to_string(),
-                    Ok(()) if page != self.superblock.encode() => "it is not what was written".to_owned(),
-                    Ok(()) => continue,
-                };
-                findings.push(Finding::Superblock { copy, what });
-            }
-            let faults = shadow.verify().into_iter().map(StoreError::from);
-            findings.extend(faults.map(|fault| Finding::Metadata { what: fault.to_string() }));
+        for finding in container::verify(&self.shadow, &self.superblock) {
+            findings.push(match finding {
+                Unsound::Superblock { copy, what } => Finding::Superblock { copy, what },
+                Unsound::Metadata { what } => Finding::Metadata { what },
+            });
         }
         if !findings.is_empty() {
             return Ok(findings); // the database would stumble over them
@@ -547,17 +549,6 @@ fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, St
             ),
         }
     })
-}
-
-/// A random UUID, version 4 (RFC 9562, section 5.4).
-fn random_uuid() -> Result<[u8; 16], StoreError> {
-    let mut uuid = [0; 16];
-    std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut uuid)).map_err(
-        |error| StoreError::Options { what: format!("no random UUID from /dev/urandom ({error}): give one") },
-    )?;
-    uuid[6] = uuid[6] & 0x0f | 0x40;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    Ok(uuid)
 }
 
 #[cfg(test)]

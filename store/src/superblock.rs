@@ -13,7 +13,8 @@
 //! | units                | data, in allocation units                                         |
 //! | less than a unit + 1 | unused, but for the last whole page: the superblock's second copy |
 //!
-//! The superblock is written when the device is formatted and never changed.
+//! The superblock is written when the device is formatted; after that only its version can change, when something is
+//! first used that older programs would misunderstand.
 
 use tpt::LbaRange;
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -25,10 +26,45 @@ use crate::StoreError;
 pub(crate) const PAGE: usize = 4096;
 const PAGE_SHIFT: u8 = 12;
 
-/// The first bytes of a superblock.
-const MAGIC: [u8; 8] = *b"PORTCULL";
-/// The format that this program reads and writes.
-pub(crate) const VERSION: u32 = 1;
+/// What is laid out in this way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Volumes, on a device.
+    Store,
+    /// Files, in a volume.
+    Files,
+}
+
+impl Kind {
+    /// The first bytes of a superblock.
+    const fn magic(self) -> [u8; 8] {
+        match self {
+            Self::Store => *b"PORTCULL",
+            Self::Files => *b"PORTFILE",
+        }
+    }
+
+    /// The newest format that this program knows. A store has version 2 from the first volume on that is not of blocks.
+    const fn newest(self) -> u32 {
+        match self {
+            Self::Store => 2,
+            Self::Files => 1,
+        }
+    }
+
+    /// What to call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Files => "file system",
+        }
+    }
+}
+
+/// The format of what is new.
+pub(crate) const FIRST_VERSION: u32 = 1;
+/// Of a store that has volumes of other kinds than blocks.
+pub(crate) const VERSION_KINDS: u32 = 2;
 /// Features that this program knows. A bit in `incompatible` that is not here: the store is not touched; in
 /// `read_only`: it could be read, but is not opened for writing; in `compatible`: ignored.
 const INCOMPATIBLE: u32 = 0;
@@ -84,6 +120,12 @@ impl Layout {
     /// database grows, and a little.
     pub(crate) fn suitable_pages(bytes: u64) -> u32 {
         let megabytes = (bytes >> 26).clamp(4, 32);
+        u32::try_from(1u64 << megabytes.ilog2()).unwrap_or(4) * 256 + 16
+    }
+
+    /// The same for a file system: 1/32 of the disk, from 4 MiB to 16 GiB.
+    pub(crate) fn suitable_for_files(bytes: u64) -> u32 {
+        let megabytes = (bytes >> 25).clamp(4, 16 << 10);
         u32::try_from(1u64 << megabytes.ilog2()).unwrap_or(4) * 256 + 16
     }
 
@@ -172,6 +214,8 @@ const _: () = assert!(size_of::<Raw>() == 96);
 /// A superblock that is as it was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Superblock {
+    pub(crate) kind: Kind,
+    pub(crate) version: u32,
     pub(crate) uuid: [u8; 16],
     pub(crate) layout: Layout,
 }
@@ -190,8 +234,8 @@ impl Superblock {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let layout = &self.layout;
         let raw = Raw {
-            magic: MAGIC,
-            version: VERSION.into(),
+            magic: self.kind.magic(),
+            version: self.version.into(),
             compatible: 0.into(),
             incompatible: 0.into(),
             read_only: 0.into(),
@@ -212,28 +256,29 @@ impl Superblock {
         page
     }
 
-    /// Reads a superblock from the start of `page`. Nothing in it is believed before the checksum fits, and nothing
-    /// after that unless it is consistent.
-    pub(crate) fn decode(page: &[u8]) -> Found {
+    /// Reads a superblock of `kind` from the start of `page`. Nothing in it is believed before the checksum fits, and
+    /// nothing after that unless it is consistent.
+    pub(crate) fn decode(kind: Kind, page: &[u8]) -> Found {
         let Some((page, _)) = page.split_at_checked(PAGE) else {
             return Found::Nothing;
         };
         let Ok((raw, _)) = Raw::ref_from_prefix(page) else {
             return Found::Nothing;
         };
-        if raw.magic != MAGIC {
+        if raw.magic != kind.magic() {
             return Found::Nothing;
         }
         let (body, sum) = page.split_at(SUM_AT);
         if crc32c::crc32c(body).to_le_bytes() != sum {
             return Found::Refused(damaged("the superblock's checksum does not fit"));
         }
-        Self::check(raw).map_or_else(Found::Refused, Found::Superblock)
+        Self::check(kind, raw).map_or_else(Found::Refused, Found::Superblock)
     }
 
-    fn check(raw: &Raw) -> Result<Self, StoreError> {
-        if raw.version != VERSION {
-            return Err(StoreError::Version { found: raw.version.get(), known: VERSION });
+    fn check(kind: Kind, raw: &Raw) -> Result<Self, StoreError> {
+        let version = raw.version.get();
+        if !(FIRST_VERSION..=kind.newest()).contains(&version) {
+            return Err(StoreError::Version { found: version, known: kind.newest() });
         }
         for (kind, bits, known) in [
             ("incompatible", raw.incompatible, INCOMPATIBLE),
@@ -257,7 +302,7 @@ impl Superblock {
         if stored != [layout.root(0), layout.data - layout.root(0), layout.data, layout.units] {
             return Err(nonsense());
         }
-        Ok(Self { uuid: raw.uuid, layout })
+        Ok(Self { kind, version, uuid: raw.uuid, layout })
     }
 }
 
@@ -305,14 +350,16 @@ mod tests {
     #[test]
     fn a_superblock_survives_the_way_to_the_disk_and_back() {
         let layout = Layout::new(1 << 20, 12, 16, 1040).unwrap();
-        let superblock = Superblock { uuid: [7; 16], layout };
+        let superblock = Superblock { kind: Kind::Store, version: 1, uuid: [7; 16], layout };
         let page = superblock.encode();
         assert_eq!(page.len(), PAGE);
-        assert!(matches!(Superblock::decode(&page), Found::Superblock(found) if found == superblock));
+        assert!(
+            matches!(Superblock::decode(Kind::Store, &page), Found::Superblock(found) if found == superblock)
+        );
         for at in 0..PAGE {
             let mut flipped = page.clone();
             flipped[at] ^= 0x10;
-            match Superblock::decode(&flipped) {
+            match Superblock::decode(Kind::Store, &flipped) {
                 Found::Nothing => assert!(at < 8),
                 Found::Refused(StoreError::Damaged { .. }) => {}
                 other => panic!("byte {at}: {other:?}"),
@@ -323,15 +370,18 @@ mod tests {
     #[test]
     fn unknown_versions_features_and_nonsense_are_refused() {
         let layout = Layout::new(1 << 20, 12, 16, 1040).unwrap();
-        let page = Superblock { uuid: [7; 16], layout }.encode();
+        let page = Superblock { kind: Kind::Store, version: 1, uuid: [7; 16], layout }.encode();
         let with = |at: usize, value: u32| {
             let mut page = page.clone();
             page[at..at + 4].copy_from_slice(&value.to_le_bytes());
             let sum = crc32c::crc32c(&page[..SUM_AT]).to_le_bytes();
             page[SUM_AT..].copy_from_slice(&sum);
-            Superblock::decode(&page)
+            Superblock::decode(Kind::Store, &page)
         };
-        assert!(matches!(with(8, 2), Found::Refused(StoreError::Version { found: 2, known: 1 })));
+        assert!(matches!(with(8, 3), Found::Refused(StoreError::Version { found: 3, known: 2 })));
+        assert!(matches!(with(8, 0), Found::Refused(StoreError::Version { found: 0, known: 2 })));
+        assert!(matches!(with(8, 2), Found::Superblock(Superblock { version: 2, .. })));
+        assert!(matches!(Superblock::decode(Kind::Files, &page), Found::Nothing));
         assert!(matches!(with(12, 5), Found::Superblock(_)), "compatible features are ignored");
         assert!(matches!(with(16, 4), Found::Refused(StoreError::Features { bits: 4, .. })));
         assert!(matches!(with(20, 1), Found::Refused(StoreError::Features { bits: 1, .. })));

@@ -37,6 +37,28 @@ impl fmt::Display for Subject {
     }
 }
 
+/// What a volume is used as.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum VolumeKind {
+    /// Blocks, for whoever has rights on the volume.
+    #[default]
+    Blocks,
+    /// A file system of ours ([`files`](crate::files)).
+    Files,
+    /// A file system that another program made: what it is, is seen when it is opened.
+    AsFound,
+}
+
+impl fmt::Display for VolumeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Blocks => "blocks",
+            Self::Files => "files",
+            Self::AsFound => "as found",
+        })
+    }
+}
+
 /// A logical volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Volume {
@@ -55,6 +77,8 @@ pub struct Volume {
     pub access: Vec<(Subject, Access)>,
     /// How much all who use it may do together.
     pub limits: Limits,
+    /// What it is used as.
+    pub kind: VolumeKind,
 }
 
 /// So many in a second, and so many at once after a pause; none of the rates is 0.
@@ -93,6 +117,11 @@ impl Volume {
             .fold(Access::NONE, |union, (_, access)| union | *access)
     }
 
+    /// Where blocks of the volume are on the device, in order; `None` if they do not all lie in it.
+    pub fn device_blocks(&self, blocks: LbaRange) -> Option<Vec<LbaRange>> {
+        map(&self.extents, blocks)
+    }
+
     /// The extents of the first `blocks` blocks; `None` if there are fewer, or none was asked for.
     pub fn extents_for(&self, blocks: u64) -> Option<Vec<LbaRange>> {
         let mut left = blocks;
@@ -106,6 +135,22 @@ impl Volume {
         }
         (left == 0 && !extents.is_empty()).then_some(extents)
     }
+}
+
+/// Where blocks of what `extents` make up are; `None` if they do not all lie in it.
+pub(crate) fn map(extents: &[LbaRange], blocks: LbaRange) -> Option<Vec<LbaRange>> {
+    let mut found = Vec::new();
+    let (mut skip, mut left) = (blocks.first.0, blocks.count.0);
+    for extent in extents {
+        let part = extent.count.0.saturating_sub(skip).min(left);
+        found.extend(LbaRange::new(extent.first.0 + skip.min(extent.count.0), part));
+        skip = skip.saturating_sub(extent.count.0);
+        left -= part;
+        if left == 0 {
+            return Some(found);
+        }
+    }
+    None
 }
 
 /// Whether `name` can name a volume.
@@ -144,6 +189,7 @@ mod tests {
                 (Subject::Everyone, Access::TRIM),
             ],
             limits: Limits::default(),
+            kind: VolumeKind::Blocks,
         }
     }
 
@@ -174,6 +220,20 @@ mod tests {
         assert_eq!(volume.extents_for(31), None);
         assert_eq!(volume.extents_for(u64::MAX), None);
         assert_eq!(volume.extents_for(0), None);
+    }
+
+    #[test]
+    fn blocks_of_a_volume_are_found_on_the_device() {
+        let volume = volume();
+        let range = |first, count| LbaRange::new(first, count).unwrap();
+        assert_eq!(volume.device_blocks(range(0, 1)), Some(vec![range(100, 1)]));
+        assert_eq!(volume.device_blocks(range(9, 1)), Some(vec![range(109, 1)]));
+        assert_eq!(volume.device_blocks(range(10, 20)), Some(vec![range(50, 20)]));
+        assert_eq!(volume.device_blocks(range(5, 10)), Some(vec![range(105, 5), range(50, 5)]));
+        assert_eq!(volume.device_blocks(range(0, 30)), Some(volume.extents.clone()));
+        assert_eq!(volume.device_blocks(range(29, 2)), None);
+        assert_eq!(volume.device_blocks(range(30, 1)), None);
+        assert_eq!(volume.device_blocks(range(5, u64::MAX - 5)), None);
     }
 
     #[test]

@@ -230,6 +230,7 @@ fn planted(id: u64, extents: Vec<LbaRange>) -> Volume {
         extents,
         access: Vec::new(),
         limits: Limits::default(),
+        kind: VolumeKind::Blocks,
     }
 }
 

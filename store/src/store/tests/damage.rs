@@ -11,6 +11,7 @@ use driver::disk::Dice;
 
 use super::*;
 use crate::fuzz::assert_sound;
+use crate::shadow::Shadow;
 
 /// An image may take so long to be opened, used and opened again.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -318,7 +319,7 @@ fn forge_superblock(disk: &MemoryDisk, original: &Original, dice: &mut Dice) -> 
 
 /// The database in disorder beneath checksums of ours that fit.
 fn shuffle(disk: &MemoryDisk, original: &Original, dice: &mut Dice) -> Damage {
-    let Superblock { uuid, layout } = original.superblock;
+    let Superblock { uuid, layout, .. } = original.superblock;
     let mut shadow = Shadow::open(Box::new(disk.clone()), layout, uuid).unwrap();
     let pages = usize::try_from(shadow.len()).unwrap() / PAGE;
     let mut all = vec![0; pages * PAGE];
