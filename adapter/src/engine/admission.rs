@@ -5,7 +5,7 @@
 
 use driver::block::{self, BlockQueue};
 use driver::hal::Iova;
-use tpt::{Denied, Grant, Key, Operation, Request};
+use tpt::{Denied, ExtensionKey, Grant, Key, Operation, Request};
 use wire::Status;
 use wire::layout::{SubmissionEntry, opcode};
 
@@ -208,7 +208,8 @@ impl State {
             }
             Ok(Parsed::Manage { memory, length, room, deadline_us }) => {
                 let operation = Operation::Write { fua: false };
-                let request = Request { operation, key: Key(0), offset: room, length, memory };
+                let extension = ExtensionKey::NONE;
+                let request = Request { operation, key: Key(0), extension, offset: room, length, memory };
                 let deadline_ns = self.deadline(deadline_us);
                 let user_data = entry.user_data;
                 self.manage(&Asked {

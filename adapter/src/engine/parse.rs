@@ -85,7 +85,7 @@ fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     let scattered = entry.flags & flag::SCATTER != 0;
     if entry.reserved != 0
         || entry.reserved2 != 0
-        || (entry.extension != 0 && entry.opcode == opcode::CANCEL)
+        || (entry.extension != 0 && matches!(entry.opcode, opcode::CANCEL | opcode::MANAGE))
         || scattered == (segments == 0)
         || usize::from(segments) > MAX_SEGMENTS
     {
@@ -192,12 +192,15 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_an_extension_goes_with_any_request_but_a_cancel() {
+    fn the_key_of_an_extension_goes_with_any_io() {
         for (op, flags) in WITHOUT_LIST.into_iter().chain(WITH_LIST) {
             let e = SubmissionEntry { extension: 7 << 32 | 3, ..entry(op, flags) };
             match parse(&e) {
                 Ok(Parsed::Io { request, .. }) => assert_eq!(request.extension, ExtensionKey(7 << 32 | 3)),
-                other => assert_eq!((other, op), (Err(Status::E_OPCODE), opcode::CANCEL)),
+                other => {
+                    assert_eq!(other, Err(Status::E_OPCODE));
+                    assert!(op == opcode::CANCEL || op == opcode::MANAGE);
+                }
             }
             let Ok(Parsed::Io { request, .. }) = parse(&entry(op, flags)) else { continue };
             assert_eq!(request.extension, ExtensionKey::NONE);
