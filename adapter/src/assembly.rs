@@ -9,7 +9,7 @@ use store::{FormatOptions, Store, StoreError};
 use tpt::{Directory, Tables};
 
 use crate::control::{Control, INSTANCES_STOCK, Parts, Policy};
-use crate::device::{DeviceUri, Health, OpenError, Opened, Supervisor, emu, null, vfio};
+use crate::device::{self, DeviceUri, Health, OpenError, Opened, Supervisor};
 use crate::engine::{Bounce, DEVICE_TIMEOUT, Engine, Gates, MonotonicClock, QueueId};
 use crate::mailbox::PollerShared;
 use crate::poller::{Idle, Poller};
@@ -54,10 +54,9 @@ pub struct Options {
 impl Options {
     /// The defaults for `device`. One that is gone with the process anyway is formatted when blank.
     pub fn new(device: DeviceUri) -> Self {
-        let transient = matches!(device, DeviceUri::EmuRam(_) | DeviceUri::Null(_));
         Self {
+            format: if device.is_transient() { Format::Blank } else { Format::Never },
             device,
-            format: if transient { Format::Blank } else { Format::Never },
             pollers: 1,
             idle: Idle::default(),
             policy: Policy::new(rustix::process::getuid().as_raw()),
@@ -144,13 +143,15 @@ pub enum Turned {
 
 /// Opens the device and puts an adapter over it.
 pub fn assemble(options: &Options, turned: Turned) -> Result<Assembled, StartError> {
-    match &options.device {
-        DeviceUri::Null(bytes) => build(null::open(*bytes, options.pollers), options, turned),
-        DeviceUri::EmuRam(_) | DeviceUri::EmuFile(_) => {
-            build(emu::open(&options.device, options.pollers)?, options, turned)
+    struct Build<'a>(&'a Options, Turned);
+    impl device::Use for Build<'_> {
+        type Output = Result<Assembled, StartError>;
+
+        fn with<Q: BlockQueue + 'static>(self, opened: Opened<Q>) -> Self::Output {
+            build(opened, self.0, self.1)
         }
-        DeviceUri::Vfio(_) => build(vfio::open(&options.device, options.pollers)?, options, turned),
     }
+    device::open(&options.device, options.pollers, Build(options, turned))?
 }
 
 /// Puts an adapter over a device that is open, whatever `options` say of it. It needs a queue for each poller.

@@ -14,7 +14,9 @@ use wire::control::HealthInfo;
 pub mod emu;
 pub mod null;
 pub(crate) mod nvme;
+mod tended;
 pub mod vfio;
+pub(crate) mod virtio;
 
 /// Where I/O goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,16 +25,27 @@ pub enum DeviceUri {
     EmuRam(u64),
     /// `emu:FILE`: the same over a file.
     EmuFile(PathBuf),
+    /// `emu-virtio:SIZE`: a software virtio block device over memory; gone with the process.
+    EmuVirtioRam(u64),
+    /// `emu-virtio:FILE`: the same over a file.
+    EmuVirtioFile(PathBuf),
     /// `null:SIZE`: completes everything and moves nothing; for measuring.
     Null(u64),
-    /// `vfio:0000:01:00.0`: a PCI device bound to vfio-pci.
+    /// `vfio:0000:01:00.0`: a PCI device bound to vfio-pci, NVMe or virtio-blk.
     Vfio(String),
+}
+
+impl DeviceUri {
+    /// Whether what is on it is gone with the process.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::EmuRam(_) | Self::EmuVirtioRam(_) | Self::Null(_))
+    }
 }
 
 /// Why a text is not a device.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "{0:?} names no device: emu:SIZE, emu:FILE, null:SIZE and vfio:DOMAIN:BUS:SLOT.FUNCTION do, with sizes such as 64M or 1G"
+    "{0:?} names no device: emu:SIZE, emu:FILE, emu-virtio:SIZE, emu-virtio:FILE, null:SIZE and vfio:DOMAIN:BUS:SLOT.FUNCTION do, with sizes such as 64M or 1G"
 )]
 pub struct UriError(String);
 
@@ -43,11 +56,11 @@ impl FromStr for DeviceUri {
         let wrong = || UriError(text.to_owned());
         let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
         match scheme {
-            "emu" => match parse_size(rest) {
-                Some(bytes) => Ok(Self::EmuRam(bytes)),
-                None if rest.is_empty() => Err(wrong()),
-                None => Ok(Self::EmuFile(rest.into())),
-            },
+            "emu" | "emu-virtio" if rest.is_empty() => Err(wrong()),
+            "emu" => Ok(parse_size(rest).map_or_else(|| Self::EmuFile(rest.into()), Self::EmuRam)),
+            "emu-virtio" => {
+                Ok(parse_size(rest).map_or_else(|| Self::EmuVirtioFile(rest.into()), Self::EmuVirtioRam))
+            }
             "null" => parse_size(rest).map(Self::Null).ok_or_else(wrong),
             "vfio" if is_pci_address(rest) => Ok(Self::Vfio(rest.to_owned())),
             _ => Err(wrong()),
@@ -60,6 +73,8 @@ impl fmt::Display for DeviceUri {
         match self {
             Self::EmuRam(bytes) => write!(f, "emu:{bytes}"),
             Self::EmuFile(path) => write!(f, "emu:{}", path.display()),
+            Self::EmuVirtioRam(bytes) => write!(f, "emu-virtio:{bytes}"),
+            Self::EmuVirtioFile(path) => write!(f, "emu-virtio:{}", path.display()),
             Self::Null(bytes) => write!(f, "null:{bytes}"),
             Self::Vfio(address) => write!(f, "vfio:{address}"),
         }
@@ -151,6 +166,32 @@ impl<Q: BlockQueue> Opened<Q> {
     }
 }
 
+/// What is done with a device, of whatever kind it is.
+pub trait Use {
+    /// What comes of it.
+    type Output;
+    /// Does it.
+    fn with<Q: BlockQueue + 'static>(self, opened: Opened<Q>) -> Self::Output;
+}
+
+/// Opens the device that `uri` names, with a queue for each poller and one for the store, for `then`.
+///
+/// # Errors
+/// Says what is in the way and what to do.
+pub fn open<U: Use>(uri: &DeviceUri, pollers: u16, then: U) -> Result<U::Output, OpenError> {
+    Ok(match uri {
+        DeviceUri::Null(bytes) => then.with(null::open(*bytes, pollers)),
+        DeviceUri::EmuRam(_) | DeviceUri::EmuFile(_) => then.with(emu::open(uri, pollers)?),
+        DeviceUri::EmuVirtioRam(_) | DeviceUri::EmuVirtioFile(_) => {
+            then.with(emu::open_virtio(uri, pollers)?)
+        }
+        DeviceUri::Vfio(_) => match vfio::find(uri)? {
+            vfio::Found::Nvme(device) => then.with(nvme::open(uri, device, pollers, true)?),
+            vfio::Found::Virtio(device) => then.with(virtio::open(uri, device, pollers, true)?),
+        },
+    })
+}
+
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{uri}: {reason}")]
@@ -175,6 +216,8 @@ mod tests {
     fn uris_name_devices() {
         assert_eq!("emu:64M".parse(), Ok(DeviceUri::EmuRam(64 << 20)));
         assert_eq!("emu:./disk.img".parse(), Ok(DeviceUri::EmuFile("./disk.img".into())));
+        assert_eq!("emu-virtio:64M".parse(), Ok(DeviceUri::EmuVirtioRam(64 << 20)));
+        assert_eq!("emu-virtio:./disk.img".parse(), Ok(DeviceUri::EmuVirtioFile("./disk.img".into())));
         assert_eq!("null:1G".parse(), Ok(DeviceUri::Null(1 << 30)));
         assert_eq!("vfio:0000:01:00.0".parse(), Ok(DeviceUri::Vfio("0000:01:00.0".into())));
     }
@@ -185,6 +228,7 @@ mod tests {
             "",
             "emu",
             "emu:",
+            "emu-virtio:",
             "null:x",
             "null:",
             "vfio:01:00.0",

@@ -335,7 +335,7 @@ impl<'a> Bench<'a> {
             return Ok(Vec::new());
         };
         let uri: DeviceUri = uri.parse()?;
-        let keeps = matches!(uri, DeviceUri::EmuFile(_) | DeviceUri::Vfio(_));
+        let keeps = !uri.is_transient();
         if keeps && self.work.workload.is_write() {
             self.leave_out(NAME, "it would write over the volumes of the device");
             return Ok(Vec::new());
@@ -439,10 +439,10 @@ fn counted(rows: &[Row]) -> String {
 /// is, or in the temporary directory.
 fn kernel_file(options: &BenchOptions, uri: &str, work: Work) -> Result<KernelFile> {
     let name = format!("portcullis-bench-{}.tmp", std::process::id());
-    let path = match (&options.kernel_file, uri.parse()) {
+    let path = match (&options.kernel_file, uri.parse::<DeviceUri>()) {
         (Some(path), _) => path.clone(),
-        (None, Ok(DeviceUri::EmuFile(image))) => image.with_file_name(name),
-        (None, Ok(DeviceUri::EmuRam(_) | DeviceUri::Null(_))) => return KernelFile::in_memory(work),
+        (None, Ok(DeviceUri::EmuFile(image) | DeviceUri::EmuVirtioFile(image))) => image.with_file_name(name),
+        (None, Ok(uri)) if uri.is_transient() => return KernelFile::in_memory(work),
         (None, _) => std::env::temp_dir().join(name),
     };
     KernelFile::create(&path, work)

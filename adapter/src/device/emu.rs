@@ -1,34 +1,52 @@
-//! `emu:SIZE` and `emu:FILE`: the software controller, driven through its registers like a real one.
+//! `emu:SIZE` and `emu:FILE`: the software NVMe controller; `emu-virtio:SIZE` and `emu-virtio:FILE`: the software virtio
+//! block device. Both are driven through their registers like real ones.
 
-use driver::emu::{EmuConfig, Emulator, FileMedia, RamMedia};
+use driver::emu::virtio::{VirtioConfig, VirtioEmulator, VirtioRegisters};
+use driver::emu::{EmuConfig, Emulator, FileMedia, Media, RamMedia};
 use driver::hal::Device;
 use driver::nvme::Queue;
 use std::sync::Arc;
 
-use super::{DeviceUri, OpenError, Opened, nvme};
+use super::{DeviceUri, OpenError, Opened, nvme, virtio};
 
 /// Bytes of a block.
 const BLOCK: u64 = 512;
 
-/// Opens the software device that `uri` names.
+/// Opens the software NVMe controller that `uri` names.
 pub fn open(
     uri: &DeviceUri,
     pollers: u16,
 ) -> Result<Opened<Queue<<Emulator as Device>::Registers>>, OpenError> {
-    let media: Arc<dyn driver::emu::Media> = match uri {
-        DeviceUri::EmuRam(bytes) => {
-            Arc::new(RamMedia::new(bytes - bytes % BLOCK).map_err(|e| OpenError::new(uri, &e))?)
-        }
-        DeviceUri::EmuFile(path) => Arc::new(FileMedia::open(path).map_err(|e| {
-            let text = format!("{e}; `truncate -s 1G {}` makes a file of one GiB", path.display());
-            OpenError::new(uri, &text)
-        })?),
-        DeviceUri::Null(_) | DeviceUri::Vfio(_) => return Err(OpenError::new(uri, &"not a software device")),
-    };
-    open_with(uri, EmuConfig::new(media), pollers)
+    open_with(uri, EmuConfig::new(media(uri)?), pollers)
 }
 
-/// Opens the software device that `config` describes, whatever `uri`, by which it is known, says of it: for those who
+/// Opens the software virtio block device that `uri` names.
+pub fn open_virtio(
+    uri: &DeviceUri,
+    pollers: u16,
+) -> Result<Opened<driver::virtio::Queue<VirtioRegisters>>, OpenError> {
+    let device = VirtioEmulator::new(VirtioConfig::new(media(uri)?)).map_err(|e| OpenError::new(uri, &e))?;
+    virtio::open(uri, device, pollers, false)
+}
+
+/// What the blocks of the software device that `uri` names lie on.
+fn media(uri: &DeviceUri) -> Result<Arc<dyn Media>, OpenError> {
+    match uri {
+        DeviceUri::EmuRam(bytes) | DeviceUri::EmuVirtioRam(bytes) => {
+            let media = RamMedia::new(bytes - bytes % BLOCK).map_err(|e| OpenError::new(uri, &e))?;
+            Ok(Arc::new(media))
+        }
+        DeviceUri::EmuFile(path) | DeviceUri::EmuVirtioFile(path) => {
+            Ok(Arc::new(FileMedia::open(path).map_err(|e| {
+                let text = format!("{e}; `truncate -s 1G {}` makes a file of one GiB", path.display());
+                OpenError::new(uri, &text)
+            })?))
+        }
+        DeviceUri::Null(_) | DeviceUri::Vfio(_) => Err(OpenError::new(uri, &"not a software device")),
+    }
+}
+
+/// Opens the software NVMe controller that `config` describes, whatever `uri`, by which it is known, says of it: for those who
 /// bring media or faults of their own.
 pub fn open_with(
     uri: &DeviceUri,

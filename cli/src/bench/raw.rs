@@ -26,13 +26,18 @@ struct Raw<Q: BlockQueue> {
 
 /// Opens the device that `uri` names. With `fill` what is worked on is written first, so that reads find something.
 pub(super) fn open(uri: &DeviceUri, work: Work, depth: u32, fill: bool) -> Result<Box<dyn Path>> {
-    Ok(match uri {
-        DeviceUri::EmuRam(_) | DeviceUri::EmuFile(_) => {
-            Box::new(Raw::new(device::emu::open(uri, 1)?, work, depth, fill)?)
+    struct Measured(Work, u32, bool);
+    impl device::Use for Measured {
+        type Output = Result<Box<dyn Path>>;
+
+        fn with<Q: BlockQueue + 'static>(self, opened: Opened<Q>) -> Self::Output {
+            let Self(work, depth, fill) = self;
+            Ok(Box::new(Raw::new(opened, work, depth, fill)?))
         }
-        DeviceUri::Null(bytes) => Box::new(Raw::new(device::null::open(*bytes, 1), work, depth, false)?),
-        DeviceUri::Vfio(_) => Box::new(Raw::new(device::vfio::open(uri, 1)?, work, depth, fill)?),
-    })
+    }
+    // A null device keeps nothing.
+    let fill = fill && !matches!(uri, DeviceUri::Null(_));
+    device::open(uri, 1, Measured(work, depth, fill))?
 }
 
 impl<Q: BlockQueue> Raw<Q> {

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use adapter::device::{Opened, emu, vfio};
-use adapter::{Adapter, DeviceUri, Options};
+use adapter::device::{self, Opened, Use};
+use adapter::{Adapter, Options};
 use driver::block::{BlockQueue, Command, Completed, Geometry, Operation, QueueState, Segment, SubmitError};
 use driver::disk::{Disk, DiskError};
 use driver::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
@@ -140,13 +140,15 @@ impl Seams {
     pub(super) fn adapter(self: &Arc<Self>, options: &Options, socket: &Path) -> Adapter {
         let uri = &options.device;
         let pollers = options.pollers;
-        match uri {
-            DeviceUri::Vfio(_) => {
-                Adapter::start_on(self.dress(vfio::open(uri, pollers).unwrap()), options, socket)
+        struct Dressed<'a>(&'a Arc<Seams>, &'a Options, &'a Path);
+        impl Use for Dressed<'_> {
+            type Output = Adapter;
+
+            fn with<Q: BlockQueue + 'static>(self, opened: Opened<Q>) -> Adapter {
+                Adapter::start_on(self.0.dress(opened), self.1, self.2).expect("the adapter starts")
             }
-            _ => Adapter::start_on(self.dress(emu::open(uri, pollers).unwrap()), options, socket),
         }
-        .expect("the adapter starts")
+        device::open(uri, pollers, Dressed(self, options, socket)).expect("the device opens")
     }
 
     fn dress<Q: BlockQueue>(self: &Arc<Self>, opened: Opened<Q>) -> Opened<SeamQueue<Q>> {
