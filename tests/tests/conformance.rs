@@ -1,6 +1,6 @@
 //! The conformance suite on the device that `PORTCULLIS_DEVICE` names; `emu:64M` if it names none.
 //!
-//! On `emu:SIZE` all of it runs three times: with blocks of 512 bytes, of 4096 bytes, and on a file.
+//! On `emu:SIZE` and `emu-virtio:SIZE` all of it runs three times: with blocks of 512 bytes, of 4096 bytes, and on a file.
 
 use std::path::PathBuf;
 
@@ -40,12 +40,13 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // One device, one case at a time.
     arguments.test_threads = Some(1);
-    let memory = uri.strip_prefix("emu:").and_then(size);
+    let software = uri.split_once(':').filter(|(kind, _)| matches!(*kind, "emu" | "emu-virtio"));
+    let (kind, memory) = software.map_or(("", None), |(kind, rest)| (kind, size(rest)));
     let disk = memory.map(|bytes| Disk::new(bytes).expect("a file for the device"));
     let mut devices = vec![("conformance", uri.clone())];
     if let Some(Disk(path)) = &disk {
         devices.push(("conformance, 4096-byte blocks", format!("{uri},4096")));
-        devices.push(("conformance, file", format!("emu:{}", path.display())));
+        devices.push(("conformance, file", format!("{kind}:{}", path.display())));
     }
     let mut trials = Vec::new();
     for (kind, uri) in devices {

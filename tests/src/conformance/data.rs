@@ -17,7 +17,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "deallocate_touches_exactly_its_blocks", needs: Needs::Data, run: deallocate },
     Case { name: "compare_equal_and_unequal", needs: Needs::Data, run: compare },
     Case { name: "random_commands_at_depth", needs: Needs::Data, run: random },
-    Case { name: "two_queues_from_two_threads", needs: Needs::Nvme, run: two_queues },
+    Case { name: "two_queues_from_two_threads", needs: Needs::Controller, run: two_queues },
 ];
 
 const GUARD: usize = 64;

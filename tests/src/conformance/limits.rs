@@ -12,12 +12,12 @@ use super::{Bench, Case, Memory, Needs};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "blocks_out_of_range_are_refused", needs: Needs::Queues, run: range },
-    Case { name: "commands_that_do_not_fit_are_refused", needs: Needs::Nvme, run: fit },
+    Case { name: "commands_that_do_not_fit_are_refused", needs: Needs::Controller, run: fit },
     Case { name: "a_full_queue_takes_no_more_and_loses_nothing", needs: Needs::Queues, run: full },
     Case { name: "a_budget_is_kept", needs: Needs::Queues, run: budget },
     Case { name: "nothing_starts_before_it_is_committed", needs: Needs::Data, run: uncommitted },
     Case { name: "mappings_are_counted_and_returned", needs: Needs::Data, run: mappings },
-    Case { name: "memory_is_reached_only_as_mapped", needs: Needs::Nvme, run: rights },
+    Case { name: "memory_is_reached_only_as_mapped", needs: Needs::Controller, run: rights },
 ];
 
 fn range(bench: &mut Bench) {

@@ -19,7 +19,7 @@ use driver::hal::{DmaAccess, Mapper};
 
 pub use io::{Image, Memory};
 pub use load::Load;
-pub use target::{ENTRIES, Nvme, QUEUES, Target, TestQueue, open, size};
+pub use target::{Controller, ENTRIES, Kind, QUEUES, Target, TestQueue, open, size};
 
 /// A case. It panics where the device falls short.
 #[derive(Clone, Copy)]
@@ -39,9 +39,11 @@ pub enum Needs {
     Queues,
     /// What was written is read back.
     Data,
-    /// An NVMe controller.
-    Nvme,
-    /// An NVMe controller that stands a reset while it works.
+    /// A controller.
+    Controller,
+    /// A controller that has a health log.
+    Health,
+    /// A controller that stands a reset while it works.
     ResetUnderLoad,
 }
 
@@ -59,7 +61,7 @@ impl Bench {
         let mut bench = Self { queues: Vec::new(), target };
         for _ in 0..QUEUES {
             let queue = match &mut bench.target {
-                Target::Nvme(controller) => controller.take_queue().context("a queue is missing")?,
+                Target::Controller(controller) => controller.take_queue().context("a queue is missing")?,
                 Target::Null(blocks, _) => target::null_queue(*blocks),
             };
             bench.queues.push(queue);
@@ -71,15 +73,18 @@ impl Bench {
     pub fn lacks(&self, case: &Case) -> Option<&'static str> {
         match (case.needs, &self.target) {
             // The emulator then completes a request into a queue that it has freed, and ends by SIGSEGV (seen with 7.2).
-            (Needs::ResetUnderLoad, Target::Nvme(controller))
-                if controller.identity().model.starts_with("QEMU") =>
+            (Needs::ResetUnderLoad, Target::Controller(controller))
+                if controller.kind() == Kind::Nvme && controller.model().model.starts_with("QEMU") =>
             {
                 Some("QEMU itself crashes when its controller is reset under load")
             }
-            (Needs::Queues, _) | (_, Target::Nvme(_)) => None,
+            (Needs::Health, Target::Controller(controller)) if controller.kind() == Kind::Virtio => {
+                Some("virtio block devices have no health log")
+            }
+            (Needs::Queues, _) | (_, Target::Controller(_)) => None,
             (Needs::Data, Target::Null(..)) => Some("the null device keeps nothing"),
-            (Needs::Nvme | Needs::ResetUnderLoad, Target::Null(..)) => {
-                Some("the null device is no NVMe controller")
+            (Needs::Controller | Needs::Health | Needs::ResetUnderLoad, Target::Null(..)) => {
+                Some("the null device has no controller")
             }
         }
     }
@@ -92,7 +97,7 @@ impl Bench {
     /// Maps memory for the device.
     pub fn mapper(&self) -> Arc<dyn Mapper> {
         match &self.target {
-            Target::Nvme(controller) => controller.mapper(),
+            Target::Controller(controller) => controller.mapper(),
             Target::Null(_, mapper) => Arc::clone(mapper),
         }
     }
@@ -107,10 +112,10 @@ impl Bench {
         &mut *self.queues[0].queue
     }
 
-    /// All queues, and the controller. Only for [`Needs::Nvme`].
-    pub fn parts(&mut self) -> (&mut [TestQueue], &mut dyn Nvme) {
+    /// All queues, and the controller. Only for [`Needs::Controller`].
+    pub fn parts(&mut self) -> (&mut [TestQueue], &mut dyn Controller) {
         match &mut self.target {
-            Target::Nvme(controller) => (&mut self.queues, &mut **controller),
+            Target::Controller(controller) => (&mut self.queues, &mut **controller),
             Target::Null(..) => panic!("the case needs a controller"),
         }
     }

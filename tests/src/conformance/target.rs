@@ -5,12 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use driver::block::{BlockQueue, Geometry};
+use driver::block::{BlockController, BlockQueue, Geometry, Model, ResetProgress, Watch};
 use driver::emu::Emulator;
-use driver::hal::{Device, Mapper};
+use driver::emu::virtio::VirtioEmulator;
+use driver::hal::{Device, Mapper, PciFunction};
 use driver::null::{NullMapper, NullQueue};
-use driver::nvme::{Controller, Health, Identity, Options, ResetProgress, Watch};
-use driver::vfio::VfioDevice;
+use driver::nvme::Health;
+use driver::vfio::{DeviceClass, VfioDevice};
+use driver::{nvme, virtio};
 
 /// Queues that a case can take.
 pub const QUEUES: u16 = 3;
@@ -25,8 +27,19 @@ pub struct TestQueue {
     pub interrupt: Option<OwnedFd>,
 }
 
-/// An NVMe controller, on whatever kind of device.
-pub trait Nvme: Send {
+/// What a controller is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// NVMe.
+    Nvme,
+    /// A virtio block device.
+    Virtio,
+}
+
+/// A controller of any kind, on whatever kind of device.
+pub trait Controller: Send {
+    /// What it is.
+    fn kind(&self) -> Kind;
     /// Starts a reset.
     fn begin_reset(&mut self);
     /// Goes on with it.
@@ -34,9 +47,9 @@ pub trait Nvme: Send {
     /// How it is.
     fn watch(&mut self) -> Watch;
     /// Which it is.
-    fn identity(&self) -> &Identity;
-    /// Its SMART log.
-    fn health(&mut self) -> Result<Health>;
+    fn model(&self) -> Model;
+    /// Its SMART log, if it has one.
+    fn health(&mut self) -> Option<Result<Health>>;
     /// Completions that answered nothing.
     fn anomalies(&self) -> u64;
     /// The next of its queues.
@@ -47,50 +60,58 @@ pub trait Nvme: Send {
     fn geometry(&self) -> Geometry;
 }
 
-impl<D: Device> Nvme for Controller<D> {
+type ReadHealth<C> = fn(&mut C) -> Result<Health>;
+
+/// One of them, as the driver has it.
+struct Driven<C>(C, Kind, Option<ReadHealth<C>>);
+
+impl<C: BlockController> Controller for Driven<C> {
+    fn kind(&self) -> Kind {
+        self.1
+    }
+
     fn begin_reset(&mut self) {
-        Self::begin_reset(self);
+        self.0.begin_reset();
     }
 
     fn finish_reset(&mut self) -> ResetProgress {
-        Self::finish_reset(self)
+        self.0.finish_reset()
     }
 
     fn watch(&mut self) -> Watch {
-        Self::watch(self)
+        self.0.watch()
     }
 
-    fn identity(&self) -> &Identity {
-        Self::identity(self)
+    fn model(&self) -> Model {
+        self.0.model()
     }
 
-    fn health(&mut self) -> Result<Health> {
-        Ok(Self::health(self)?)
+    fn health(&mut self) -> Option<Result<Health>> {
+        self.2.map(|read| read(&mut self.0))
     }
 
     fn anomalies(&self) -> u64 {
-        Self::anomalies(self)
+        self.0.anomalies()
     }
 
     fn take_queue(&mut self) -> Option<TestQueue> {
-        let queue = Self::take_queue(self)?;
-        let interrupt = queue.interrupt_fd().map(|fd| fd.try_clone_to_owned().expect("a descriptor"));
+        let (queue, interrupt) = self.0.take_queue()?;
         Some(TestQueue { queue: Box::new(queue), interrupt })
     }
 
     fn mapper(&self) -> Arc<dyn Mapper> {
-        Self::mapper(self)
+        self.0.mapper()
     }
 
     fn geometry(&self) -> Geometry {
-        *Self::geometry(self)
+        *self.0.geometry()
     }
 }
 
 /// What a URI opens.
 pub enum Target {
-    /// An NVMe controller.
-    Nvme(Box<dyn Nvme>),
+    /// A controller.
+    Controller(Box<dyn Controller>),
     /// The null device of so many blocks.
     Null(u64, Arc<dyn Mapper>),
 }
@@ -109,12 +130,21 @@ pub fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << unit)
 }
 
-fn nvme<D: Device>(device: D) -> Result<Target> {
-    let options = Options { entries: ENTRIES, ..Options::new(QUEUES) };
-    Ok(Target::Nvme(Box::new(Controller::open_with(device, &options)?)))
+fn open_nvme<D: Device>(device: D) -> Result<Target> {
+    let options = nvme::Options { entries: ENTRIES, ..nvme::Options::new(QUEUES) };
+    let controller = nvme::Controller::open_with(device, &options)?;
+    let health: ReadHealth<_> = |controller: &mut nvme::Controller<D>| Ok(controller.health()?);
+    Ok(Target::Controller(Box::new(Driven(controller, Kind::Nvme, Some(health)))))
 }
 
-/// Opens `emu:SIZE` (`emu:SIZE,4096` with blocks of 4096 bytes), `emu:FILE`, `null:SIZE` or `vfio:0000:00:03.0`.
+fn open_virtio<D: PciFunction>(device: D) -> Result<Target> {
+    let options = virtio::Options { entries: ENTRIES, ..virtio::Options::new(QUEUES) };
+    let controller = virtio::Controller::open_with(device, &options)?;
+    Ok(Target::Controller(Box::new(Driven(controller, Kind::Virtio, None))))
+}
+
+/// Opens `emu:SIZE` (`emu:SIZE,4096` with blocks of 4096 bytes), `emu:FILE`, the same with `emu-virtio:`, `null:SIZE` or
+/// `vfio:0000:00:03.0`.
 ///
 /// What is on the device is lost.
 pub fn open(uri: &str) -> Result<Target> {
@@ -124,10 +154,22 @@ pub fn open(uri: &str) -> Result<Target> {
         None => (rest, 512),
     };
     match (kind, size(place)) {
-        ("emu", Some(bytes)) => nvme(Emulator::ram(bytes, block)?),
-        ("emu", None) => nvme(Emulator::file(Path::new(place), block).with_context(|| place.to_owned())?),
+        ("emu", Some(bytes)) => open_nvme(Emulator::ram(bytes, block)?),
+        ("emu", None) => {
+            open_nvme(Emulator::file(Path::new(place), block).with_context(|| place.to_owned())?)
+        }
+        ("emu-virtio", Some(bytes)) => open_virtio(VirtioEmulator::ram(bytes, block)?),
+        ("emu-virtio", None) => {
+            open_virtio(VirtioEmulator::file(Path::new(place), block).with_context(|| place.to_owned())?)
+        }
         ("null", Some(bytes)) => Ok(Target::Null(bytes >> 9, Arc::new(NullMapper::default()))),
-        ("vfio", _) => nvme(VfioDevice::open(rest)?),
+        ("vfio", _) => {
+            let device = VfioDevice::open(rest)?;
+            match device.class() {
+                DeviceClass::VirtioBlock => open_virtio(device),
+                _ => open_nvme(device),
+            }
+        }
         _ => bail!("{uri:?} names no device"),
     }
 }
