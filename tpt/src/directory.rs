@@ -7,17 +7,22 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::hint;
 use core::ops::Range;
-use core::sync::atomic::Ordering::Acquire;
 
-use crate::fept::{Extension, Extensions, Run, Stretch};
-use crate::published::{
-    self, Entry, Extent, LbaEntry, NONE, Region, Segment, Shape, Stage, StateWord, extent,
-};
-use crate::trace::{Touch, Trace};
+use crate::fept::Extension;
+use crate::published::{self, Entry, LbaEntry, NONE, Region, Segment};
+#[cfg(any(test, feature = "oracle"))]
+use crate::trace::Touch;
+use crate::trace::Trace;
 use crate::{
-    Access, Denied, Domain, EntryIndex, ExtensionKey, Grant, Hold, Iova, Key, Lba, Memory, Operation, Piece,
-    Published, RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
+    Denied, Domain, EntryIndex, ExtensionKey, Grant, Hold, Key, Lba, Memory, Operation, Published,
+    RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
 };
+
+pub use decision::OpenFile;
+pub use pieces::Pieces;
+
+mod decision;
+mod pieces;
 
 /// What a directory did.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -74,6 +79,33 @@ impl Entry {
             upper: shape.upper(),
         })
     }
+
+    /// As [`Entry::find`], of a file: if one extension has all blocks. Beside the entry's line one of that extension is read,
+    /// and those that are passed on the way to it.
+    #[inline(never)]
+    fn find_in_file(
+        &self,
+        table: &[Extension],
+        domain: Domain,
+        request: &Request,
+        trace: &Trace,
+    ) -> Option<Place> {
+        trace.touch(Touch::Entry(request.key.index()));
+        if !self.state.admits(request.key.0, request.operation.enough()) {
+            return None;
+        }
+        let shape = self.shape();
+        let aligned = (request.offset | request.length).trailing_zeros() >= u32::from(shape.shift());
+        if !shape.is_file() || shape.domain() != domain || request.length == 0 || !aligned {
+            return None;
+        }
+        if !self.is_sealed(request.key, shape, self.first_range()) {
+            return None;
+        }
+        let lba = self.extensions(table, request.key)?.place(domain, request, trace)?;
+        let blocks = request.length >> shape.shift();
+        Some(Place { lba: Lba(lba), blocks, block_shift: shape.shift(), upper: shape.upper() })
+    }
 }
 
 /// Where all blocks of a request are: one after another, as most are. See [`Directory::look_up`].
@@ -87,17 +119,6 @@ pub struct Place {
     pub block_shift: u8,
     /// What a grant takes along of its entry's shape.
     upper: u16,
-}
-
-/// What an opened file says of itself to who may use it. See [`Directory::file`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OpenFile {
-    /// The number that it was created with.
-    pub context: u32,
-    /// How many bytes its extensions have, which requests may reach.
-    pub bytes: u64,
-    /// The size of its blocks as a power of two.
-    pub block_shift: u8,
 }
 
 /// One poller's directory: pointers to at most as many segments as it may hold, and how many I/O are active on each
@@ -190,7 +211,7 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     /// The grant of a request that is as nearly all are: its segment is at hand, all its blocks are in the first range of its
-    /// entry, and nothing is wrong. `None` says no more than that [`Directory::check`] is to decide; nothing has changed
+    /// entry, or in one extension of its file, and nothing is wrong. `None` says no more than that [`Directory::check`] is to decide; nothing has changed
     /// then.
     #[inline]
     pub fn check_plain(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
@@ -258,8 +279,8 @@ impl<S: SegmentSource> Directory<S> {
         }
     }
 
-    /// The decision for nearly all requests: the segment is at hand, all blocks are in the first range, and nothing is
-    /// wrong. Whatever else it is, the check in order tells.
+    /// The decision for nearly all requests: the segment is at hand, all blocks are in the first range or in one extension,
+    /// and nothing is wrong. Whatever else it is, the check in order tells.
     #[inline(always)]
     fn grant_at_once<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
         let entry = self.entries.get(request.key.index().0 as usize)?;
@@ -267,7 +288,10 @@ impl<S: SegmentSource> Directory<S> {
         if *pointer == Pointer::Dropped {
             return None;
         }
-        let Place { lba, blocks, upper, .. } = entry.find(domain, request)?;
+        let Place { lba, blocks, upper, .. } = match entry.find(domain, request) {
+            Some(place) => place,
+            None => entry.find_in_file(&self.extensions, domain, request, &self.trace)?,
+        };
         let memory = if MEMORY {
             if request.memory.offset & 3 != 0 {
                 return None;
@@ -278,175 +302,6 @@ impl<S: SegmentSource> Directory<S> {
         };
         *pointer = Pointer::Used;
         Some(self.count(request, Located { first: lba.0, blocks, root: NONE, upper }, memory))
-    }
-
-    /// The decision for any request, one check after the other.
-    #[cold]
-    #[inline(never)]
-    fn check_in_order<const MEMORY: bool>(
-        &mut self,
-        domain: Domain,
-        request: &Request,
-    ) -> Result<Grant, Denied> {
-        let fetched = self.bring(domain, request.key)?;
-        let (entry, state, shape) = self.admit(domain, request.key)?;
-        let named = match request.extension {
-            ExtensionKey::NONE => None,
-            key => Some(self.extension(domain, entry, request.key, key)?),
-        };
-        let needed = request.operation.required_access();
-        if !state.gives(needed) || named.is_some_and(|its| !its.state.gives(needed)) {
-            return Err(Denied::Access);
-        }
-        // Before the number of extensions, which may become more: so what is in these bytes is in that number.
-        let bytes = named.map_or_else(|| entry.bytes.load(Acquire), |its| its.stretch.bytes);
-        check_range(request, bytes, shape.shift())?;
-        let memory = if MEMORY { self.memory(domain, request)? } else { (NONE, 0) };
-        let located = match named {
-            Some(its) => self.locate_in_extension(entry, request, its),
-            None => self.locate(entry, request),
-        };
-        let located = located.ok_or(Denied::TableCorrupt)?;
-        // The first use does not count: what is used only once goes before what is used again and again.
-        if !fetched {
-            self.pointers[segment_of(request.key)] = Pointer::Used;
-        }
-        Ok(self.count(request, located, memory))
-    }
-
-    /// Sees to it that the entry of a key is at hand, if `domain` may look at it. Whether it had to be fetched.
-    fn bring(&mut self, domain: Domain, key: Key) -> Result<bool, Denied> {
-        let index = key.index().0;
-        if index >= self.published.limits.entries {
-            return Err(Denied::KeyRange);
-        }
-        let segment = index / SEGMENT_ENTRIES;
-        if self.is_at_hand(segment as usize) {
-            return Ok(false);
-        }
-        if self.published.owner(segment) != Some(domain) {
-            return Err(Denied::Domain);
-        }
-        self.fetch(segment)?;
-        Ok(true)
-    }
-
-    /// The entry of a key, which is at hand, if it is open to it.
-    fn admit(&self, domain: Domain, key: Key) -> Result<(&Entry, StateWord, Shape), Denied> {
-        let index = key.index().0;
-        let entry = &self.entries[index as usize];
-        self.trace.touch(Touch::Entry(key.index()));
-        let (state, shape) = (entry.state.get(index), entry.shape());
-        if shape.domain() != domain {
-            return Err(Denied::Domain);
-        }
-        match state.stage() {
-            Stage::Valid => {}
-            Stage::Held => return Err(Denied::Held),
-            Stage::Free | Stage::Closed => return Err(Denied::EntryInvalid),
-        }
-        if state.instance() != key.instance() {
-            return Err(Denied::KeyInstance);
-        }
-        Ok((entry, state, shape))
-    }
-
-    /// The extension that a key names, of the file of an entry, if it is open to it. A grant of blocks has none. A pointer
-    /// that is not what was written is not followed.
-    fn extension(
-        &self,
-        domain: Domain,
-        entry: &Entry,
-        file: Key,
-        key: ExtensionKey,
-    ) -> Result<Named, Denied> {
-        let number = key.index().0;
-        if !entry.is_sealed(file, entry.shape(), entry.first_range()) {
-            return Err(Denied::TableCorrupt);
-        }
-        let extensions = entry.extensions(&self.extensions, file).ok_or(Denied::TableCorrupt)?;
-        let extension = extensions.get(number, &self.trace).ok_or(Denied::KeyRange)?;
-        let (state, stretch) = (extension.state.get(number), extension.stretch());
-        if state.stage() != Stage::Valid {
-            return Err(Denied::EntryInvalid);
-        }
-        if state.instance() != key.instance() {
-            return Err(Denied::KeyInstance);
-        }
-        if stretch.domain != domain {
-            return Err(Denied::Domain);
-        }
-        Ok(Named { state, stretch })
-    }
-
-    /// Where the blocks of a request are that is inside of its entry: one after another from the first range or from one
-    /// extension, or in the list, if that knows the first and the last of them. `None` if a table is damaged.
-    fn locate(&self, entry: &Entry, request: &Request) -> Option<Located> {
-        let (shape, range) = (entry.shape(), entry.first_range());
-        if !entry.is_sealed(request.key, shape, range) {
-            return None;
-        }
-        let (shift, upper) = (shape.shift(), shape.upper());
-        let first = request.offset >> shift;
-        let Some(rest) = request.length.checked_sub(1) else {
-            return Some(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
-        };
-        // All that hold a byte of it. It does not wrap: it was checked.
-        let last = (request.offset + rest) >> shift;
-        let blocks = last - first + 1;
-        if last < range.blocks {
-            return Some(Located { first: range.first + first, blocks, root: NONE, upper });
-        }
-        let root = entry.list().root;
-        if shape.is_file() {
-            let extensions = entry.extensions(&self.extensions, request.key)?;
-            let needed = request.operation.required_access();
-            let run = extensions.find(&self.lba, first, needed, &self.trace)?;
-            if run.blocks >= blocks {
-                return Some(Located { first: run.lba, blocks, root: NONE, upper });
-            }
-            extensions.find(&self.lba, last, needed, &self.trace)?;
-            return Some(Located { first, blocks, root, upper });
-        }
-        if entry.list().length as usize > self.lba.len() {
-            return None;
-        }
-        let index = request.key.index().0;
-        let found = extent(&self.lba, index, root, first)?;
-        if last - found.start >= found.count {
-            extent(&self.lba, index, root, last)?;
-        }
-        Some(Located { first, blocks, root, upper })
-    }
-
-    /// Where the blocks of a request are that is inside of the extension that it names. `None` if a table is damaged.
-    fn locate_in_extension(&self, entry: &Entry, request: &Request, its: Named) -> Option<Located> {
-        let (shape, number) = (entry.shape(), request.extension.index().0);
-        let (shift, upper) = (shape.shift(), shape.upper());
-        let extensions = entry.extensions(&self.extensions, request.key)?;
-        let Some(rest) = request.length.checked_sub(1) else {
-            return Some(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
-        };
-        let blocks = ((request.offset + rest) >> shift) - (request.offset >> shift) + 1;
-        let run = extensions.run(&self.lba, number, its.stretch, request.offset)?;
-        (run.blocks >= blocks).then_some(Located { first: run.lba, blocks, root: NONE, upper })
-    }
-
-    /// Which region the memory of a request is in, and where the device finds it; neither where no data moves, and no place
-    /// for a write of bytes, whose data is copied.
-    fn memory(&self, domain: Domain, request: &Request) -> Result<(u32, u64), Denied> {
-        let Request { operation, memory, length, .. } = *request;
-        if operation.required_memory_access().is_none() {
-            return Ok((NONE, 0));
-        }
-        let copied = operation == Operation::WriteBytes;
-        let found = published::memory(&self.regions, domain, operation, memory, length);
-        let (region, iova) = found.ok_or(Denied::Memory)?;
-        match memory.offset & 3 {
-            _ if copied => Ok((region, 0)),
-            0 => Ok((region, iova)),
-            _ => Err(Denied::Memory),
-        }
     }
 
     /// Counts a request as active and makes the token of it.
@@ -506,79 +361,6 @@ impl<S: SegmentSource> Directory<S> {
     #[inline]
     fn is_at_hand(&self, segment: usize) -> bool {
         self.pointers.get(segment).is_some_and(|pointer| *pointer != Pointer::Dropped)
-    }
-
-    /// The contiguous parts of a grant, from the block after the first `blocks_done`.
-    ///
-    /// They cover the rest of the grant exactly, unless the LBA table was corrupted after the check: then they end
-    /// early, and whoever counts the blocks sees it.
-    #[inline]
-    pub fn pieces(&self, grant: &Grant, blocks_done: u64) -> Pieces<'_> {
-        let done = blocks_done.min(grant.blocks);
-        Pieces {
-            lba: &self.lba,
-            source: self.source_of(grant),
-            at: grant.first + done,
-            left: grant.blocks - done,
-            iova: grant.names_memory().then(|| grant.iova + (done << grant.block_shift())),
-            shift: grant.block_shift(),
-        }
-    }
-
-    /// Where it is said which blocks a grant has.
-    #[inline]
-    fn source_of(&self, grant: &Grant) -> Source<'_> {
-        let owner = grant.key.index().0;
-        match grant.root {
-            NONE => Source::Whole,
-            root if !grant.is_file() => Source::List { owner, root },
-            // As long as there is a grant, no extension of the file is taken away.
-            _ => match self.entries[owner as usize].extensions(&self.extensions, grant.key) {
-                Some(extensions) => {
-                    let needed = grant.operation.required_access();
-                    Source::File { extensions, needed, trace: &self.trace }
-                }
-                None => Source::Damaged,
-            },
-        }
-    }
-
-    /// Of a grant of a file the number that the file was created with; `None` of a grant of blocks.
-    #[inline]
-    pub fn context(&self, grant: &Grant) -> Option<u32> {
-        // As long as there is a grant, it does not change.
-        let entry = self.entries.get(grant.key.index().0 as usize)?;
-        grant.is_file().then(|| entry.list().length)
-    }
-
-    /// What an opened file says of itself, if `domain` may do `operation` with it: all of the decision but the range and the
-    /// memory. Counts nothing; so it holds until the end of the turn at the most, and does not stand for a check.
-    ///
-    /// # Errors
-    /// As [`Directory::check`], but never `Bounds`, `Alignment` or `Memory`; `EntryInvalid` also of a grant of blocks.
-    pub fn file(&mut self, domain: Domain, key: Key, operation: Operation) -> Result<OpenFile, Denied> {
-        self.bring(domain, key)?;
-        let (entry, state, shape) = self.admit(domain, key)?;
-        if !shape.is_file() {
-            return Err(Denied::EntryInvalid);
-        }
-        if !state.gives(operation.required_access()) {
-            return Err(Denied::Access);
-        }
-        if !entry.is_sealed(key, shape, entry.first_range()) {
-            return Err(Denied::TableCorrupt);
-        }
-        let bytes = entry.bytes.load(Acquire);
-        Ok(OpenFile { context: entry.list().length, bytes, block_shift: shape.shift() })
-    }
-
-    /// All of a grant as one piece, if its blocks are one after another in the first range of its entry or in one
-    /// extension, so that nothing more need be read. `None` otherwise, and for a flush, which has no blocks:
-    /// [`Directory::pieces`] tells then.
-    #[inline]
-    pub fn only_piece(&self, grant: &Grant) -> Option<Piece> {
-        let whole = Piece { lba: Lba(grant.first), blocks: grant.blocks, iova: Iova(grant.iova) };
-        (grant.root == NONE && grant.blocks != 0).then_some(whole)
     }
 
     /// Gives a grant back: the device is done with it. The only way to end one.
@@ -656,20 +438,6 @@ fn segment_of(key: Key) -> usize {
     (key.index().0 / SEGMENT_ENTRIES) as usize
 }
 
-/// Bounds, then alignment. A flush names no range, a write of bytes need not be aligned.
-fn check_range(request: &Request, bytes: u64, shift: u8) -> Result<(), Denied> {
-    let (offset, length) = (request.offset, request.length);
-    if request.operation == Operation::Flush {
-        return if offset == 0 && length == 0 { Ok(()) } else { Err(Denied::Bounds) };
-    }
-    let end = offset.checked_add(length).ok_or(Denied::Bounds)?;
-    if length == 0 || end > bytes {
-        return Err(Denied::Bounds);
-    }
-    let aligned = (offset | length).trailing_zeros() >= u32::from(shift);
-    if aligned || request.operation == Operation::WriteBytes { Ok(()) } else { Err(Denied::Alignment) }
-}
-
 /// Where the blocks of a request are.
 #[derive(Clone, Copy)]
 struct Located {
@@ -680,67 +448,6 @@ struct Located {
     root: u32,
     /// Of the entry's shape.
     upper: u16,
-}
-
-/// The extension that a request names.
-#[derive(Clone, Copy)]
-struct Named {
-    state: StateWord,
-    stretch: Stretch,
-}
-
-/// Where it is said which blocks a grant has.
-#[derive(Clone, Copy, Debug)]
-enum Source<'a> {
-    /// In the grant: they are one after another.
-    Whole,
-    /// In the list of a grant of blocks.
-    List { owner: u32, root: u32 },
-    /// In the extensions of a file, which must give the rights that are needed.
-    File { extensions: Extensions<'a>, needed: Access, trace: &'a Trace },
-    /// Nowhere.
-    Damaged,
-}
-
-/// The contiguous parts of a grant that are left; see [`Directory::pieces`].
-#[derive(Clone, Debug)]
-pub struct Pieces<'a> {
-    lba: &'a [LbaEntry],
-    source: Source<'a>,
-    /// The first block that is left, as in a grant.
-    at: u64,
-    left: u64,
-    iova: Option<u64>,
-    shift: u8,
-}
-
-impl Iterator for Pieces<'_> {
-    type Item = Piece;
-
-    #[inline]
-    fn next(&mut self) -> Option<Piece> {
-        if self.left == 0 {
-            return None;
-        }
-        let (lba, blocks) = match self.source {
-            Source::Whole => (self.at, self.left),
-            Source::List { owner, root } => {
-                let Extent { start, first, count } = extent(self.lba, owner, root, self.at)?;
-                let skip = self.at - start;
-                (first + skip, self.left.min(count - skip))
-            }
-            Source::File { extensions, needed, trace } => {
-                let Run { lba, blocks } = extensions.find(self.lba, self.at, needed, trace)?;
-                (lba, self.left.min(blocks))
-            }
-            Source::Damaged => return None,
-        };
-        let piece = Piece { lba: Lba(lba), blocks, iova: Iova(self.iova.unwrap_or(0)) };
-        self.at += blocks;
-        self.left -= blocks;
-        self.iova = self.iova.map(|iova| iova + (blocks << self.shift));
-        Some(piece)
-    }
 }
 
 #[cfg(test)]

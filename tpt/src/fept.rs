@@ -4,7 +4,8 @@
 //! table (FNPT), and one contiguous *segment* of the FEPT: a power of two of entries, aligned to their number. An
 //! extension of the file is one contiguous range of device blocks, and has the entry of the segment whose position is its
 //! number: so a number cannot name what is outside of the segment. Extensions stand in the order of the file, and each
-//! entry points to the one entry of the LBA table that has its blocks.
+//! entry points to the one entry of the LBA table that has its blocks. Beside that it has a copy of where they begin, as a
+//! file's entry has of its first extension: so a request inside of one extension needs no LBA entry.
 //!
 //! # Growing while pollers read
 //!
@@ -18,7 +19,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::published::{LbaEntry, State, StateWord};
 use crate::trace::{Touch, Trace};
-use crate::{Access, Domain, Key};
+use crate::{Access, Domain, ExtensionKey, Key, Request};
 
 /// One entry of the file extension protection table: one cache line.
 #[derive(Debug)]
@@ -29,8 +30,10 @@ pub(crate) struct Extension {
     /// Whose it is, and which entry of the LBA table has its blocks.
     place: AtomicU64,
     /// Bytes of the file before it.
-    pub(crate) offset: AtomicU64,
-    pub(crate) bytes: AtomicU64,
+    offset: AtomicU64,
+    bytes: AtomicU64,
+    /// Its first device block.
+    first: AtomicU64,
     seal: AtomicU64,
 }
 
@@ -45,6 +48,8 @@ pub(crate) struct Stretch {
     /// Bytes of the file before it.
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
+    /// Its first device block, as its entry of the LBA table says.
+    pub(crate) first: u64,
 }
 
 impl Extension {
@@ -54,6 +59,7 @@ impl Extension {
             place: AtomicU64::new(0),
             offset: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            first: AtomicU64::new(0),
             seal: AtomicU64::new(0),
         }
     }
@@ -67,6 +73,7 @@ impl Extension {
             node: place as u32,
             offset: self.offset.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
+            first: self.first.load(Relaxed),
         }
     }
 
@@ -75,8 +82,8 @@ impl Extension {
     #[inline]
     fn expected_seal(file: Key, number: u32, stretch: Stretch) -> u64 {
         let place = u64::from(stretch.domain.0) << 32 | u64::from(stretch.node);
-        let begin = (file.0 ^ u64::from(number)).rotate_left(23) ^ place;
-        (begin.rotate_left(23) ^ stretch.offset).rotate_left(23) ^ stretch.bytes
+        let words = [place, stretch.offset, stretch.bytes, stretch.first];
+        words.iter().fold(file.0 ^ u64::from(number), |seal, word| seal.rotate_left(23) ^ word)
     }
 
     /// Whether what it says, as read, is what was written for that extension of that file.
@@ -90,20 +97,21 @@ impl Extension {
         self.place.store(u64::from(stretch.domain.0) << 32 | u64::from(stretch.node), Relaxed);
         self.offset.store(stretch.offset, Relaxed);
         self.bytes.store(stretch.bytes, Relaxed);
+        self.first.store(stretch.first, Relaxed);
         self.seal.store(Self::expected_seal(file, number, stretch), Relaxed);
         self.state.set(number, state);
     }
 
     /// Nobody's. No poller reads it.
     pub(crate) fn clear(&self) {
-        let nothing = Stretch { domain: Domain(0), node: 0, offset: 0, bytes: 0 };
+        let nothing = Stretch { domain: Domain(0), node: 0, offset: 0, bytes: 0, first: 0 };
         self.write(Key(0), 0, nothing, StateWord::FREE);
     }
 
-    /// Its words: the state, whose and where, the offset, the bytes, the seal.
+    /// Its words: the state, whose and which LBA entry, the offset, the bytes, the first block, the seal.
     #[cfg(any(test, feature = "oracle"))]
-    pub(crate) fn words(&self) -> [&AtomicU64; 5] {
-        [self.state.word(), &self.place, &self.offset, &self.bytes, &self.seal]
+    pub(crate) fn words(&self) -> [&AtomicU64; 6] {
+        [self.state.word(), &self.place, &self.offset, &self.bytes, &self.first, &self.seal]
     }
 }
 
@@ -137,6 +145,34 @@ impl<'a> Extensions<'a> {
         let extension = self.all.get(number as usize)?;
         trace.touch(Touch::Extension(self.base + number));
         Some(extension)
+    }
+
+    /// The first device block of `length` bytes, which is some, from byte `offset` on: of the file, or of the extension that
+    /// is named, if its key is not stale. `None` unless one extension that admits it has all of them, and is sound. The LBA
+    /// table is not read.
+    #[inline]
+    pub(crate) fn place(&self, domain: Domain, request: &Request, trace: &Trace) -> Option<u64> {
+        let needed = request.operation.enough();
+        let (number, is_named) = match request.extension {
+            ExtensionKey::NONE => (self.search(request.offset, trace)?, false),
+            key => (key.index().0, true),
+        };
+        let extension = self.get(number, trace)?;
+        let admitted = if is_named {
+            extension.state.admits(request.extension.0, needed)
+        } else {
+            extension.state.admits_any_life(number, needed)
+        };
+        let stretch = extension.stretch();
+        if !admitted || stretch.domain != domain || !extension.is_sealed(self.file, number, stretch) {
+            return None;
+        }
+        let before = if is_named { 0 } else { stretch.offset };
+        let within = request.offset.checked_sub(before)?;
+        if request.length > stretch.bytes.checked_sub(within)? {
+            return None;
+        }
+        Some(stretch.first + (within >> self.shift))
     }
 
     /// The device blocks from block `block` of the file to the end of its extension, if that gives the rights that are
@@ -180,6 +216,9 @@ impl<'a> Extensions<'a> {
         let node = lba.get(stretch.node as usize)?;
         let (start, blocks) = (stretch.offset >> self.shift, stretch.bytes >> self.shift);
         let first = node.of_extension(self.file.index().0, start, blocks)?;
+        if first != stretch.first {
+            return None;
+        }
         let skip = within >> self.shift;
         Some(Run { lba: first + skip, blocks: blocks - skip })
     }

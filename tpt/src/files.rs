@@ -274,8 +274,13 @@ impl<const B: u32> Tables<B> {
         let (range, node) = (holding.ranges[number], holding.nodes[number]);
         write_extension(&self.published, holding.key.index().0, start, range, node);
         let shift = holding.block_shift;
-        let stretch =
-            Stretch { domain: holding.domain, node, offset: start << shift, bytes: range.count.0 << shift };
+        let stretch = Stretch {
+            domain: holding.domain,
+            node,
+            offset: start << shift,
+            bytes: range.count.0 << shift,
+            first: range.first.0,
+        };
         let state = StateWord::new(file.lives[number], holding.access, Stage::Valid);
         let base = file.segment.map_or(0, |its| its.base as usize);
         let entry = &self.published.extensions[base + number];

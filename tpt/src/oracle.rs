@@ -1,6 +1,7 @@
 //! The slow, obvious model of the tables, and a harness that applies the same operations to both and compares every
 //! answer. Property tests, the exhaustive small cases and the fuzz target share it.
 
+mod files;
 mod harness;
 mod model;
 
@@ -37,8 +38,10 @@ pub struct SmallRequest {
     /// Modulo 9, in the order read, write, write with FUA, flush, write zeroes, the same with deallocate, deallocate,
     /// compare, write bytes.
     pub operation: u8,
-    /// Under which grant.
+    /// Under which grant, or of which file.
     pub key: Pick,
+    /// In which extension, of those of all files.
+    pub extension: Option<Pick>,
     /// First block, modulo 16.
     pub block: u8,
     /// Blocks, modulo 8.
@@ -61,6 +64,25 @@ pub enum Op {
         access: u8,
         shared: bool,
         ranges: Vec<SmallRange>,
+    },
+    CreateFile {
+        domain: u8,
+        access: u8,
+        shared: bool,
+        extents: Vec<SmallRange>,
+    },
+    /// By a domain, or by the authority.
+    ExtendFile {
+        caller: Option<u8>,
+        key: Pick,
+        extents: Vec<SmallRange>,
+    },
+    /// As `Finish`, of a file, of which `keep` blocks stay.
+    FinishFile {
+        back: u8,
+        access: Option<u8>,
+        keep: Option<u8>,
+        append: Vec<SmallRange>,
     },
     Query {
         domain: u8,
@@ -101,6 +123,12 @@ pub enum Op {
         back: u8,
     },
     Check {
+        poller: u8,
+        domain: u8,
+        request: SmallRequest,
+    },
+    /// Of the request only its key and its operation.
+    LookAtFile {
         poller: u8,
         domain: u8,
         request: SmallRequest,
@@ -155,7 +183,7 @@ pub fn run_ops(ops: &[Op]) {
     harness.tear_down();
 }
 
-/// As [`run_ops`] on the smallest tables in which two domains and two regions have room, with all invariants checked
+/// As [`run_ops`] on the smallest tables in which two domains and two regions have room, and few extensions, with all invariants checked
 /// only after the last operation: for those who also run each shorter sequence.
 ///
 /// # Panics

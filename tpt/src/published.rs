@@ -131,6 +131,12 @@ impl State {
         self.0.store(word.0 ^ u64::from(index), Release);
     }
 
+    /// Whether what is there now, in whatever life, is open for what is needed.
+    #[inline]
+    pub(crate) fn admits_any_life(&self, index: u32, needed: Needed) -> bool {
+        self.get(index).0 & needed.0 & u64::from(u32::MAX) == 0
+    }
+
     #[cfg(any(test, feature = "oracle"))]
     pub(crate) fn word(&self) -> &AtomicU64 {
         &self.0

@@ -8,25 +8,25 @@ use super::model::Model;
 use super::{DOMAINS, Op, Pick, SmallRange, SmallRequest};
 use crate::{
     Access, Attributes, Blocks, Denied, Directory, DirectoryCounters, Domain, EntryIndex, ExtensionKey,
-    Grant, GrantSpec, Hold, Iova, Key, KeyInstance, Lba, LbaRange, Limits, Memory, Modification, Operation,
-    Published, Purpose, Quiesce, RegionIndex, RegionKey, RegionQuiesce, RegionSpec, Request, Segment,
-    SegmentSource, Tables, Usage,
+    ExtensionNumber, FileModification, Grant, GrantSpec, Hold, Iova, Key, KeyInstance, Lba, LbaRange, Limits,
+    Memory, Modification, Operation, Published, Purpose, Quiesce, RegionIndex, RegionKey, RegionQuiesce,
+    RegionSpec, Request, Segment, SegmentSource, Tables, Usage,
 };
 
 /// The width of an instance: narrow, so that indexes retire within a short run.
 const WIDTH: u32 = 2;
-const SHIFT: u8 = 9;
-/// Two segments and a short one.
-const LIMITS: Limits = Limits { entries: 36, lba_entries: 12, extensions: 0, regions: 3 };
+pub(super) const SHIFT: u8 = 9;
+/// Two segments and a short one, and a number of extensions that is no power of two.
+const LIMITS: Limits = Limits { entries: 36, lba_entries: 14, extensions: 13, regions: 3 };
 /// A segment and a short one: the least that two domains can have.
-const SMALLEST: Limits = Limits { entries: 18, lba_entries: 7, extensions: 0, regions: 2 };
-const POLLERS: usize = 2;
+const SMALLEST: Limits = Limits { entries: 18, lba_entries: 7, extensions: 6, regions: 2 };
+pub(super) const POLLERS: usize = 2;
 /// More grants in flight than this are not started.
 const FLYING: usize = 64;
 
 /// A source of segments that fails when told to.
 #[derive(Debug)]
-struct Flaky {
+pub(super) struct Flaky {
     published: Arc<Published>,
     fails: AtomicBool,
 }
@@ -53,14 +53,16 @@ struct Flying {
 #[derive(Debug)]
 pub struct Harness {
     limits: Limits,
-    tables: Tables<WIDTH>,
+    pub(super) tables: Tables<WIDTH>,
     published: Arc<Published>,
     source: Arc<Flaky>,
-    pollers: Vec<Directory<Flaky>>,
-    model: Model,
-    keys: Vec<Key>,
+    pub(super) pollers: Vec<Directory<Flaky>>,
+    pub(super) model: Model,
+    pub(super) keys: Vec<Key>,
+    /// And of which index they are.
+    pub(super) extension_keys: Vec<(EntryIndex, ExtensionKey)>,
     region_keys: Vec<RegionKey>,
-    tokens: Vec<(Quiesce, u64)>,
+    pub(super) tokens: Vec<(Quiesce, u64)>,
     region_tokens: Vec<RegionQuiesce>,
     flying: Vec<Flying>,
     holds: Vec<(usize, Hold)>,
@@ -74,7 +76,7 @@ impl Default for Harness {
 }
 
 /// The place of the `back`-th newest of `len`.
-fn newest(len: usize, back: u8) -> Option<usize> {
+pub(super) fn newest(len: usize, back: u8) -> Option<usize> {
     (len > 0).then(|| len - 1 - usize::from(back) % len)
 }
 
@@ -128,6 +130,7 @@ impl Harness {
             limits,
             model: Model::new(limits, (1 << WIDTH) - 1),
             keys: Vec::new(),
+            extension_keys: Vec::new(),
             region_keys: Vec::new(),
             tokens: Vec::new(),
             region_tokens: Vec::new(),
@@ -158,6 +161,16 @@ impl Harness {
         match op {
             Op::Create { domain: number, access: bits, shared, ranges: small } => {
                 self.create(domain(*number), access(*bits), *shared, &ranges(small))
+            }
+            Op::CreateFile { domain: number, access: bits, shared, extents } => {
+                self.create_file(domain(*number), access(*bits), *shared, &ranges(extents))
+            }
+            Op::ExtendFile { caller, key, extents } => {
+                self.extend_file(caller.map(domain), self.pick(*key), &ranges(extents))
+            }
+            Op::FinishFile { back, access: bits, keep, append } => {
+                let (access, keep, append) = (bits.map(access), Self::kept(*keep), ranges(append));
+                self.finish_file(*back, &FileModification { access, keep, append: &append })
             }
             Op::BeginModify { caller, key } => self.begin(*caller, *key, Purpose::Modify),
             Op::BeginDelete { caller, key } => self.begin(*caller, *key, Purpose::Delete),
@@ -216,6 +229,7 @@ impl Harness {
         let usage = self.tables.usage();
         assert_eq!(usage.entries as usize, self.model.entries.len());
         assert_eq!(usage.lba_entries as usize, self.model.lba_entries());
+        assert_eq!(usage.extensions as usize, self.model.extensions());
         assert_eq!(usage.regions as usize, self.model.regions.len());
         for number in 0..DOMAINS {
             let its = domain(number);
@@ -234,7 +248,11 @@ impl Harness {
         }
     }
 
-    fn entry_is_idle(&self, poller: usize, index: u32) -> bool {
+    pub(super) fn fetches_fail(&self) -> bool {
+        self.source.fails.load(Relaxed)
+    }
+
+    pub(super) fn entry_is_idle(&self, poller: usize, index: u32) -> bool {
         !self.flying.iter().any(|f| f.poller == poller && f.grant.key().index().0 == index)
     }
 
@@ -251,6 +269,15 @@ impl Harness {
         let key = self.keys[place];
         let (index, instance) = bend(pick, key.index().0, key.instance().0, self.limits.entries);
         Key::new(EntryIndex(index), KeyInstance(instance))
+    }
+
+    fn pick_extension(&self, pick: Pick) -> ExtensionKey {
+        let Some(place) = newest(self.extension_keys.len(), pick.back) else {
+            return ExtensionKey::default();
+        };
+        let (_, key) = self.extension_keys[place];
+        let (index, instance) = bend(pick, key.index().0, key.instance().0, self.limits.extensions);
+        ExtensionKey::new(ExtensionNumber(index), KeyInstance(instance))
     }
 
     fn pick_region(&self, pick: Pick) -> RegionKey {
@@ -386,6 +413,10 @@ impl Harness {
                 let request = self.request(&request);
                 self.check(usize::from(poller) % POLLERS, domain(number), &request);
             }
+            Op::LookAtFile { poller, domain: number, request } => {
+                let Request { key, operation, .. } = self.request(&request);
+                self.look_at_file(usize::from(poller) % POLLERS, domain(number), key, operation);
+            }
             Op::CheckScattered { poller, domain: number, request } => {
                 let request = self.request(&request);
                 self.check_scattered(usize::from(poller) % POLLERS, domain(number), &request);
@@ -440,7 +471,7 @@ impl Harness {
             blocks: Blocks(entry.ranges.iter().map(|range| range.count.0).sum()),
             ranges: entry.ranges.clone(),
             shared: entry.shared,
-            file: None,
+            file: entry.file_attributes(),
         });
         assert_eq!(self.tables.query(domain, key), expected);
     }
@@ -470,19 +501,14 @@ impl Harness {
             _ => {}
         }
         let memory = Memory { region: self.pick_region(small.region), offset: u64::from(small.memory) };
-        Request {
-            operation,
-            key: self.pick(small.key),
-            extension: ExtensionKey::NONE,
-            offset,
-            length,
-            memory,
-        }
+        let extension = small.extension.map_or(ExtensionKey::NONE, |pick| self.pick_extension(pick));
+        Request { operation, key: self.pick(small.key), extension, offset, length, memory }
     }
 
     fn check(&mut self, poller: usize, domain: Domain, request: &Request) {
         let expected = self.model.check(domain, request);
         let before = self.pollers[poller].counters();
+        self.pollers[poller].take_trace();
         let answer = self.pollers[poller].check(domain, request);
         self.compare_answer(poller, domain, request, (before, answer, expected));
     }
@@ -490,6 +516,7 @@ impl Harness {
     fn check_scattered(&mut self, poller: usize, domain: Domain, request: &Request) {
         let expected = self.model.check_scattered(domain, request).map(|blocks| (blocks, None));
         let before = self.pollers[poller].counters();
+        self.pollers[poller].take_trace();
         let answer = self.pollers[poller].check_scattered(domain, request);
         self.compare_answer(poller, domain, request, (before, answer, expected));
     }
@@ -502,7 +529,10 @@ impl Harness {
         (before, answer, expected): (DirectoryCounters, Result<Grant, Denied>, Expected),
     ) {
         let after = self.pollers[poller].counters();
-        if matches!(answer, Err(Denied::KeyRange | Denied::Domain | Denied::Segment)) {
+        // Of the number of an extension of an own file only the file's entry tells.
+        let cheap = matches!(answer, Err(Denied::Domain | Denied::Segment))
+            || request.key.index().0 >= self.limits.entries;
+        if cheap {
             assert_eq!(before, after, "{request:?} cost a fetch or an eviction");
         }
         match answer {
@@ -517,6 +547,10 @@ impl Harness {
                     (grant.blocks(), grant.bytes(), grant.block_shift()),
                     (count, count << SHIFT, SHIFT)
                 );
+                let file =
+                    self.model.entries.get(&request.key.index().0).and_then(|entry| entry.file.as_ref());
+                assert_eq!(self.pollers[poller].context(&grant), file.map(|file| file.context));
+                assert_eq!(grant.is_file(), file.is_some());
                 let flying = Flying { poller, grant, blocks, iova };
                 self.compare_pieces(&flying, 0);
                 self.flying.push(flying);
@@ -527,10 +561,12 @@ impl Harness {
             }
             Err(Denied::Segment) => {
                 assert!(self.source.fails.load(Relaxed), "{request:?}");
-                assert!(!matches!(expected, Err(Denied::KeyRange | Denied::Domain)), "{request:?}");
+                let beyond = request.key.index().0 >= self.limits.entries;
+                assert!(!beyond && !matches!(expected, Err(Denied::Domain)), "{request:?}");
             }
             Err(denied) => assert_eq!(expected, Err(denied), "{request:?} of {domain}"),
         }
+        self.compare_trace(poller, request.key);
     }
 
     fn hold(&mut self, poller: usize, domain: Domain, request: &Request) {

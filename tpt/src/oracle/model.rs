@@ -4,8 +4,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::{
-    Access, Denied, Domain, GrantSpec, Key, LbaRange, Limits, Memory, Modification, Operation, Purpose,
-    RegionKey, RegionSpec, Request, SEGMENT_ENTRIES, TableError,
+    Access, Denied, Domain, ExtensionKey, GrantSpec, Key, LbaRange, Limits, Memory, Modification, Operation,
+    Purpose, RegionKey, RegionSpec, Request, SEGMENT_ENTRIES, TableError,
 };
 
 /// An entry in use.
@@ -17,8 +17,20 @@ pub(crate) struct ModelEntry {
     pub(crate) shift: u8,
     pub(crate) shared: bool,
     pub(crate) ranges: Vec<LbaRange>,
+    /// Of a file, whose ranges are its extensions.
+    pub(crate) file: Option<ModelFile>,
     /// What is going on, and the number of the token that may end it.
     pub(crate) quiescing: Option<(Purpose, Option<u64>)>,
+}
+
+/// What only a file has.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelFile {
+    pub(crate) context: u32,
+    /// The latest instance of each number that it ever had an extension of.
+    pub(crate) lives: Vec<u32>,
+    /// The first entry and the number of entries of its segment.
+    pub(crate) segment: Option<(usize, usize)>,
 }
 
 /// A region in use.
@@ -37,10 +49,10 @@ pub(crate) fn each_block(ranges: &[LbaRange]) -> Vec<u64> {
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) limits: Limits,
-    last_instance: u32,
+    pub(super) last_instance: u32,
     pub(crate) entries: BTreeMap<u32, ModelEntry>,
-    /// Lives that each index has begun.
-    lives: BTreeMap<u32, u32>,
+    /// The instance of each index's next life.
+    pub(super) lives: BTreeMap<u32, u32>,
     segments: BTreeMap<u32, Domain>,
     pub(crate) regions: BTreeMap<u32, ModelRegion>,
     region_lives: BTreeMap<u32, u32>,
@@ -63,23 +75,26 @@ impl Model {
         self.entries.values().map(|entry| entry.ranges.len()).sum()
     }
 
-    fn sane(ranges: &[LbaRange]) -> bool {
+    /// That no block is there twice, and no range has none.
+    pub(super) fn sane(ranges: &[LbaRange]) -> bool {
         let blocks = each_block(ranges);
         let twice = |block: &u64| blocks.iter().filter(|other| *other == block).count() > 1;
-        !ranges.is_empty() && ranges.iter().all(|range| range.count.0 > 0) && !blocks.iter().any(twice)
+        ranges.iter().all(|range| range.count.0 > 0) && !blocks.iter().any(twice)
     }
 
-    fn overlaps(&self, domain: Domain, shared: bool, ranges: &[LbaRange]) -> bool {
+    /// Whether anybody has any of the blocks but as a grant, or a file, on the same terms.
+    pub(super) fn overlaps(&self, domain: Domain, shared: bool, file: bool, ranges: &[LbaRange]) -> bool {
         let wanted = each_block(ranges);
         let forbids = |entry: &ModelEntry| {
-            let agree = if shared { entry.shared } else { !entry.shared && entry.domain == domain };
+            let terms = if shared { entry.shared } else { !entry.shared && entry.domain == domain };
+            let agree = terms && entry.file.is_some() == file;
             !agree && each_block(&entry.ranges).iter().any(|block| wanted.contains(block))
         };
         self.entries.values().any(forbids)
     }
 
     /// Whether an index may be given to a domain.
-    fn may_take(&self, index: u32, domain: Domain) -> bool {
+    pub(super) fn may_take(&self, index: u32, domain: Domain) -> bool {
         let lives = self.lives.get(&index).copied().unwrap_or(0);
         let segment = index / SEGMENT_ENTRIES;
         let empty = !self.entries.keys().any(|used| used / SEGMENT_ENTRIES == segment);
@@ -91,27 +106,34 @@ impl Model {
 
     /// What a create must answer, but for which index it takes.
     pub(crate) fn create(&self, spec: &GrantSpec<'_>) -> Result<(), TableError> {
-        if !Self::sane(spec.ranges) {
+        if spec.ranges.is_empty() || !Self::sane(spec.ranges) {
             return Err(TableError::Parameter);
         }
-        if self.overlaps(spec.domain, spec.shared, spec.ranges) {
+        if self.overlaps(spec.domain, spec.shared, false, spec.ranges) {
             return Err(TableError::Overlap);
         }
-        let some_index = (0..self.limits.entries).any(|index| self.may_take(index, spec.domain));
-        if !some_index || self.lba_entries() + spec.ranges.len() > self.limits.lba_entries as usize {
-            return Err(TableError::NoResources);
-        }
-        Ok(())
+        if self.has_room(spec.domain, spec.ranges.len()) { Ok(()) } else { Err(TableError::NoResources) }
     }
 
-    /// Takes over the key that the tables chose, which must be one they may choose.
-    pub(crate) fn created(&mut self, spec: &GrantSpec<'_>, key: Key) {
+    /// Whether there is an index for a domain, and so many LBA entries.
+    pub(super) fn has_room(&self, domain: Domain, ranges: usize) -> bool {
+        let some_index = (0..self.limits.entries).any(|index| self.may_take(index, domain));
+        some_index && self.lba_entries() + ranges <= self.limits.lba_entries as usize
+    }
+
+    /// The beginning of a life of an index that the tables chose, which must be one they may choose.
+    pub(super) fn begun(&mut self, domain: Domain, key: Key) {
         let index = key.index().0;
-        assert!(self.may_take(index, spec.domain), "{key} is not to be had");
+        assert!(self.may_take(index, domain), "{key} is not to be had");
         let lives = self.lives.entry(index).or_insert(0);
         assert_eq!(key.instance().0, *lives, "each life has the next instance");
         *lives += 1;
-        self.segments.insert(index / SEGMENT_ENTRIES, spec.domain);
+        self.segments.insert(index / SEGMENT_ENTRIES, domain);
+    }
+
+    /// Takes over the key that the tables chose.
+    pub(crate) fn created(&mut self, spec: &GrantSpec<'_>, key: Key) {
+        self.begun(spec.domain, key);
         let entry = ModelEntry {
             key,
             domain: spec.domain,
@@ -119,9 +141,10 @@ impl Model {
             shift: spec.block_shift,
             shared: spec.shared,
             ranges: spec.ranges.to_vec(),
+            file: None,
             quiescing: None,
         };
-        self.entries.insert(index, entry);
+        self.entries.insert(key.index().0, entry);
     }
 
     pub(crate) fn find(&self, caller: Option<Domain>, key: Key) -> Result<&ModelEntry, TableError> {
@@ -169,7 +192,7 @@ impl Model {
     }
 
     /// The entry that the token may still end.
-    fn ends(&mut self, key: Key, token: u64) -> Option<&mut ModelEntry> {
+    pub(super) fn ends(&mut self, key: Key, token: u64) -> Option<&mut ModelEntry> {
         let holds = |entry: &&mut ModelEntry| {
             entry.key == key && entry.quiescing.is_some_and(|(_, its)| its == Some(token))
         };
@@ -183,11 +206,14 @@ impl Model {
         change: &Modification<'_>,
     ) -> Result<(), TableError> {
         let entry = self.ends(key, token).ok_or(TableError::EntryInvalid)?.clone();
+        if entry.file.is_some() {
+            return Err(TableError::Kind);
+        }
         if let Some(ranges) = change.ranges {
-            if !Self::sane(ranges) {
+            if ranges.is_empty() || !Self::sane(ranges) {
                 return Err(TableError::Parameter);
             }
-            if self.overlaps(entry.domain, entry.shared, ranges) {
+            if self.overlaps(entry.domain, entry.shared, false, ranges) {
                 return Err(TableError::Overlap);
             }
             // The new list is written before the old one is freed.
@@ -206,8 +232,13 @@ impl Model {
     }
 
     pub(crate) fn finish_delete(&mut self, key: Key, token: u64) {
-        if self.ends(key, token).is_some() {
-            self.entries.remove(&key.index().0);
+        if self.ends(key, token).is_some()
+            && let Some(entry) = self.entries.remove(&key.index().0)
+            && let Some(highest) = entry.file.and_then(|file| file.lives.into_iter().max())
+        {
+            // An index has one sequence of instances for its keys and those of its extensions.
+            let next = self.lives.entry(key.index().0).or_insert(0);
+            *next = (*next).max(highest + 1);
         }
     }
 
@@ -281,12 +312,12 @@ impl Model {
         }
     }
 
-    /// The decision but for memory.
-    pub(crate) fn check_scattered(&self, domain: Domain, request: &Request) -> Result<Vec<u64>, Denied> {
-        let entry = match self.find(Some(domain), request.key) {
+    /// The entry that a request may use by its key and its domain.
+    pub(super) fn admit(&self, domain: Domain, key: Key) -> Result<&ModelEntry, Denied> {
+        let entry = match self.find(Some(domain), key) {
             Err(TableError::KeyRange) => return Err(Denied::KeyRange),
             Err(TableError::Domain) => return Err(Denied::Domain),
-            Err(TableError::KeyInstance) => self.entries.get(&request.key.index().0),
+            Err(TableError::KeyInstance) => self.entries.get(&key.index().0),
             Ok(entry) => Some(entry),
             Err(_) => None,
         };
@@ -296,25 +327,33 @@ impl Model {
             Some((Purpose::Modify, _)) => return Err(Denied::Held),
             Some((Purpose::Delete | Purpose::Revoke, _)) => return Err(Denied::EntryInvalid),
         }
-        if entry.key != request.key {
-            return Err(Denied::KeyInstance);
-        }
-        let (read, write, trim) = (
-            entry.access.allows(Access::READ),
-            entry.access.allows(Access::WRITE),
-            entry.access.allows(Access::TRIM),
-        );
-        let allowed = match request.operation {
+        if entry.key == key { Ok(entry) } else { Err(Denied::KeyInstance) }
+    }
+
+    /// Whether that access is enough for an operation.
+    pub(super) fn allows(access: Access, operation: Operation) -> bool {
+        let (read, write, trim) =
+            (access.allows(Access::READ), access.allows(Access::WRITE), access.allows(Access::TRIM));
+        match operation {
             Operation::Read | Operation::Compare => read,
             Operation::Write { .. } | Operation::WriteBytes | Operation::Flush => write,
             Operation::WriteZeroes { deallocate: false } => write,
             Operation::WriteZeroes { deallocate: true } => write && trim,
             Operation::Deallocate => trim,
+        }
+    }
+
+    /// The decision but for memory.
+    pub(crate) fn check_scattered(&self, domain: Domain, request: &Request) -> Result<Vec<u64>, Denied> {
+        let entry = self.admit(domain, request.key)?;
+        // All blocks that the request can name.
+        let blocks = match request.extension {
+            ExtensionKey::NONE => each_block(&entry.ranges),
+            key => each_block(&[entry.extension(key)?]),
         };
-        if !allowed {
+        if !Self::allows(entry.access, request.operation) {
             return Err(Denied::Access);
         }
-        let blocks = each_block(&entry.ranges);
         let block = 1u128 << entry.shift;
         let (offset, length) = (u128::from(request.offset), u128::from(request.length));
         let flush = request.operation == Operation::Flush;
