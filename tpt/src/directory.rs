@@ -10,12 +10,10 @@ use core::ops::Range;
 
 use crate::fept::Extension;
 use crate::published::{self, Entry, LbaEntry, NONE, Region, Segment};
-#[cfg(any(test, feature = "oracle"))]
-use crate::trace::Touch;
-use crate::trace::Trace;
+use crate::trace::{Touch, Trace};
 use crate::{
-    Denied, Domain, EntryIndex, ExtensionKey, Grant, Hold, Key, Lba, Memory, Operation, Published,
-    RegionIndex, Request, SEGMENT_ENTRIES, SegmentSource,
+    Denied, Domain, EntryIndex, Grant, Hold, Key, Lba, Memory, Operation, Published, RegionIndex, Request,
+    SEGMENT_ENTRIES, SegmentSource,
 };
 
 pub use decision::OpenFile;
@@ -54,9 +52,8 @@ impl Entry {
     #[inline(always)]
     fn find(&self, domain: Domain, request: &Request) -> Option<Place> {
         // The state first: if it says that the entry is open, the other fields are of this life.
-        if request.extension != ExtensionKey::NONE
-            || !self.state.admits(request.key.0, request.operation.enough())
-        {
+        // Beside that no extension may be named.
+        if self.state.objections(request.key.0, request.operation.enough()) | request.extension.0 != 0 {
             return None;
         }
         let shape = self.shape();
@@ -453,7 +450,7 @@ struct Located {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Access, GrantSpec, KeyInstance, LbaRange, Limits, Purpose, Tables};
+    use crate::{Access, ExtensionKey, GrantSpec, KeyInstance, LbaRange, Limits, Purpose, Tables};
 
     /// A poller that looked the segment up before it changed hands meets the entry of the new domain, perhaps with the
     /// instance that it guessed: the entry's own domain stops it. The new one is served at once.

@@ -145,7 +145,13 @@ impl State {
     /// Whether it is open to a key of this index for what is needed.
     #[inline]
     pub(crate) fn admits(&self, key: u64, needed: Needed) -> bool {
-        (self.0.load(Acquire) ^ key) & needed.0 == 0
+        self.objections(key, needed) == 0
+    }
+
+    /// What speaks against it; 0 if it is open to a key of this index for what is needed.
+    #[inline]
+    pub(crate) fn objections(&self, key: u64, needed: Needed) -> u64 {
+        (self.0.load(Acquire) ^ key) & needed.0
     }
 }
 
