@@ -49,6 +49,8 @@ pub struct Options {
     pub device_timeout: Duration,
     /// Runs first on each poller's thread, to confine it for example.
     pub poller_started: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Whether [`crate::daemon::serve`] confines its process: see [`crate::confine`].
+    pub confined: bool,
 }
 
 impl Options {
@@ -70,6 +72,7 @@ impl Options {
             requests: 8192,
             device_timeout: DEVICE_TIMEOUT,
             poller_started: None,
+            confined: true,
         }
     }
 }

@@ -9,6 +9,7 @@ use driver::block::BlockQueue;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::assembly::{Assembled, Options, StartError, Turned, assemble, build};
+use crate::confine::{self, Confinement};
 use crate::control::Control;
 use crate::device::{Health, Opened, Supervisor};
 use crate::poller::eventfd;
@@ -87,9 +88,40 @@ impl Drop for Adapter {
 pub fn serve(options: &Options, socket: &Path, ready: impl FnOnce(&Serving)) -> Result<(), StartError> {
     let stop = signals::termination().map_err(os("blocking signals"))?;
     raise_descriptor_limit();
+    let landlock = if options.confined { confine::limit_files(&options.device, socket) } else { None };
     let prepared = prepare(assemble(options, Turned::ByPollers)?, socket)?;
-    ready(&prepared.0.control().serving());
+    let confinement = confined(options, landlock);
+    ready(&Serving { confinement, ..prepared.0.control().serving() });
     run(prepared, stop.as_fd())
+}
+
+/// [`serve`] over a device that is open already, whatever `options` say of it. Threads that are there already must have
+/// SIGTERM and SIGINT blocked, and so must those of the device; files are not limited.
+pub fn serve_on<Q: BlockQueue + 'static>(
+    device: Opened<Q>,
+    options: &Options,
+    socket: &Path,
+    ready: impl FnOnce(&Serving),
+) -> Result<(), StartError> {
+    let stop = signals::termination().map_err(os("blocking signals"))?;
+    let prepared = prepare(build(device, options, Turned::ByPollers)?, socket)?;
+    let confinement = confined(options, None);
+    ready(&Serving { confinement, ..prepared.0.control().serving() });
+    run(prepared, stop.as_fd())
+}
+
+/// All is open and all threads run: from here on nothing else is needed.
+fn confined(options: &Options, landlock: Option<u8>) -> Confinement {
+    if !options.confined {
+        return Confinement::default();
+    }
+    match confine::limit_system_calls() {
+        Ok(count) => Confinement { no_new_privileges: true, system_calls: Some(count), landlock },
+        Err(error) => {
+            tracing::warn!(%error, "the adapter's system calls could not be limited");
+            Confinement { landlock, no_new_privileges: landlock.is_some(), system_calls: None }
+        }
+    }
 }
 
 /// What an adapter drives, for its first lines.
@@ -109,6 +141,8 @@ pub struct Serving {
     pub volumes: usize,
     /// Threads that poll.
     pub pollers: usize,
+    /// How its process is confined.
+    pub confinement: Confinement,
 }
 
 type Prepared = (Server, Box<dyn Supervisor>);

@@ -5,10 +5,11 @@
 //! - [`control`]: sessions, grants, regions, queues, volumes; owner of the tables.
 //! - [`server`]: the control socket. [`embedded`]: the same without one, in the caller's process.
 //! - [`device`]: from a URI to a device with queues. [`storage`]: the store's thread.
-//! - [`daemon`]: all of it in a process of its own. [`resident`]: where its memory lies.
+//! - [`daemon`]: all of it in a process of its own, which confines itself ([`confine`]). [`resident`]: where its memory lies.
 #![deny(unsafe_code)]
 
 pub mod assembly;
+pub mod confine;
 pub mod control;
 pub mod daemon;
 pub mod device;

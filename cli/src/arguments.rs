@@ -129,6 +129,9 @@ pub(crate) struct ServeOptions {
     /// Threads that poll, each with a device queue of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) pollers: u16,
+    /// Do not confine the adapter's process: for debuggers, and to find out what a kernel refuses
+    #[arg(long)]
+    pub(crate) unconfined: bool,
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
 }

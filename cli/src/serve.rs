@@ -37,13 +37,22 @@ pub(crate) fn run(options: &ServeOptions, place: &Where) -> Result<()> {
     settings.policy.anyone_creates = options.anyone_creates;
     settings.policy.allow_overflow_user = options.allow_overflow_user;
     options.limits.apply(&mut settings.policy);
+    settings.confined = !options.unconfined;
+    if options.unconfined {
+        eprintln!("portcullis: --unconfined: a bug in the adapter reaches all that its user may reach");
+    }
 
     let socket = place.socket.clone().unwrap_or_else(default_socket_path);
     let text = |serving: &Serving| {
         if place.json {
             return format!("{}\n", as_json(serving, &socket.display().to_string()));
         }
-        format!("{}listening on {}; Ctrl-C or SIGTERM ends it\n", as_text(serving), socket.display())
+        format!(
+            "{}listening on {}; Ctrl-C or SIGTERM ends it\nconfined to {}\n",
+            as_text(serving),
+            socket.display(),
+            serving.confinement
+        )
     };
     serve(&settings, &socket, |serving| {
         // Nobody may be reading; the adapter serves all the same.
@@ -75,6 +84,11 @@ fn as_json(serving: &Serving, socket: &str) -> serde_json::Value {
         "block_size": serving.block_size,
         "volumes": serving.volumes,
         "pollers": serving.pollers,
+        "confinement": {
+            "no_new_privileges": serving.confinement.no_new_privileges,
+            "system_calls": serving.confinement.system_calls,
+            "landlock": serving.confinement.landlock,
+        },
         "socket": socket,
     })
 }
@@ -96,6 +110,7 @@ fn as_text(serving: &Serving) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use adapter::confine::Confinement;
 
     #[test]
     fn the_first_lines_say_what_is_driven() {
@@ -107,6 +122,7 @@ mod tests {
             block_size: 4096,
             volumes: 1,
             pollers: 2,
+            confinement: Confinement::default(),
         };
         let text = as_text(&serving);
         assert!(

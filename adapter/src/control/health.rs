@@ -27,7 +27,9 @@ impl Control {
     pub fn tell_health(&mut self, health: Option<Result<HealthInfo, String>>) {
         let reply = match health {
             Some(Ok(health)) => Ok(HealthInfo { uri: self.uri.clone(), ..health }),
-            Some(Err(text)) => Err((Status::E_DEVICE, format!("{} does not tell its health: {text}", self.uri))),
+            Some(Err(text)) => {
+                Err((Status::E_DEVICE, format!("{} does not tell its health: {text}", self.uri)))
+            }
             None => Err((
                 Status::E_OPCODE,
                 format!("{} keeps no health log: an NVMe device would, as vfio: or emu: drive", self.uri),

@@ -33,6 +33,7 @@ use wire::discard::{Owner, pending_of};
 use wire::shm::Lock;
 use wire::socket::Credentials;
 
+use crate::confine::Confinement;
 use crate::daemon::Serving;
 use crate::device::Identity;
 use crate::mailbox::Command;
@@ -365,6 +366,7 @@ impl Control {
             block_size: self.geometry.block_size(),
             volumes: self.volumes.len(),
             pollers: self.pollers.len(),
+            confinement: Confinement::default(),
         }
     }
 
