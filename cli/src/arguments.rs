@@ -32,8 +32,9 @@ Examples:
       portcullis cp photo.jpg notes:
       portcullis acl grant notes user:alice rw
 
-  Find out what is missing to drive a real disk:
+  Find out what is missing to drive a real disk, and take one from the kernel:
       portcullis doctor
+      sudo portcullis bind /dev/nvme1n1 --user alice
 
 Devices (URI):
   emu:SIZE                 a disk in memory, emptied at the end: emu:256M
@@ -89,7 +90,75 @@ pub(crate) enum Command {
     },
     /// Say what is missing to drive a real disk, and how to mend it
     #[command(after_long_help = DOCTOR_HELP)]
-    Doctor,
+    Doctor(DoctorOptions),
+    /// Take a disk from the kernel and give it to vfio-pci, for an adapter to drive; a disk in use is refused
+    #[command(after_long_help = BIND_HELP)]
+    Bind(BindOptions),
+    /// Give a disk back to the kernel's driver, as it was before bind
+    #[command(after_long_help = UNBIND_HELP)]
+    Unbind(UnbindOptions),
+}
+
+const BIND_HELP: &str = "\
+Examples:
+  portcullis bind /dev/nvme1n1 --dry-run             # says what it would do, or why not
+  sudo portcullis bind 0000:01:00.0 --user alice     # alice's adapter may open it, without any privilege
+  sudo portcullis unbind 0000:01:00.0
+
+Refused, with the name of whoever is in the way: a disk that is mounted (in any mount namespace), swap, a part of LVM, md, \
+bcache or another device-mapper device, under a loop device, open in a process or exported; one whose IOMMU group has other \
+devices that the kernel drives; one with virtual functions. A disk that holds a file system, a partition table or anything \
+else that is not a store of ours needs --force. What the system runs from is never taken.
+
+What was before is written down in --state before each step: unbind puts it back, also if bind was killed half way.";
+
+const UNBIND_HELP: &str = "\
+Puts back what bind wrote down: the kernel's driver, driver_override and who may open the group. Without anything written \
+down the kernel chooses the driver. End the adapter first.";
+
+#[derive(Args, Debug)]
+pub(crate) struct BindOptions {
+    /// A PCI address, or a disk: 0000:01:00.0, /dev/nvme0n1
+    #[arg(value_name = "ADDRESS|DISK")]
+    pub(crate) what: String,
+    /// Let this user open the disk: NAME or UID [default: only root]
+    #[arg(long, value_name = "USER", value_parser = parse_user)]
+    pub(crate) user: Option<UserId>,
+    /// Also if there is something on the disk; never if it is in use
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Where it is written down how to undo it
+    #[arg(long, value_name = "DIR", default_value = "/run/portcullis")]
+    pub(crate) state: PathBuf,
+    /// Where the machine begins
+    #[arg(long, hide = true, default_value = "/")]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UnbindOptions {
+    /// A PCI address, or the disk as it was called: 0000:01:00.0, /dev/nvme0n1
+    #[arg(value_name = "ADDRESS|DISK")]
+    pub(crate) what: String,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Where it is written down how to undo it
+    #[arg(long, value_name = "DIR", default_value = "/run/portcullis")]
+    pub(crate) state: PathBuf,
+    /// Where the machine begins
+    #[arg(long, hide = true, default_value = "/")]
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorOptions {
+    /// Where the machine begins
+    #[arg(long, hide = true, default_value = "/")]
+    pub(crate) root: PathBuf,
 }
 
 const DEMO_HELP: &str = "\
@@ -169,6 +238,14 @@ Examples:
   portcullis device show
   portcullis device show --json | jq .metadata      # blocks that the adapter keeps for itself")]
     Show,
+    /// What the device says of its health, and its latest errors; for administrators
+    #[command(after_long_help = "\
+Examples:
+  portcullis device health
+  portcullis device health --json | jq .percentage_used
+
+Of NVMe: the SMART / Health Information log (02h) and the error log (01h). Counts are over the life of the device.")]
+    Health,
 }
 
 #[derive(Subcommand, Debug)]

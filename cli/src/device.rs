@@ -1,5 +1,7 @@
 //! `portcullis device`.
 
+mod health;
+
 use anyhow::Result;
 use portcullis::{DeviceInfo, Statistics};
 use serde_json::{Value, json};
@@ -12,7 +14,16 @@ use crate::units::show_size;
 pub(crate) fn run(command: &DeviceCommand, place: &Where) -> Result<()> {
     match command {
         DeviceCommand::Show => show(place),
+        DeviceCommand::Health => show_health(place),
     }
+}
+
+fn show_health(place: &Where) -> Result<()> {
+    let health = connect(place)?.device_health()?;
+    if place.json {
+        return output::print_json(&health::as_json(&health));
+    }
+    output::print(&health::as_text(&health))
 }
 
 fn show(place: &Where) -> Result<()> {

@@ -1,9 +1,8 @@
 //! `portcullis doctor`: what is missing to drive a real disk, and the command that mends it. Looks, and changes nothing.
 
-mod disks;
+mod kernel;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -11,11 +10,13 @@ use rustix::fs::{Access, access};
 use rustix::process::{Resource, getegid, geteuid, getgroups, getrlimit};
 use serde_json::json;
 
+use crate::arguments::DoctorOptions;
+use crate::bind::refusals;
+use crate::machine::Machine;
+use crate::machine::function::Function;
 use crate::output;
 use crate::subject::{group_name, user_name};
 use crate::units::show_size;
-
-use disks::{Disk, disks};
 
 /// How one thing stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,41 +59,13 @@ impl Finding {
     }
 }
 
-/// The machine as seen below a directory: `/`, or a test's.
-struct Machine {
-    root: PathBuf,
-}
-
-impl Machine {
-    fn path(&self, path: &str) -> PathBuf {
-        self.root.join(path)
-    }
-
-    /// A small text file without its line end; empty if it cannot be read.
-    fn text(&self, path: impl AsRef<Path>) -> String {
-        fs::read_to_string(self.root.join(path)).unwrap_or_default().trim().to_owned()
-    }
-
-    /// The names in a directory, sorted; none if it cannot be read.
-    fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
-        let entries = fs::read_dir(self.root.join(path)).into_iter().flatten().flatten();
-        let mut names: Vec<String> =
-            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        names.sort();
-        names
-    }
-
-    /// The name that a symbolic link ends with.
-    fn link(&self, path: impl AsRef<Path>) -> Option<String> {
-        let target = fs::read_link(self.root.join(path)).ok()?;
-        Some(target.file_name()?.to_str()?.to_owned())
-    }
-}
-
-pub(crate) fn run(as_json: bool) -> Result<ExitCode> {
-    let machine = Machine { root: "/".into() };
-    let disks = disks(&machine);
-    let mut findings = vec![iommu(&machine), modules(&machine), container(&machine), memlock()];
+pub(crate) fn run(options: &DoctorOptions, as_json: bool) -> Result<ExitCode> {
+    let machine = Machine::new(&options.root);
+    let disks = Function::disks(&machine);
+    let mut findings = vec![iommu(&machine)];
+    findings.extend(interrupt_remapping(&machine));
+    findings.extend([modules(&machine), container(&machine), memlock(), huge_pages(&machine)]);
+    findings.extend(kernel::findings(&machine));
     findings.extend(disks.iter().map(|disk| about_disk(&machine, disk)));
     if disks.is_empty() {
         let detail =
@@ -118,11 +91,16 @@ pub(crate) fn run(as_json: bool) -> Result<ExitCode> {
 }
 
 /// Whether a disk could be driven now: nothing is missing from the machine, and nothing from one disk at least.
-fn is_ready(findings: &[Finding], disks: &[Disk]) -> bool {
+fn is_ready(findings: &[Finding], disks: &[Function]) -> bool {
     let fine = |finding: &Finding| finding.state != State::Missing;
     let (of_disks, of_machine): (Vec<_>, Vec<_>) =
-        findings.iter().partition(|finding| disks.iter().any(|disk| disk.check() == finding.check));
+        findings.iter().partition(|finding| disks.iter().any(|disk| name_of(disk) == finding.check));
     of_machine.into_iter().all(fine) && of_disks.into_iter().any(fine)
+}
+
+/// What findings about a disk are called.
+fn name_of(disk: &Function) -> String {
+    format!("disk {}", disk.address)
 }
 
 fn as_text(findings: &[Finding], ready: bool) -> String {
@@ -144,9 +122,16 @@ fn as_text(findings: &[Finding], ready: bool) -> String {
 }
 
 fn iommu(machine: &Machine) -> Finding {
-    let groups = machine.names("sys/kernel/iommu_groups").len();
-    if groups > 0 {
-        return Finding::new("iommu", State::Ok, format!("on, {groups} groups"));
+    let groups = machine.names("sys/kernel/iommu_groups");
+    let without =
+        |group: &&String| machine.text(format!("sys/kernel/iommu_groups/{group}/name")) == "vfio-noiommu";
+    let unprotected = groups.iter().filter(without).count();
+    if groups.len() > unprotected {
+        return Finding::new("iommu", State::Ok, format!("on, {} groups", groups.len() - unprotected));
+    }
+    if unprotected > 0 {
+        let detail = "off, and VFIO without one (vfio-noiommu) is not used: nothing would bound what a disk writes in memory";
+        return Finding::new("iommu", State::Missing, detail);
     }
     let line = machine.text("proc/cmdline");
     let parameter =
@@ -167,6 +152,49 @@ fn iommu(machine: &Machine) -> Finding {
         "sudo sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{parameter} iommu=pt /' /etc/default/grub && sudo update-grub"
     ))
     .mend("sudo reboot")
+}
+
+/// Without it a device could forge interrupts of others, and VFIO refuses. On other processors the IOMMU or the interrupt
+/// controller always does it.
+fn interrupt_remapping(machine: &Machine) -> Option<Finding> {
+    const CHECK: &str = "interrupt remapping";
+    if !cfg!(target_arch = "x86_64") {
+        return None;
+    }
+    // The kernel marks the controllers of interrupts that are remapped.
+    if machine.text("proc/interrupts").contains("IR-") {
+        return Some(Finding::new(CHECK, State::Ok, "on"));
+    }
+    if machine.text("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y" {
+        let detail =
+            "off, and VFIO was told to do without (allow_unsafe_interrupts): a disk could forge interrupts";
+        return Some(Finding::new(CHECK, State::Note, detail));
+    }
+    let line = machine.text("proc/cmdline");
+    let disabling = ["intremap=off", "nointremap", "intremap=nosid", "noapic", "nolapic"];
+    let found = line.split_whitespace().find(|word| disabling.contains(word));
+    let finding = match found {
+        Some(word) => Finding::new(CHECK, State::Missing, format!("off: the kernel was started with {word}"))
+            .mend(format!("sudo sed -i 's/ *\\b{word}\\b//' /etc/default/grub && sudo update-grub && sudo reboot")),
+        None => Finding::new(CHECK, State::Missing, "off: switch on VT-d or AMD-Vi, and x2APIC, in the firmware setup")
+            .mend(
+                "echo 'options vfio_iommu_type1 allow_unsafe_interrupts=1' | sudo tee /etc/modprobe.d/vfio.conf    # or accept \
+                 that a disk could forge interrupts; then reboot",
+            ),
+    };
+    Some(finding)
+}
+
+/// Nothing needs them; the IOMMU's page tables are smaller with them.
+fn huge_pages(machine: &Machine) -> Finding {
+    const CHECK: &str = "huge pages";
+    let text = machine.text("sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    match text.split_once('[').and_then(|(_, rest)| rest.split_once(']')) {
+        Some((mode @ ("always" | "advise" | "within_size"), _)) => {
+            Finding::new(CHECK, State::Ok, format!("shared memory may have them ({mode}); none are needed"))
+        }
+        _ => Finding::new(CHECK, State::Ok, "none for shared memory; none are needed"),
+    }
 }
 
 fn modules(machine: &Machine) -> Finding {
@@ -230,56 +258,35 @@ fn about_memlock(limit: Option<u64>) -> Finding {
         .mend("LimitMEMLOCK=infinity    # as a line of the [Service] section, under systemd")
 }
 
-/// Shell commands that give a disk to vfio-pci until the next start.
-fn bind_commands(disk: &Disk) -> Vec<String> {
-    let address = &disk.address;
-    let mut commands =
-        vec![format!("echo vfio-pci | sudo tee /sys/bus/pci/devices/{address}/driver_override")];
-    if disk.driver.is_some() {
-        commands.push(format!("echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind"));
+fn about_disk(machine: &Machine, disk: &Function) -> Finding {
+    let kind = disk.kind.unwrap_or("disk");
+    let finding = |state, detail: String| Finding::new(name_of(disk), state, format!("{kind}, {detail}"));
+    let in_the_way = refusals(machine, disk);
+    if in_the_way.iter().any(|refusal| !refusal.forceable) {
+        let why: Vec<&str> = in_the_way.iter().map(|refusal| refusal.why.as_str()).collect();
+        let mut found = finding(State::Missing, why.join("; "));
+        found.mend = in_the_way.iter().flat_map(|refusal| refusal.mend.clone()).collect();
+        return found;
     }
-    commands.push(format!("echo {address} | sudo tee /sys/bus/pci/drivers_probe"));
-    commands
-}
-
-fn about_disk(machine: &Machine, disk: &Disk) -> Finding {
-    let finding =
-        |state, detail: String| Finding::new(disk.check(), state, format!("{}, {detail}", disk.kind));
-    if let Some(user) = &disk.in_use {
-        return finding(
-            State::Missing,
-            format!("in use ({user}): leave it alone, or take it out of use first"),
-        );
-    }
-    let Some(group) = &disk.group else {
-        return finding(State::Missing, "in no IOMMU group: see iommu above".to_owned());
-    };
-    if disk.driver.as_deref() != Some("vfio-pci") {
+    if !disk.is_bound() {
         let driver = disk.driver.as_deref().unwrap_or("no driver");
-        let mut found = finding(State::Missing, format!("has {driver}, not vfio-pci"));
-        found.mend = bind_commands(disk);
-        return found;
+        let user = user_name(geteuid().as_raw()).unwrap_or_else(|| geteuid().as_raw().to_string());
+        return finding(State::Missing, format!("has {driver}, not vfio-pci; nobody is seen to use it"))
+            .mend(format!("sudo portcullis bind {} --user {user}", disk.address));
     }
-    let strangers: Vec<&str> = disk.strangers.iter().map(String::as_str).collect();
-    if !strangers.is_empty() {
-        let list = strangers.join(", ");
-        let mut found = finding(
-            State::Missing,
-            format!(
-                "shares IOMMU group {group} with {list}, which must be given to vfio-pci too or have no driver"
-            ),
-        );
-        found.mend = strangers
-            .iter()
-            .map(|address| format!("echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind"))
-            .collect();
-        return found;
+    match &disk.group {
+        Some(group) => about_group(machine, disk, group, finding),
+        None => finding(State::Missing, "in no IOMMU group: see iommu above".to_owned()),
     }
-    about_group(machine, group, finding)
 }
 
 /// Whether this user may open the group's file.
-fn about_group(machine: &Machine, group: &str, finding: impl Fn(State, String) -> Finding) -> Finding {
+fn about_group(
+    machine: &Machine,
+    disk: &Function,
+    group: &str,
+    finding: impl Fn(State, String) -> Finding,
+) -> Finding {
     use std::os::unix::fs::MetadataExt;
 
     let shown = format!("/dev/vfio/{group}");
@@ -297,10 +304,7 @@ fn about_group(machine: &Machine, group: &str, finding: impl Fn(State, String) -
     // Nobody should be told to join root's group.
     if meta.gid() == 0 || member || meta.mode() & 0o060 != 0o060 {
         return finding(State::Missing, format!("user {user} may not open {shown}"))
-            .mend(format!("sudo chown {user} {shown}    # until the next start; a udev rule keeps it"))
-            .mend(format!(
-                "echo 'SUBSYSTEM==\"vfio\", OWNER=\"{user}\"' | sudo tee /etc/udev/rules.d/60-portcullis.rules    # keeps it"
-            ));
+            .mend(format!("sudo portcullis bind {} --user {user}    # until the next start", disk.address));
     }
     finding(State::Missing, format!("user {user} is not in group {owner}, which may open {shown}"))
         .mend(format!("sudo usermod -aG {owner} {user}    # then log in again"))
@@ -309,47 +313,10 @@ fn about_group(machine: &Machine, group: &str, finding: impl Fn(State, String) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
-
-    /// A machine made of a few files.
-    struct Fake(tempfile::TempDir);
-
-    impl Fake {
-        fn new() -> Self {
-            Self(tempfile::tempdir().unwrap())
-        }
-
-        fn machine(&self) -> Machine {
-            Machine { root: self.0.path().to_owned() }
-        }
-
-        fn file(&self, path: &str, text: &str) -> &Self {
-            let path = self.0.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-            self
-        }
-
-        fn link(&self, path: &str, target: &str) -> &Self {
-            let path = self.0.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            symlink(target, path).unwrap();
-            self
-        }
-
-        fn nvme(&self, driver: &str) -> &Self {
-            let device = "sys/bus/pci/devices/0000:01:00.0";
-            self.file(&format!("{device}/class"), "0x010802\n")
-                .file(&format!("{device}/vendor"), "0x1b36\n")
-                .file("sys/kernel/iommu_groups/7/type", "DMA\n")
-                .link(&format!("{device}/driver"), &format!("../../../bus/pci/drivers/{driver}"))
-                .link(&format!("{device}/iommu_group"), "../../../kernel/iommu_groups/7")
-                .link("sys/kernel/iommu_groups/7/devices/0000:01:00.0", "x")
-        }
-    }
+    use crate::machine::fake::Fake;
 
     fn only(machine: &Machine) -> Finding {
-        let disks = disks(machine);
+        let disks = Function::disks(machine);
         assert_eq!(disks.len(), 1, "{disks:?}");
         about_disk(machine, &disks[0])
     }
@@ -384,36 +351,59 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_of_the_kernel_is_bound_by_three_commands() {
+    fn interrupts_that_are_not_remapped_are_told() {
         let fake = Fake::new();
-        let found = only(&fake.nvme("nvme").machine());
+        let found = |fake: &Fake| interrupt_remapping(&fake.machine()).unwrap();
+        assert!(
+            found(&fake).state == State::Missing
+                && found(&fake).mend[0].contains("allow_unsafe_interrupts=1")
+        );
+        fake.file("proc/cmdline", "quiet intremap=off\n");
+        assert!(found(&fake).mend[0].contains("intremap=off"));
+        fake.file("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y\n");
+        assert_eq!(found(&fake).state, State::Note);
+        fake.file("proc/interrupts", " 24: 0 IR-PCI-MSIX-0000:01:00.0 0-edge nvme0q0\n");
+        assert_eq!(found(&fake).state, State::Ok);
+    }
+
+    #[test]
+    fn a_group_without_an_iommu_is_none() {
+        let fake = Fake::new();
+        fake.file("sys/kernel/iommu_groups/0/name", "vfio-noiommu\n");
+        assert_eq!(iommu(&fake.machine()).state, State::Missing);
+        fake.file("sys/kernel/iommu_groups/1/type", "DMA\n");
+        assert!(iommu(&fake.machine()).detail.contains("1 groups"));
+    }
+
+    #[test]
+    fn a_disk_of_the_kernel_is_bound_by_one_command() {
+        let found = only(&Fake::with_disk().machine());
         assert_eq!(found.state, State::Missing);
-        assert_eq!(found.mend.len(), 3, "{found:?}");
-        assert!(found.mend.iter().all(|command| command.contains("0000:01:00.0")));
+        assert!(found.mend[0].starts_with("sudo portcullis bind 0000:01:00.0 --user "), "{found:?}");
     }
 
     #[test]
     fn a_mounted_disk_is_left_alone() {
-        let fake = Fake::new();
-        fake.nvme("nvme")
-            .file("sys/bus/pci/devices/0000:01:00.0/nvme/nvme0/nvme0n1/nvme0n1p1/partition", "1\n")
-            .file("proc/mounts", "/dev/nvme0n1p1 / ext4 rw 0 0\n");
+        let fake = Fake::with_disk();
+        fake.partition("nvme0n1", "nvme0n1p1");
+        fake.mounts("self", &[(&fake.number("nvme0n1p1"), "/", "/dev/nvme0n1p1")]);
         let found = only(&fake.machine());
         assert!(
-            found.mend.is_empty() && found.detail.contains("in use (/dev/nvme0n1p1 is mounted on /)"),
+            found.mend.is_empty()
+                && found.detail.contains("nvme0n1p1 is mounted on /: this system runs from it"),
             "{found:?}"
         );
     }
 
     #[test]
     fn a_disk_bound_to_vfio_is_ready() {
-        let fake = Fake::new();
-        fake.nvme("vfio-pci");
+        let fake = Fake::with_function();
+        fake.link("sys/devices/pci0000:00/0000:01:00.0/driver", "../../../bus/pci/drivers/vfio-pci");
         assert_eq!(only(&fake.machine()).state, State::Missing, "its group has no file");
         fake.file("dev/vfio/7", "");
         let found = only(&fake.machine());
         assert_eq!(found.state, State::Ok, "{found:?}");
-        let disks = disks(&fake.machine());
+        let disks = Function::disks(&fake.machine());
         let missing = Finding::new("iommu", State::Missing, "");
         assert!(is_ready(std::slice::from_ref(&found), &disks));
         assert!(!is_ready(&[found, missing.clone()], &disks) && !is_ready(&[missing], &disks));
@@ -421,14 +411,13 @@ mod tests {
 
     #[test]
     fn a_group_shared_with_a_driven_device_is_not_ready() {
-        let fake = Fake::new();
-        fake.nvme("vfio-pci")
+        let fake = Fake::with_function();
+        fake.link("sys/devices/pci0000:00/0000:01:00.0/driver", "../../../bus/pci/drivers/vfio-pci")
             .file("dev/vfio/7", "")
-            .file("sys/bus/pci/devices/0000:01:00.1/class", "0x020000\n")
-            .link("sys/bus/pci/devices/0000:01:00.1/driver", "../../drivers/e1000")
-            .link("sys/kernel/iommu_groups/7/devices/0000:01:00.1", "x");
+            .member("0000:01:00.1", "0x020000", Some("e1000"));
         let found = only(&fake.machine());
-        assert!(found.state == State::Missing && found.detail.contains("0000:01:00.1"), "{found:?}");
+        assert!(found.state == State::Missing && found.detail.contains("0000:01:00.1 (e1000)"), "{found:?}");
+        assert!(found.mend[0].contains("0000:01:00.1/driver/unbind"));
     }
 
     #[test]

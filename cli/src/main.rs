@@ -3,6 +3,7 @@
 mod acl;
 mod arguments;
 mod bench;
+mod bind;
 mod connect;
 mod copy;
 mod demo;
@@ -10,6 +11,7 @@ mod device;
 mod doctor;
 mod limit;
 mod limits;
+mod machine;
 mod output;
 mod serve;
 mod subject;
@@ -45,7 +47,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Bench(options) => bench::run(options, place)?,
         Command::Demo => return demo::run(place.json),
         Command::DemoApplication { volume } => demo::run_application(place, volume)?,
-        Command::Doctor => return doctor::run(place.json),
+        Command::Doctor(options) => return doctor::run(options, place.json),
+        Command::Bind(options) => return bind::bind(options, place.json),
+        Command::Unbind(options) => return bind::unbind(options, place.json),
     }
     Ok(ExitCode::SUCCESS)
 }
