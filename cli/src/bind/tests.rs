@@ -283,8 +283,8 @@ fn a_free_disk_is_bound_handed_over_and_given_back() {
 }
 
 /// Machines to begin with.
-fn machines() -> Vec<(&'static str, fn() -> Fake)> {
-    vec![
+fn machines() -> [(&'static str, fn() -> Fake); 3] {
+    [
         ("with a disk", Fake::with_disk),
         ("without a driver", || {
             let fake = Fake::with_disk();
@@ -414,7 +414,9 @@ fn each_use_of_a_disk_is_refused_also_by_force() {
         ("nvme0n1 is swap: this system runs from it", |fake| {
             fake.file("proc/swaps", "Filename\n/dev/nvme0n1 partition\n");
         }),
-        ("the block device dm-3 lies on nvme0n1", |fake| drop(fake.stacked("dm-3", &["nvme0n1"]))),
+        ("the block device dm-3 lies on nvme0n1", |fake| {
+            fake.stacked("dm-3", &["nvme0n1"]);
+        }),
         ("process 9 (dd) has nvme0n1 open", |fake| {
             fake.file("proc/9/comm", "dd\n").link("proc/9/fd/1", "/dev/nvme0n1");
         }),
