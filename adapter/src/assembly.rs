@@ -10,7 +10,7 @@ use tpt::{Directory, Tables};
 
 use crate::control::{Control, INSTANCES_STOCK, Parts, Policy};
 use crate::device::{self, DeviceUri, Health, OpenError, Opened, Supervisor};
-use crate::engine::{Bounce, DEVICE_TIMEOUT, Engine, Gates, MonotonicClock, QueueId};
+use crate::engine::{Bounce, DEVICE_TIMEOUT, Engine, Gates, Lengths, MonotonicClock, QueueId};
 use crate::mailbox::PollerShared;
 use crate::poller::{Idle, Poller};
 use crate::storage::Storage;
@@ -43,6 +43,8 @@ pub struct Options {
     pub tables: tpt::Limits,
     /// Table segments that each poller keeps at hand.
     pub resident_segments: usize,
+    /// Files that may be open, however often.
+    pub files: u32,
     /// Admitted requests for each poller.
     pub requests: u16,
     /// How long the device may show no progress on a request before its controller is reset.
@@ -69,6 +71,7 @@ impl Options {
                 regions: 1 << 14,
             },
             resident_segments: 1 << 10,
+            files: 1 << 14,
             requests: 8192,
             device_timeout: DEVICE_TIMEOUT,
             poller_started: None,
@@ -173,6 +176,7 @@ pub fn build<Q: BlockQueue + 'static>(
     crate::resident::in_large_pages(tables.published().addresses());
 
     let gates = Gates::new(queues.len());
+    let lengths = Arc::new(Lengths::new(options.files));
     let bounces = bounces(&*mapper, queues.len(), geometry.block_shift);
     let supervisor = Box::new(Outlasting { supervisor, _memory: bounces.clone() });
     let mut bounces = bounces.into_iter();
@@ -190,6 +194,7 @@ pub fn build<Q: BlockQueue + 'static>(
         let mut new = Engine::new(queue, clock, directory, shared.clone(), options.requests);
         new.set_device_timeout(options.device_timeout);
         gates.iter().for_each(|gates| new.set_gates(gates.clone()));
+        new.set_lengths(lengths.clone());
         bounces.next().into_iter().for_each(|bounce| new.set_bounce(bounce));
         let poller = match turned {
             Turned::ByCaller => {

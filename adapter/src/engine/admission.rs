@@ -11,6 +11,7 @@ use wire::layout::{SubmissionEntry, opcode};
 
 use super::State;
 use super::bytes::writes;
+use super::files::{Outside, Reach, is_inside};
 use super::gates::Claim;
 use super::lists::Refused;
 use super::parse::{self, Parsed, parse};
@@ -57,7 +58,11 @@ impl State {
         let mut next = 0;
         while let Some(slot) = self.slots.next_of(index, next) {
             next = slot + 1;
-            self.slots.get_mut(slot).fail(status, 0);
+            let s = self.slots.get_mut(slot);
+            if s.state == SlotState::Landing {
+                continue; // Its work is done.
+            }
+            s.fail(status, 0);
             if self.slots.get(slot).outstanding == 0 {
                 self.finish(slot);
             }
@@ -67,7 +72,7 @@ impl State {
     /// Looks again at requests that were held or found the device full.
     #[cold]
     pub(super) fn retry<Q: BlockQueue>(&mut self, queue: &mut Q, most: usize) -> usize {
-        let mut work = 0;
+        let mut work = self.retry_landing();
         for _ in 0..most.min(self.held.len()) {
             let Some(slot) = self.held.pop_front() else { break };
             let asked = *self.slots.asked(slot);
@@ -146,7 +151,7 @@ impl State {
         at: usize,
         number: usize,
     ) -> (usize, Option<Grant>) {
-        let Self { ports, slots, directory, gates, throttle, taken, now_ns, .. } = self;
+        let Self { ports, slots, directory, lengths, gates, throttle, taken, now_ns, .. } = self;
         let (Some(port), Some(entries)) = (ports[index].as_mut(), taken.get(at..number)) else {
             return (0, None);
         };
@@ -166,6 +171,10 @@ impl State {
                 granted = Some(grant);
                 break;
             };
+            if !is_inside(directory, lengths, &grant, &request) {
+                granted = Some(grant);
+                break;
+            }
             let most = queue.geometry().most_blocks(operation);
             #[allow(clippy::cast_possible_truncation)] // of what is no more than `most`
             let blocks = piece.blocks as u32;
@@ -199,10 +208,10 @@ impl State {
             {
                 self.answer(index, entry.user_data, Status::E_OPCODE)
             }
-            Ok(Parsed::Io { request, deadline_us, segments, durable }) => {
+            Ok(Parsed::Io { request, deadline_us, segments, durable, append }) => {
                 let deadline_ns = self.deadline(deadline_us);
                 let user_data = entry.user_data;
-                let asked = Asked { port: index, user_data, request, segments, durable, deadline_ns };
+                let asked = Asked { port: index, user_data, request, segments, durable, append, deadline_ns };
                 self.admit(queue, &asked, None, granted);
                 1
             }
@@ -218,6 +227,7 @@ impl State {
                     request,
                     segments: 0,
                     durable: false,
+                    append: false,
                     deadline_ns,
                 })
             }
@@ -238,7 +248,7 @@ impl State {
     #[cold]
     fn answer(&mut self, index: usize, user_data: u64, status: Status) -> usize {
         if let Some(port) = self.ports[index].as_mut() {
-            port.complete(user_data, status, 0, 0);
+            port.complete(user_data, status, 0, 0, 0);
         }
         1
     }
@@ -259,14 +269,25 @@ impl State {
         let Some(port) = self.ports[asked.port].as_ref() else {
             unreachable!("a queue outlives its requests")
         };
+        let domain = port.domain;
+        let placed = if asked.append { self.place(domain, asked) } else { Ok(*asked) };
+        let asked = match &placed {
+            Ok(placed) => placed,
+            Err(denied) => return self.turn_away(asked, slot, *denied),
+        };
         let checked = match (granted, asked.segments) {
             (Some(grant), _) => Ok(grant),
-            (None, 0) => self.directory.check(port.domain, &asked.request),
-            (None, _) => self.directory.check_scattered(port.domain, &asked.request),
+            (None, 0) => self.directory.check(domain, &asked.request),
+            (None, _) => self.directory.check_scattered(domain, &asked.request),
         };
         let grant = match checked {
             Ok(grant) => grant,
+            Err(Denied::Bounds) => return self.admit_outside(queue, asked, slot),
             Err(denied) => return self.turn_away(asked, slot, denied),
+        };
+        let Some(reach) = self.reach(asked, &grant) else {
+            self.directory.release(grant);
+            return self.refuse(asked, slot, Status::OK);
         };
         let slot = self.slot_for(asked, slot);
         if let Err(volume) = self.pay_for(asked) {
@@ -284,6 +305,9 @@ impl State {
                 };
             }
         };
+        if reach != Reach::Inside {
+            self.slots.beside_mut(slot).reach = reach;
+        }
         let s = self.slots.get_mut(slot);
         s.give(grant);
         if asked.request.operation == Operation::Flush {
@@ -298,6 +322,20 @@ impl State {
             self.note_deadline(asked.deadline_ns);
         } else {
             self.start(queue, slot);
+        }
+    }
+
+    /// It reaches to where nothing is granted: of a file that may be well, else it is refused.
+    #[cold]
+    fn admit_outside<Q: BlockQueue>(&mut self, queue: &mut Q, asked: &Asked, slot: Option<u32>) {
+        let Some(port) = self.ports[asked.port].as_ref() else {
+            unreachable!("a queue outlives its requests")
+        };
+        match self.outside(port.domain, asked) {
+            Outside::Refuse(Status::E_BOUNDS) => self.turn_away(asked, slot, Denied::Bounds),
+            Outside::Refuse(status) => self.refuse(asked, slot, status),
+            Outside::Empty => self.refuse(asked, slot, Status::OK),
+            Outside::Less(request) => self.admit(queue, &Asked { request, ..*asked }, slot, None),
         }
     }
 
@@ -358,7 +396,7 @@ impl State {
         self.note_deadline(asked.deadline_ns);
     }
 
-    /// Ends a request that was not granted.
+    /// Ends a request of which nothing is granted, or nothing more than that.
     pub(super) fn refuse(&mut self, asked: &Asked, slot: Option<u32>, status: Status) {
         match slot {
             Some(slot) => {
@@ -386,7 +424,7 @@ impl State {
         let begun =
             self.slots.get(slot).state == SlotState::Managed && !self.management.withdraw(&self.slots, slot);
         let s = self.slots.get_mut(slot);
-        if s.submitted == 0 && s.outstanding == 0 && !begun {
+        if s.submitted == 0 && s.outstanding == 0 && s.state != SlotState::Landing && !begun {
             s.fail(Status::E_CANCELLED, 0);
             match s.state {
                 SlotState::Starved => self.starved.retain(|&s| s != slot),
@@ -395,7 +433,7 @@ impl State {
                 SlotState::Gated => self.gated.retain(|&s| s != slot),
                 SlotState::FlushWaiting => self.flush_next.retain(|&s| s != slot),
                 SlotState::Managed => self.management.retain(|&s| s != slot),
-                SlotState::Free | SlotState::Taken | SlotState::Running => {}
+                SlotState::Free | SlotState::Taken | SlotState::Running | SlotState::Landing => {}
             }
             self.finish(slot);
         } else if s.submitted == 0 && matches!(self.slots.aside(slot), Aside::Buffer(_)) {

@@ -200,18 +200,24 @@ impl State {
             0 => self.claim_if_closed(grant),
             _ => self.claim(grant).map(Some),
         };
-        let result = claim.and_then(|claim| match self.copy_payload(buffer, &request) {
+        let claim = claim.map_err(|refused| (None, refused));
+        let copied = claim.and_then(|claim| match self.copy_payload(buffer, &request) {
             Some(()) => Ok(claim),
-            None => {
-                claim.into_iter().for_each(|claim| self.gates.give_up(claim));
-                Err(Refused::Denied(Denied::Memory))
-            }
+            None => Err((claim, Refused::Denied(Denied::Memory))),
         });
-        match result {
+        // Last: whoever has a place has all else that it needs to get there.
+        let ready = copied.and_then(|claim| match self.reserve(asked, grant) {
+            Ok(()) => Ok(claim),
+            Err(refused) => Err((claim, refused)),
+        });
+        match &ready {
             Ok(_) => self.slots.beside_mut(slot).aside = Aside::Buffer(buffer),
-            Err(_) => self.buffers.give(buffer),
+            Err((claim, _)) => {
+                claim.iter().for_each(|claim| self.gates.give_up(*claim));
+                self.buffers.give(buffer);
+            }
         }
-        result
+        ready.map_err(|(_, refused)| refused)
     }
 
     /// The one look at what the application wants written.

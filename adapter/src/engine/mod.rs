@@ -7,7 +7,9 @@
 mod admission;
 mod bytes;
 mod deadlines;
+mod files;
 mod gates;
+mod lengths;
 mod limiter;
 mod lists;
 mod manage;
@@ -35,6 +37,7 @@ use crate::mailbox::{Command, Drained, PollerShared, Ticket};
 pub use bytes::Bounce;
 use bytes::Buffers;
 pub use gates::Gates;
+pub use lengths::Lengths;
 pub use limiter::Limiter;
 pub use parse::{Parsed, parse};
 pub use port::{Port, PortCounters, QueueId};
@@ -143,6 +146,9 @@ struct State {
     gates: gates::Own,
     /// Waiting for the blocks that they claimed.
     gated: Vec<u32>,
+    lengths: Arc<Lengths>,
+    /// Appends that wait until those before them have landed.
+    landing: Vec<u32>,
     /// Of requests that wait, the first; requests found late.
     next_deadline_ns: u64,
     next_sweep_ns: u64,
@@ -178,6 +184,8 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             buffers: Buffers::default(),
             gates: gates::Own::default(),
             gated: touched(room),
+            lengths: Arc::new(Lengths::new(0)),
+            landing: touched(room),
             next_deadline_ns: u64::MAX,
             next_sweep_ns: 0,
             late: touched(room),
@@ -249,6 +257,11 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         self.state.gates = gates::Own::join(gates);
     }
 
+    /// Joins the other engines of the device, all of which must share the same lengths of files. Before its first turn.
+    pub fn set_lengths(&mut self, lengths: Arc<Lengths>) {
+        self.state.lengths = lengths;
+    }
+
     /// One turn. Returns how many things it did; 0 means idle.
     pub fn turn(&mut self) -> usize {
         let Self { queue, clock, limits, state } = self;
@@ -272,7 +285,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             work += state.tend_gates(queue);
         }
         if state.gates.is_awake() {
-            if !(state.held.is_empty() && state.starved.is_empty()) {
+            if !(state.held.is_empty() && state.starved.is_empty() && state.landing.is_empty()) {
                 work += state.retry(queue, limits.retries);
             }
             if state.throttle.is_due(state.now_ns) {
@@ -325,6 +338,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             || !state.starved.is_empty()
             || !state.held.is_empty()
             || !state.gated.is_empty()
+            || !state.landing.is_empty()
             || (!state.flush_next.is_empty() && !state.flush_running)
             || !state.shared.commands_is_empty()
             || state.has_rung();

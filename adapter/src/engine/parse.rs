@@ -18,6 +18,8 @@ pub enum Parsed {
         segments: u8,
         /// Of a write of bytes: it completes only when durable.
         durable: bool,
+        /// Of a write of bytes: it goes to the end of its file.
+        append: bool,
     },
     /// For the control plane.
     Manage {
@@ -43,7 +45,13 @@ pub enum Parsed {
 pub fn parse(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     if let Some(request) = plain(entry) {
         let durable = entry.flags & flag::FUA != 0;
-        return Ok(Parsed::Io { request, deadline_us: entry.deadline_us, segments: 0, durable });
+        return Ok(Parsed::Io {
+            request,
+            deadline_us: entry.deadline_us,
+            segments: 0,
+            durable,
+            append: false,
+        });
     }
     parse_rare(entry)
 }
@@ -92,15 +100,15 @@ fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
         return Err(Status::E_OPCODE);
     }
     let operation = match (entry.opcode, entry.flags & !flag::SCATTER) {
-        (opcode::READ, 0) if scattered => Operation::Read,
-        (opcode::WRITE, 0) if scattered => Operation::Write { fua: false },
-        (opcode::WRITE, flag::FUA) if scattered => Operation::Write { fua: true },
+        (opcode::READ, 0) => Operation::Read,
+        (opcode::WRITE, 0) => Operation::Write { fua: false },
+        (opcode::WRITE, flag::FUA) => Operation::Write { fua: true },
         (opcode::COMPARE, 0) => Operation::Compare,
         (opcode::FLUSH, 0) if !scattered => Operation::Flush,
         (opcode::WRITE_ZEROES, 0) if !scattered => Operation::WriteZeroes { deallocate: false },
         (opcode::WRITE_ZEROES, flag::DEALLOCATE) if !scattered => Operation::WriteZeroes { deallocate: true },
         (opcode::DEALLOCATE, 0) if !scattered => Operation::Deallocate,
-        (opcode::WRITE_BYTES, 0 | flag::FUA) if !scattered => Operation::WriteBytes,
+        (opcode::WRITE_BYTES | opcode::APPEND, 0 | flag::FUA) if !scattered => Operation::WriteBytes,
         (opcode::MANAGE, 0) if !scattered => return manage(entry),
         (opcode::CANCEL, 0) if !scattered => return Ok(Parsed::Cancel { target: entry.offset }),
         _ => return Err(Status::E_OPCODE),
@@ -108,9 +116,12 @@ fn parse_rare(entry: &SubmissionEntry) -> Result<Parsed, Status> {
     if operation == Operation::WriteBytes && entry.length > MAX_WRITE_BYTES {
         return Err(Status::E_PARAM);
     }
-    let durable = entry.flags & flag::FUA != 0;
+    let (durable, append) = (entry.flags & flag::FUA != 0, entry.opcode == opcode::APPEND);
+    if append && (entry.offset != 0 || entry.extension != 0) {
+        return Err(Status::E_OPCODE);
+    }
     let request = request(entry, operation, ExtensionKey(entry.extension));
-    Ok(Parsed::Io { request, deadline_us: entry.deadline_us, segments, durable })
+    Ok(Parsed::Io { request, deadline_us: entry.deadline_us, segments, durable, append })
 }
 
 fn manage(entry: &SubmissionEntry) -> Result<Parsed, Status> {
@@ -143,7 +154,7 @@ mod tests {
     }
 
     /// Operations and the flags that they take; those of the second list take memory as a list as well.
-    const WITHOUT_LIST: [(u8, u8); 8] = [
+    const WITHOUT_LIST: [(u8, u8); 10] = [
         (opcode::MANAGE, 0),
         (opcode::FLUSH, 0),
         (opcode::WRITE_ZEROES, 0),
@@ -152,6 +163,8 @@ mod tests {
         (opcode::CANCEL, 0),
         (opcode::WRITE_BYTES, 0),
         (opcode::WRITE_BYTES, flag::FUA),
+        (opcode::APPEND, 0),
+        (opcode::APPEND, flag::FUA),
     ];
     const WITH_LIST: [(u8, u8); 4] =
         [(opcode::READ, 0), (opcode::WRITE, 0), (opcode::WRITE, flag::FUA), (opcode::COMPARE, 0)];
@@ -168,7 +181,8 @@ mod tests {
                     } else {
                         (1..=32).contains(&scatter_count) && WITH_LIST.contains(&list)
                     };
-                    let parsed = parse(&SubmissionEntry { scatter_count, ..entry(op, flags) });
+                    let offset = if op == opcode::APPEND { 0 } else { 4096 };
+                    let parsed = parse(&SubmissionEntry { scatter_count, offset, ..entry(op, flags) });
                     assert_eq!(parsed.is_ok(), defined, "opcode {op} flags {flags:#x} count {scatter_count}");
                     if let Ok(Parsed::Io { segments, .. }) = parsed {
                         assert_eq!(segments, scatter_count);
@@ -194,6 +208,9 @@ mod tests {
     #[test]
     fn the_key_of_an_extension_goes_with_any_io() {
         for (op, flags) in WITHOUT_LIST.into_iter().chain(WITH_LIST) {
+            if op == opcode::APPEND {
+                continue;
+            }
             let e = SubmissionEntry { extension: 7 << 32 | 3, ..entry(op, flags) };
             match parse(&e) {
                 Ok(Parsed::Io { request, .. }) => assert_eq!(request.extension, ExtensionKey(7 << 32 | 3)),
@@ -205,6 +222,20 @@ mod tests {
             let Ok(Parsed::Io { request, .. }) = parse(&entry(op, flags)) else { continue };
             assert_eq!(request.extension, ExtensionKey::NONE);
         }
+    }
+
+    #[test]
+    fn an_append_says_no_place() {
+        let good = SubmissionEntry { offset: 0, ..entry(opcode::APPEND, flag::FUA) };
+        assert!(matches!(parse(&good), Ok(Parsed::Io { append: true, durable: true, .. })));
+        for bad in [
+            SubmissionEntry { offset: 1, ..good },
+            SubmissionEntry { extension: 1, ..good },
+            SubmissionEntry { flags: flag::SCATTER, scatter_count: 1, ..good },
+        ] {
+            assert_eq!(parse(&bad), Err(Status::E_OPCODE));
+        }
+        assert_eq!(parse(&SubmissionEntry { length: 65537, ..good }), Err(Status::E_PARAM));
     }
 
     #[test]

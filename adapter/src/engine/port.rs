@@ -126,7 +126,14 @@ impl Port {
     }
 
     /// Posts a completion into the room that was reserved when the request was taken.
-    pub(super) fn complete(&mut self, user_data: u64, status: Status, bytes: u32, device_status: u16) {
+    pub(super) fn complete(
+        &mut self,
+        user_data: u64,
+        status: Status,
+        bytes: u32,
+        device_status: u16,
+        value: u64,
+    ) {
         self.completed += 1;
         self.counters.completed.store(self.completed, Ordering::Relaxed);
         if status != Status::OK {
@@ -135,7 +142,7 @@ impl Port {
         }
         self.posted = true;
         let device_status = u32::from(device_status);
-        self.ring.complete(&Completion { user_data, status, device_status, bytes, value: 0 });
+        self.ring.complete(&Completion { user_data, status, device_status, bytes, value });
     }
 
     /// Moves to the error state.
@@ -153,7 +160,7 @@ impl Port {
         let mut flushed = 0;
         for _ in 0..burst {
             let Some(user_data) = self.ring.take_flushed() else { break };
-            self.complete(user_data, Status::E_FLUSHED, 0, 0);
+            self.complete(user_data, Status::E_FLUSHED, 0, 0, 0);
             flushed += 1;
         }
         flushed

@@ -8,6 +8,7 @@ use driver::block::{DeviceStatus, SubmitError};
 use tpt::{ExtensionKey, Grant, Key, Memory, Operation, RegionKey, Request};
 use wire::Status;
 
+use super::files::Reach;
 use super::gates::Claim;
 use super::touched;
 
@@ -26,6 +27,8 @@ pub(super) enum SlotState {
     Starved,
     /// Waits until others have left the blocks that it has claimed.
     Gated,
+    /// An append of which the device has nothing more: it waits until those before it have landed.
+    Landing,
     /// A flush that waits for the next merged one.
     FlushWaiting,
     /// A management request that waits for a place, or for the control plane.
@@ -46,6 +49,8 @@ pub(super) struct Asked {
     pub(super) segments: u8,
     /// A write of bytes: complete only when durable.
     pub(super) durable: bool,
+    /// A write of bytes that goes to the end of its file, wherever that is.
+    pub(super) append: bool,
     pub(super) deadline_ns: u64,
 }
 
@@ -62,6 +67,7 @@ const NOTHING: Asked = Asked {
     },
     segments: 0,
     durable: false,
+    append: false,
     deadline_ns: 0,
 };
 
@@ -86,6 +92,7 @@ pub(super) struct Beside {
     pub(super) claim: Option<Claim>,
     /// Somebody's gate waits for its end.
     pub(super) delays: bool,
+    pub(super) reach: Reach,
 }
 
 /// No slot.
@@ -343,6 +350,11 @@ impl Slots {
     /// The blocks that it has claimed.
     pub(super) fn claim(&self, number: u32) -> Option<Claim> {
         if self.get(number).beside { self.beside[number as usize].claim } else { None }
+    }
+
+    /// What its end has to do with the length of its file.
+    pub(super) fn reach(&self, number: u32) -> Reach {
+        if self.get(number).beside { self.beside[number as usize].reach } else { Reach::Inside }
     }
 
     /// What it has beside its grant, to add to it.

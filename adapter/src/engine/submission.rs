@@ -136,7 +136,7 @@ impl State {
         if s.outstanding != 0 {
             s.progress_ns = self.now_ns;
         } else if s.state == SlotState::Running {
-            if s.beside { self.ended_all(slot) } else { self.end(slot, None) }
+            if s.beside { self.ended_all(slot) } else { self.end(slot, None, 0) }
         }
     }
 
@@ -196,13 +196,18 @@ impl State {
     /// Ends a request that the device can no longer touch: its grant and its slot are free, its completion is posted.
     #[cold]
     pub(super) fn finish(&mut self, slot: u32) {
-        let bytes = if self.slots.get(slot).beside { self.tidy(slot) } else { None };
-        self.end(slot, bytes);
+        if !self.slots.get(slot).beside {
+            return self.end(slot, None, 0);
+        }
+        if self.lands(slot) {
+            let (bytes, value) = self.tidy(slot);
+            self.end(slot, bytes, value);
+        }
     }
 
     /// As [`State::finish`], when nothing is left beside its grant. `bytes` were done, if not whole blocks.
     #[inline]
-    fn end(&mut self, slot: u32, bytes: Option<u64>) {
+    fn end(&mut self, slot: u32, bytes: Option<u64>, value: u64) {
         let Self { ports, slots, directory, .. } = self;
         let s = slots.get(slot);
         let (done, user_data) = (u64::from(s.done), s.user_data);
@@ -216,22 +221,23 @@ impl State {
         let bytes = u32::try_from(bytes.unwrap_or(blocks)).unwrap_or(u32::MAX);
         let Some(port) = ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
         port.in_flight -= 1;
-        port.complete(user_data, status, bytes, device_status);
+        port.complete(user_data, status, bytes, device_status, value);
     }
 
     /// Gives back what an ending request has beside its grant. Returns how many of its bytes were done, if not those of
-    /// whole blocks.
-    fn tidy(&mut self, slot: u32) -> Option<u64> {
-        let Beside { aside, claim, delays } = self.slots.take_beside(slot);
+    /// whole blocks, and the value that its completion has.
+    fn tidy(&mut self, slot: u32) -> (Option<u64>, u64) {
+        let Beside { aside, claim, delays, reach } = self.slots.take_beside(slot);
+        let (cut, value) = self.told_of(slot, reach);
         claim.into_iter().for_each(|claim| self.gates.give_up(claim));
         if delays {
             self.gates.look_again();
         }
-        match aside {
-            Aside::Nothing => None,
+        let bytes = match aside {
+            Aside::Nothing => cut,
             Aside::List(list) => {
                 self.give_list(list);
-                None
+                cut
             }
             Aside::Managed(place) => Some(self.give_place(self.slots.port(slot), place)),
             Aside::Buffer(buffer) => {
@@ -239,7 +245,8 @@ impl State {
                 let all = self.slots.asked(slot).request.length;
                 Some(if self.slots.get(slot).status == Status::OK { all } else { 0 })
             }
-        }
+        };
+        (bytes, value)
     }
 
     /// A command that the device keeps for too long means that only a reset will end it.

@@ -4,7 +4,7 @@ use super::Directory;
 use crate::fept::{Extensions, Run};
 use crate::published::{Extent, LbaEntry, NONE, extent};
 use crate::trace::Trace;
-use crate::{Access, Grant, Iova, Lba, Piece, SegmentSource};
+use crate::{Access, ExtensionKey, Grant, Iova, Lba, Piece, Request, SegmentSource};
 
 /// Where it is said which blocks a grant has.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +102,18 @@ impl<S: SegmentSource> Directory<S> {
         // As long as there is a grant, it does not change.
         let entry = self.entries.get(grant.key.index().0 as usize)?;
         grant.is_file().then(|| entry.list().length)
+    }
+
+    /// Where in its file a granted request on one begins, in bytes.
+    pub fn offset_in_file(&self, grant: &Grant, request: &Request) -> u64 {
+        let before = || {
+            // As long as there is a grant, no extension of the file is taken away.
+            let entry = self.entries.get(grant.key.index().0 as usize)?;
+            let extensions = entry.extensions(&self.extensions, grant.key)?;
+            extensions.get(request.extension.index().0, &self.trace).map(|its| its.stretch().offset)
+        };
+        let named = grant.is_file() && request.extension != ExtensionKey::NONE;
+        request.offset.saturating_add(if named { before().unwrap_or(0) } else { 0 })
     }
 
     /// All of a grant as one piece, if its blocks are one after another in the first range of its entry or in one
