@@ -23,6 +23,8 @@ mod directory;
 mod error;
 mod extents;
 mod features;
+mod forge;
+pub mod fuzz;
 mod groups;
 pub mod image;
 mod inode;
@@ -181,6 +183,9 @@ impl Ext4 {
             let mapping = self.mapping(disk, &inode)?;
             for extent in &mapping.extents {
                 self.groups.claim(Owner::Hidden(number), extent.physical, extent.count)?;
+            }
+            for node in &mapping.nodes {
+                self.groups.claim(Owner::Hidden(number), *node, 1)?;
             }
             if self.superblock.journal == Some(number) {
                 let first = mapping.extents.first().filter(|first| first.logical == 0 && first.written);

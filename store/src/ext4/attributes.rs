@@ -16,7 +16,7 @@ const MAGIC: [u8; 4] = 0xea02_0000_u32.to_le_bytes();
 /// Bytes of the header of a block; of its parts those that are looked at.
 const BLOCK_HEADER: usize = 32;
 const BLOCKS_AT: usize = 8;
-const CHECKSUM_AT: usize = 16;
+pub(super) const CHECKSUM_AT: usize = 16;
 
 /// "Attribute Name Indices".
 const POSIX_ACL_ACCESS: u8 = 2;
@@ -88,16 +88,20 @@ impl Ext4 {
         if self.superblock.checksums != Checksums::Everything {
             return Ok(());
         }
-        let before = content.get(..CHECKSUM_AT).unwrap_or_default();
-        let after = content.get(CHECKSUM_AT + 4..).unwrap_or_default();
-        let pieces = [&block.to_le_bytes()[..], before, &[0; 4], after];
-        let computed = pieces.into_iter().fold(self.superblock.seed, crc32c);
+        let computed = checksum(self.superblock.seed, block, content);
         let stored = word(CHECKSUM_AT).try_into().map_or(0, u32::from_le_bytes);
         if stored != computed {
             return Err(Ext4Error::Checksum { place, stored, computed });
         }
         Ok(())
     }
+}
+
+/// What the checksum of a block should be.
+pub(super) fn checksum(seed: u32, block: u64, content: &[u8]) -> u32 {
+    let before = content.get(..CHECKSUM_AT).unwrap_or_default();
+    let after = content.get(CHECKSUM_AT + 4..).unwrap_or_default();
+    [&block.to_le_bytes()[..], before, &[0; 4], after].into_iter().fold(seed, crc32c)
 }
 
 /// Looks at all entries from `first` of a region, in which offsets of values count too.

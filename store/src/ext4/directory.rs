@@ -146,23 +146,12 @@ impl Ext4 {
         if self.superblock.checksums != Checksums::Everything {
             return Ok(content.len());
         }
-        let (stored, computed, end) = if directory.has(flags::INDEX)
-            && let Some(head) = index_head(index, content)
-        {
-            let (stored, computed) = index_sum(directory.seed, content, head)
-                .ok_or_else(|| damaged(place, "its index has no end"))?;
-            (stored, computed, content.len())
-        } else {
-            let at = content.len() - TAIL;
-            let (covered, tail) = content.split_at_checked(at).unwrap_or_default();
-            match tail {
-                [0, 0, 0, 0, 12, 0, 0, TAIL_KIND, sum @ ..] => {
-                    let stored = sum.try_into().map_or(0, u32::from_le_bytes);
-                    (stored, crc32c(directory.seed, covered), at)
-                }
-                _ => return Err(damaged(place, "there is no checksum at its end")),
-            }
-        };
+        let indexed = directory.has(flags::INDEX) && is_index(index, content);
+        let missing = || damaged(place, "there is no checksum at its end");
+        let (at, computed) = checksum(directory.seed, indexed, index, content).ok_or_else(missing)?;
+        let stored = content.get(at..at + 4).unwrap_or_default().try_into().map_or(0, u32::from_le_bytes);
+        // The entry with the checksum is none.
+        let end = if indexed { content.len() } else { content.len() - TAIL };
         if stored != computed {
             return Err(Ext4Error::Checksum { place, stored, computed });
         }
@@ -209,16 +198,30 @@ fn index_head(index: usize, content: &[u8]) -> Option<usize> {
     inner.then_some(8)
 }
 
-/// The checksum of a block of an index, and what it should be: of the block up to the last entry in use, and the tail
-/// behind the last entry that there is room for, with zero for the checksum.
-fn index_sum(seed: u32, content: &[u8], head: usize) -> Option<(u32, u32)> {
+/// Whether the block is part of the index of a directory that has one.
+pub(super) fn is_index(index: usize, content: &[u8]) -> bool {
+    index_head(index, content).is_some()
+}
+
+/// Where the checksum of a block is, and what it should be.
+///
+/// Of a block of an index it covers all up to the last entry in use, and the tail behind the last entry that there is
+/// room for, with zero for the checksum; of another, all but the entry that holds it.
+pub(super) fn checksum(seed: u32, indexed: bool, index: usize, content: &[u8]) -> Option<(usize, u32)> {
+    if !indexed {
+        let (covered, tail) = content.split_at_checked(content.len().checked_sub(TAIL)?)?;
+        return match tail {
+            [0, 0, 0, 0, 12, 0, 0, TAIL_KIND, ..] => Some((content.len() - 4, crc32c(seed, covered))),
+            _ => None,
+        };
+    }
+    let head = index_head(index, content)?;
     let word = |at: usize| Some(usize::from(u16::from_le_bytes(*content.get(at..)?.first_chunk()?)));
     let (limit, count) = (word(head)?, word(head + 2)?);
-    let tail = content.get(head + limit * INDEX_ENTRY..)?.first_chunk::<INDEX_ENTRY>()?;
+    let tail = head + limit * INDEX_ENTRY;
+    let reserved = content.get(tail..)?.first_chunk::<INDEX_ENTRY>()?.get(..4)?;
     let covered = content.get(..head + count * INDEX_ENTRY).filter(|_| count <= limit)?;
-    let (reserved, stored) = tail.split_at(4);
-    let computed = [covered, reserved, &[0; 4]].into_iter().fold(seed, crc32c);
-    Some((u32::from_le_bytes(stored.try_into().ok()?), computed))
+    Some((tail + 4, [covered, reserved, &[0; 4]].into_iter().fold(seed, crc32c)))
 }
 
 /// The entry at byte `at` of a block: with its name, and where the next one begins.

@@ -32,7 +32,7 @@ struct High {
 }
 
 /// Where the checksum is in a descriptor.
-const CHECKSUM_AT: usize = 0x1e;
+pub(super) const CHECKSUM_AT: usize = 0x1e;
 const _: () = assert!(size_of::<Low>() == CHECKSUM_AT + 2);
 
 /// The groups of a file system.
@@ -115,17 +115,7 @@ impl Groups {
 
 /// Looks at a descriptor's checksum.
 fn check(superblock: &Superblock, group: u32, descriptor: &[u8]) -> Result<(), Ext4Error> {
-    let number = group.to_le_bytes();
-    let before = descriptor.get(..CHECKSUM_AT).unwrap_or_default();
-    let after = descriptor.get(CHECKSUM_AT + 2..).unwrap_or_default();
-    let computed = match superblock.checksums {
-        Checksums::None => return Ok(()),
-        Checksums::Groups => [&superblock.uuid[..], &number, before, after].into_iter().fold(!0, crc16),
-        Checksums::Everything => {
-            let sum = [&number[..], before, &[0; 2], after].into_iter().fold(superblock.seed, crc32c);
-            (sum & 0xffff).try_into().unwrap_or_default()
-        }
-    };
+    let Some(computed) = checksum(superblock, group, descriptor) else { return Ok(()) };
     let stored = Low::ref_from_prefix(descriptor).map_or(0, |(low, _)| low.checksum.get());
     if stored != computed {
         let (stored, computed) = (stored.into(), computed.into());
@@ -134,10 +124,25 @@ fn check(superblock: &Superblock, group: u32, descriptor: &[u8]) -> Result<(), E
     Ok(())
 }
 
+/// What a descriptor's checksum should be, if it has one.
+pub(super) fn checksum(superblock: &Superblock, group: u32, descriptor: &[u8]) -> Option<u16> {
+    let number = group.to_le_bytes();
+    let before = descriptor.get(..CHECKSUM_AT).unwrap_or_default();
+    let after = descriptor.get(CHECKSUM_AT + 2..).unwrap_or_default();
+    match superblock.checksums {
+        Checksums::None => None,
+        Checksums::Groups => Some([&superblock.uuid[..], &number, before, after].into_iter().fold(!0, crc16)),
+        Checksums::Everything => {
+            let sum = [&number[..], before, &[0; 2], after].into_iter().fold(superblock.seed, crc32c);
+            u16::try_from(sum & 0xffff).ok()
+        }
+    }
+}
+
 impl Superblock {
     /// Where block `number` of the descriptors is: behind the superblock, or with `meta_bg` at the start of the first
     /// group that it describes.
-    fn descriptor_block(&self, number: u64) -> u64 {
+    pub(super) fn descriptor_block(&self, number: u64) -> u64 {
         if !self.has(features::META_BG) || number < self.first_meta_group {
             return self.first_data_block + 1 + number;
         }

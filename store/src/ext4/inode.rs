@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::checksum::crc32c;
 use super::error::damaged;
-use super::superblock::Checksums;
+use super::superblock::{Checksums, Superblock};
 use super::{Ext4, Ext4Error, Place, features};
 use crate::permission::TYPE_MASK;
 
@@ -218,25 +218,30 @@ impl Ext4 {
         self.any_inode(disk, number)
     }
 
+    /// Where an inode is: the block and the byte in it ("Finding an Inode").
+    pub(super) fn locate(&self, number: u32) -> Option<(u64, usize)> {
+        let superblock = &self.superblock;
+        let index = number.checked_sub(1).filter(|_| number <= superblock.inodes)?;
+        let table = self.groups.tables.get((index / superblock.inodes_per_group) as usize)?;
+        let at = (index % superblock.inodes_per_group) as usize * superblock.inode_size;
+        Some((table + (at / superblock.block_size()) as u64, at % superblock.block_size()))
+    }
+
     /// Reads any inode.
     pub(super) fn any_inode(&mut self, disk: &mut dyn Disk, number: u32) -> Result<Inode, Ext4Error> {
         let place = Place::Inode(number);
         let missing = || damaged(place, "it is named, but there is no such inode");
-        let index = number.checked_sub(1).filter(|_| number <= self.superblock.inodes).ok_or_else(missing)?;
-        let group = (index / self.superblock.inodes_per_group) as usize;
-        let size = self.superblock.inode_size;
-        let at = (index % self.superblock.inodes_per_group) as usize * size;
-        let table = *self.groups.tables.get(group).ok_or_else(missing)?;
-        let block = self.block(disk, table + (at / self.superblock.block_size()) as u64)?;
-        let start = at % self.superblock.block_size();
-        let bytes = block.get(start..start + size).ok_or_else(missing)?;
+        let (block, start) = self.locate(number).ok_or_else(missing)?;
+        let block = self.block(disk, block)?;
+        let bytes = block.get(start..start + self.superblock.inode_size).ok_or_else(missing)?;
         let (raw, _) = Raw::ref_from_prefix(bytes).map_err(|_| missing())?;
         let extra = extra_size(place, bytes)?;
-        let seed = [number.to_le_bytes(), raw.generation.get().to_le_bytes()]
-            .iter()
-            .fold(self.superblock.seed, |seed, word| crc32c(seed, word));
+        let seed = seed(&self.superblock, number, raw.generation.get());
         if self.superblock.checksums == Checksums::Everything {
-            check(place, seed, raw, bytes, extra)?;
+            let (stored, computed, _) = checksum(seed, bytes, extra);
+            if stored != computed {
+                return Err(Ext4Error::Checksum { place, stored, computed });
+            }
         }
         if raw.links.get() == 0 {
             return Err(damaged(place, "it is named, but was deleted (0 links)"));
@@ -292,6 +297,11 @@ impl Ext4 {
     }
 }
 
+/// What checksums of an inode begin with.
+pub(super) fn seed(superblock: &Superblock, number: u32, generation: u32) -> u32 {
+    [number, generation].iter().fold(superblock.seed, |seed, word| crc32c(seed, &word.to_le_bytes()))
+}
+
 /// The bytes behind the first 128 that the inode proper has.
 fn extra_size(place: Place, bytes: &[u8]) -> Result<usize, Ext4Error> {
     let Some(word) = bytes.get(CORE..CORE + 2).and_then(|word| word.try_into().ok()) else { return Ok(0) };
@@ -302,9 +312,11 @@ fn extra_size(place: Place, bytes: &[u8]) -> Result<usize, Ext4Error> {
     Ok(extra)
 }
 
-/// Looks at an inode's checksum: all of it, the two halves of the checksum taken as zero.
-fn check(place: Place, seed: u32, raw: &Raw, bytes: &[u8], extra: usize) -> Result<(), Ext4Error> {
+/// The checksum of an inode as it is and as it should be (all of it, the two halves of the checksum taken as zero), and
+/// whether it has the upper half.
+pub(super) fn checksum(seed: u32, bytes: &[u8], extra: usize) -> (u32, u32, bool) {
     let part = |range: std::ops::Range<usize>| bytes.get(range).unwrap_or_default();
+    let half = |at: usize| part(at..at + 2).try_into().map_or(0, u16::from_le_bytes);
     let high = CORE + extra >= CHECKSUM_HI_AT + 2;
     let hole = CHECKSUM_HI_AT.min(bytes.len());
     let skipped = if high { &[0; 2][..] } else { part(hole..hole + 2) };
@@ -312,14 +324,6 @@ fn check(place: Place, seed: u32, raw: &Raw, bytes: &[u8], extra: usize) -> Resu
     let pieces =
         [part(0..CHECKSUM_LO_AT), &[0; 2], part(CHECKSUM_LO_AT + 2..CORE), part(CORE..hole), skipped, after];
     let sum = pieces.into_iter().fold(seed, crc32c);
-    let upper = part(CHECKSUM_HI_AT..CHECKSUM_HI_AT + 2).try_into().map_or(0, u16::from_le_bytes);
-    let (stored, computed) = if high {
-        (u32::from(upper) << 16 | u32::from(raw.checksum_lo.get()), sum)
-    } else {
-        (raw.checksum_lo.get().into(), sum & 0xffff)
-    };
-    if stored != computed {
-        return Err(Ext4Error::Checksum { place, stored, computed });
-    }
-    Ok(())
+    let low = u32::from(half(CHECKSUM_LO_AT));
+    if high { (u32::from(half(CHECKSUM_HI_AT)) << 16 | low, sum, true) } else { (low, sum & 0xffff, false) }
 }

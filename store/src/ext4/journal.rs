@@ -51,11 +51,9 @@ impl Ext4 {
             );
             return Err(damaged(Place::Journal, what));
         }
-        if raw.incompatible.get() & CHECKSUMS != 0 {
-            let (before, rest) = bytes.split_at_checked(CHECKSUM_AT).ok_or_else(short)?;
-            let (stored, after) = rest.split_first_chunk::<4>().ok_or_else(short)?;
-            let stored = u32::from_be_bytes(*stored);
-            let computed = [before, &[0; 4], after].into_iter().fold(!0, crc32c);
+        if let Some(computed) = checksum(bytes) {
+            let stored = bytes.get(CHECKSUM_AT..CHECKSUM_AT + 4).unwrap_or_default();
+            let stored = stored.try_into().map_or(0, u32::from_be_bytes);
             if stored != computed {
                 return Err(Ext4Error::Checksum { place: Place::Journal, stored, computed });
             }
@@ -69,4 +67,12 @@ impl Ext4 {
         };
         Err(Ext4Error::NotClean { what })
     }
+}
+
+/// What the checksum of a journal's superblock should be, if it has one.
+pub(super) fn checksum(bytes: &[u8]) -> Option<u32> {
+    let (raw, _) = Raw::ref_from_prefix(bytes).ok()?;
+    let (before, rest) = bytes.split_at_checked(CHECKSUM_AT)?;
+    let pieces = [before, &[0; 4], rest.get(4..BYTES - CHECKSUM_AT)?];
+    (raw.incompatible.get() & CHECKSUMS != 0).then(|| pieces.into_iter().fold(!0, crc32c))
 }

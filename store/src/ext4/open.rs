@@ -74,7 +74,7 @@ impl OpenedFile {
         }
         if end > self.length {
             let first = self.length.max(offset);
-            return needs(first, end - first);
+            return needs(first, bytes - (first - offset));
         }
         Ok(())
     }
@@ -155,8 +155,11 @@ impl Ext4 {
         let mut ranges = Vec::new();
         let mut holes: Vec<Hole> = Vec::new();
         let mut add_hole = |offset: u64, end: u64, kind| {
-            if offset < end {
-                holes.push(Hole { offset, bytes: end - offset, kind });
+            let touching = |last: &&mut Hole| last.offset + last.bytes == offset && last.kind == kind;
+            match holes.last_mut().filter(touching) {
+                _ if offset >= end => {}
+                Some(last) => last.bytes += end - offset,
+                None => holes.push(Hole { offset, bytes: end - offset, kind }),
             }
         };
         let mut next = 0;

@@ -160,7 +160,7 @@ impl Superblock {
         raw.check_itself(bytes)?;
         let no_writes = raw.features().check()?;
         raw.check_state()?;
-        let device = geometry.blocks.checked_mul(u64::from(geometry.block_size())).unwrap_or(u64::MAX);
+        let device = geometry.blocks.saturating_mul(u64::from(geometry.block_size()));
         raw.shape(geometry.block_shift, device, no_writes)
     }
 
@@ -203,7 +203,7 @@ impl Superblock {
         }
         let power_of = |base: u32| {
             let mut rest = group;
-            while rest % base == 0 {
+            while rest.is_multiple_of(base) {
                 rest /= base;
             }
             rest == 1
@@ -284,7 +284,7 @@ impl Raw {
         let first = self.first_data_block.get();
         sane(first == u32::from(block_shift == 10), "the first data block", first.into())?;
         let per_group = self.blocks_per_group.get();
-        let good = (256..=8 * block_size).contains(&per_group) && per_group % 8 == 0;
+        let good = (256..=8 * block_size).contains(&per_group) && per_group.is_multiple_of(8);
         sane(good, "the number of blocks of a group", per_group.into())?;
         let clusters = self.clusters_per_group.get();
         sane(clusters == per_group, "the number of clusters of a group", clusters.into())?;

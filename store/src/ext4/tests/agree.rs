@@ -267,3 +267,51 @@ fn images_with_more_features_agree_with_debugfs() {
     }
     agrees(1024, &["-O", "sparse_super2,^resize_inode"]);
 }
+
+#[test]
+fn directories_with_an_index_agree_with_debugfs() {
+    for (block, options) in [(1024, &[][..]), (4096, &[]), (1024, &["-O", "^metadata_csum"])] {
+        let size = block.to_string();
+        let image = Image::make(32 << 20, &[&["-b", &size, "-N", "8192"], options].concat()).unwrap();
+        let host = image.host_file("small", b"small").unwrap();
+        let mut commands = vec!["mkdir big".to_owned(), "cd big".to_owned()];
+        commands.extend((0..3000).map(|at| format!("write {host} {at:04}-{}", "n".repeat(at % 120))));
+        commands.extend((0..3000).step_by(7).map(|at| format!("rm {at:04}-{}", "n".repeat(at % 120))));
+        image.change(&commands).unwrap();
+        image.check(&["-fyD"]).unwrap();
+        assert!(image.check(&["-fn"]).unwrap());
+        let tree = image.ask("htree_dump /big").unwrap();
+        let levels = if block == 1024 { "Indirect levels: 1" } else { "Indirect levels: 0" };
+        assert!(tree.contains(levels), "{tree}");
+        let mut disk = image.disk(9).unwrap();
+        let mut ext4 = Ext4::open(&mut disk).unwrap();
+        let listed = listed(&image, "/big");
+        let entries = ext4.list(&mut disk, b"/big", &ROOT, 0, usize::MAX).unwrap();
+        assert_eq!(entries.len(), 3000 - 429);
+        for entry in &entries {
+            assert_eq!(entry.inode, listed[&entry.name].0);
+        }
+        for entry in entries.iter().step_by(100) {
+            let path = [b"big/", &entry.name[..]].concat();
+            assert_eq!(ext4.lookup(&mut disk, &path, &ROOT, true), Ok(entry.inode));
+        }
+        // Any cursor will do, also one that nobody was given.
+        for cursor in [1, 11, 12, 13, 1025, 40_000, u64::MAX] {
+            let part = ext4.list(&mut disk, b"/big", &ROOT, cursor, 3).unwrap();
+            assert!(part.iter().all(|entry| entries.contains(entry)));
+        }
+    }
+}
+
+#[test]
+fn trees_that_mkfs_copied_agree_with_debugfs() {
+    let folder = std::env::temp_dir().join(format!("portcullis-ext4-copied-{}", std::process::id()));
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+    let copied = std::process::Command::new("cp").args(["-r", source]).arg(&folder).status().unwrap();
+    assert!(copied.success());
+    let image = Image::make(32 << 20, &["-d", folder.to_str().unwrap()]).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    let mut disk = image.disk(9).unwrap();
+    let mut ext4 = Ext4::open(&mut disk).unwrap();
+    assert!(compare(&image, &mut disk, &mut ext4, "/") > 10);
+}
