@@ -2,7 +2,8 @@
 //!
 //! Each page of the file has two slots on the device. A write goes to the slot that does not hold the page's durable
 //! content; which slot counts, and the checksum of what must be in it, stand in tables, whose pages have two slots in
-//! the same way; which of those count, and their checksums, stand in the root. [`Shadow::sync`] writes pages and tables,
+//! the same way; which of those count, and their checksums, stand in the root, or, of a large file, in tables of tables
+//! between them. [`Shadow::sync`] writes pages and tables,
 //! flushes, writes the root, flushes. So after a crash at any point the file is, as a whole, what it was at the last
 //! sync that was completed or under way: a torn write only ever hits a slot that does not count yet.
 //!
@@ -15,7 +16,7 @@
 //! page that was never written, or was cut off by a shorter length, reads as zero.
 //!
 //! Cost: twice the file's space; for each sync, beside the pages themselves, a page for every 512 that hold a changed
-//! one, two root writes, an erased page and two flushes.
+//! one, and one for every 512 of those in a large file, two root writes, an erased page and two flushes.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -129,19 +130,33 @@ impl Entry {
     }
 }
 
-/// A page or a table: its number goes into the checksum, so that one is never taken for another.
+/// A page of a level, 0 being the file's own: level and number go into the checksum, so that one page is never taken for
+/// another.
 #[derive(Clone, Copy)]
-enum What {
-    Table(u32),
-    Page(u32),
+struct What {
+    level: usize,
+    index: u32,
+}
+
+impl What {
+    const fn page(index: u32) -> Self {
+        Self { level: 0, index }
+    }
+
+    /// What the level is called in checksums.
+    fn kind(self) -> u8 {
+        match self.level {
+            0 => 2,
+            1 => 1,
+            _ => 3,
+        }
+    }
 }
 
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Table(index) => write!(f, "metadata table {index}"),
-            Self::Page(index) => write!(f, "metadata page {index}"),
-        }
+        let name = ["metadata page", "metadata table"].get(self.level).unwrap_or(&"metadata table of tables");
+        write!(f, "{name} {}", self.index)
     }
 }
 
@@ -152,8 +167,8 @@ pub(crate) struct Shadow {
     uuid: [u8; 16],
     epoch: u64,
     length: u64,
-    tables: Vec<Entry>,
-    pages: Vec<Entry>,
+    /// The entries of each level, the file's own pages first.
+    levels: Vec<Vec<Entry>>,
     /// Pages whose entry differs from the durable one.
     changed: BTreeSet<u32>,
     length_changed: bool,
@@ -178,8 +193,8 @@ impl Shadow {
     }
 
     fn new(disk: Box<dyn Disk>, layout: Layout, uuid: [u8; 16]) -> Self {
-        let tables = vec![Entry::default(); layout.tables() as usize];
-        let pages = vec![Entry::default(); layout.pages as usize];
+        let empty = |pages: u32| vec![Entry::default(); pages as usize];
+        let levels = layout.levels().map(empty).collect();
         let changed = BTreeSet::new();
         Self {
             disk,
@@ -187,8 +202,7 @@ impl Shadow {
             uuid,
             epoch: 1,
             length: 0,
-            tables,
-            pages,
+            levels,
             changed,
             length_changed: false,
             gathering: false,
@@ -213,8 +227,7 @@ impl Shadow {
 
     /// Forgets what was not synced.
     pub(crate) fn reload(&mut self) -> Result<(), Fault> {
-        self.tables.fill(Entry::default());
-        self.pages.fill(Entry::default());
+        self.levels.iter_mut().for_each(|entries| entries.fill(Entry::default()));
         self.changed.clear();
         self.length_changed = false;
         self.gathering = false;
@@ -247,12 +260,16 @@ impl Shadow {
         if self.length > u64::from(self.layout.pages) * PAGE as u64 {
             return Err(Fault::Damaged("the metadata root has an impossible length".to_owned()));
         }
-        for index in 0..self.layout.tables() {
-            let entry = root.tables.get(index as usize).and_then(Entry::decode);
-            let entry =
-                entry.ok_or_else(|| Fault::Damaged(format!("{} has no place", What::Table(index))))?;
-            self.tables[index as usize] = entry;
-            self.load_table(index, entry)?;
+        let top = self.levels.len() - 1;
+        for (index, entry) in (0..).zip(&mut self.levels[top]) {
+            let decoded = root.tables.get(index as usize).and_then(Entry::decode);
+            let nowhere = || Fault::Damaged(format!("{} has no place", What { level: top, index }));
+            *entry = decoded.ok_or_else(nowhere)?;
+        }
+        for level in (1..=top).rev() {
+            for index in (0..).zip(self.levels[level].clone()) {
+                self.load_table(What { level, index: index.0 }, index.1)?;
+            }
         }
         for (copy, found) in (0..).zip(&roots) {
             if found.as_ref().is_none_or(|found| found.epoch != root.epoch) {
@@ -272,14 +289,14 @@ impl Shadow {
         ours.then_some(root)
     }
 
-    fn load_table(&mut self, index: u32, entry: Entry) -> Result<(), Fault> {
-        let page = self.fetch(What::Table(index), entry)?;
+    fn load_table(&mut self, what: What, entry: Entry) -> Result<(), Fault> {
+        let page = self.fetch(what, entry)?;
         let entries = <[RawEntry]>::ref_from_bytes(&page).unwrap_or(&[]);
-        let first = (index * TABLE_ENTRIES) as usize;
-        for (number, (page, raw)) in self.pages[first..].iter_mut().zip(entries).enumerate() {
-            *page = Entry::decode(raw).ok_or_else(|| {
-                Fault::Damaged(format!("entry {number} of {} is nonsense", What::Table(index)))
-            })?;
+        let first = (what.index * TABLE_ENTRIES) as usize;
+        for (number, (page, raw)) in self.levels[what.level - 1][first..].iter_mut().zip(entries).enumerate()
+        {
+            let nonsense = || Fault::Damaged(format!("entry {number} of {what} is nonsense"));
+            *page = Entry::decode(raw).ok_or_else(nonsense)?;
         }
         Ok(())
     }
@@ -291,7 +308,7 @@ impl Shadow {
         root.uuid = self.uuid;
         root.epoch = self.epoch.into();
         root.length = self.length.into();
-        for (raw, table) in root.tables.iter_mut().zip(&self.tables) {
+        for (raw, table) in root.tables.iter_mut().zip(self.levels.last().into_iter().flatten()) {
             *raw = table.encode();
         }
         root.sum = root_sum(&root).into();
@@ -305,19 +322,12 @@ impl Shadow {
     }
 
     fn sum(&self, what: What, page: &[u8]) -> u32 {
-        let (kind, index) = match what {
-            What::Table(index) => (1, index),
-            What::Page(index) => (2, index),
-        };
-        let seed = crc32c::crc32c_append(crc32c::crc32c(&self.uuid), &[kind]);
-        crc32c::crc32c_append(crc32c::crc32c_append(seed, &index.to_le_bytes()), page)
+        let seed = crc32c::crc32c_append(crc32c::crc32c(&self.uuid), &[what.kind()]);
+        crc32c::crc32c_append(crc32c::crc32c_append(seed, &what.index.to_le_bytes()), page)
     }
 
     fn place(&self, what: What, slot: u8) -> u64 {
-        match what {
-            What::Table(index) => self.layout.table(slot, index),
-            What::Page(index) => self.layout.page(slot, index),
-        }
+        self.layout.place(what.level, slot, what.index)
     }
 
     /// The content that was last written, or an error.
@@ -381,7 +391,7 @@ impl Shadow {
     pub(crate) fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), Fault> {
         self.guarded(|shadow| {
             for part in shadow.parts(offset, out.len())? {
-                let page = shadow.fetch(What::Page(part.page), shadow.pages[part.page as usize])?;
+                let page = shadow.fetch(What::page(part.page), shadow.levels[0][part.page as usize])?;
                 out[part.bytes].copy_from_slice(&page[part.within]);
             }
             Ok(())
@@ -392,12 +402,12 @@ impl Shadow {
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Fault> {
         self.guarded(|shadow| {
             for part in shadow.parts(offset, data.len())? {
-                let entry = shadow.pages[part.page as usize];
+                let (what, entry) = (What::page(part.page), shadow.levels[0][part.page as usize]);
                 let whole = part.within.len() == PAGE;
-                let old = if whole { vec![0; PAGE] } else { shadow.fetch(What::Page(part.page), entry)? };
+                let old = if whole { vec![0; PAGE] } else { shadow.fetch(what, entry)? };
                 let mut page = old;
                 page[part.within].copy_from_slice(&data[part.bytes]);
-                shadow.pages[part.page as usize] = shadow.put(What::Page(part.page), entry, &page)?;
+                shadow.levels[0][part.page as usize] = shadow.put(what, entry, &page)?;
                 shadow.changed.insert(part.page);
             }
             Ok(())
@@ -417,7 +427,7 @@ impl Shadow {
                 shadow.write(length, &zeros)?;
                 let first = u32::try_from(length.div_ceil(PAGE as u64)).map_err(|_| Fault::Misuse)?;
                 for page in first..shadow.layout.pages {
-                    let entry = &mut shadow.pages[page as usize];
+                    let entry = &mut shadow.levels[0][page as usize];
                     if entry.slot != 0 {
                         *entry = Entry { durable: entry.durable, ..Entry::default() };
                         shadow.changed.insert(page);
@@ -436,38 +446,48 @@ impl Shadow {
             if shadow.changed.is_empty() && !shadow.length_changed {
                 return Ok(());
             }
-            let tables: BTreeSet<u32> = shadow.changed.iter().map(|page| page / TABLE_ENTRIES).collect();
-            for index in &tables {
-                let first = (index * TABLE_ENTRIES) as usize;
-                let entries = shadow.pages[first..].iter().take(TABLE_ENTRIES as usize);
-                let mut page =
-                    entries.flat_map(|entry| entry.encode().as_bytes().to_vec()).collect::<Vec<u8>>();
-                page.resize(PAGE, 0);
-                let entry = shadow.tables[*index as usize];
-                shadow.tables[*index as usize] = shadow.put(What::Table(*index), entry, &page)?;
+            let mut changed = vec![std::mem::take(&mut shadow.changed)];
+            for level in 1..shadow.levels.len() {
+                let tables = changed[level - 1].iter().map(|index| index / TABLE_ENTRIES).collect();
+                shadow.write_tables(level, &tables)?;
+                changed.push(tables);
             }
             shadow.disk.flush()?;
             shadow.epoch += 1;
             shadow.write_roots(&[0, 1])?;
-            if let Some(index) = tables.first() {
-                shadow.erase_former(*index)?;
-            }
-            let settle = |entry: &mut Entry| entry.durable = entry.slot;
-            shadow.tables.iter_mut().for_each(settle);
-            for page in std::mem::take(&mut shadow.changed) {
-                settle(&mut shadow.pages[page as usize]);
+            shadow.erase_former(&changed)?;
+            for (entries, changed) in shadow.levels.iter_mut().zip(changed) {
+                for index in changed {
+                    let entry = &mut entries[index as usize];
+                    entry.durable = entry.slot;
+                }
             }
             shadow.length_changed = false;
             Ok(())
         })
     }
 
-    /// Erases the content of a table that the last sync replaced. Nothing needs it any more, and without it both copies
-    /// of the root of before, put back, are an error and not an older content.
-    fn erase_former(&mut self, index: u32) -> Result<(), Fault> {
-        let former = self.tables[index as usize].durable;
+    /// Writes these tables of a level, as the level below is.
+    fn write_tables(&mut self, level: usize, tables: &BTreeSet<u32>) -> Result<(), Fault> {
+        for &index in tables {
+            let first = (index * TABLE_ENTRIES) as usize;
+            let entries = self.levels[level - 1][first..].iter().take(TABLE_ENTRIES as usize);
+            let mut page = entries.flat_map(|entry| entry.encode().as_bytes().to_vec()).collect::<Vec<u8>>();
+            page.resize(PAGE, 0);
+            let entry = self.levels[level][index as usize];
+            self.levels[level][index as usize] = self.put(What { level, index }, entry, &page)?;
+        }
+        Ok(())
+    }
+
+    /// Erases the content of a table that the last sync replaced, and that the root named. Nothing needs it any more, and
+    /// without it both copies of the root of before, put back, are an error and not an older content.
+    fn erase_former(&mut self, changed: &[BTreeSet<u32>]) -> Result<(), Fault> {
+        let level = self.levels.len() - 1;
+        let Some(&index) = changed.get(level).and_then(BTreeSet::first) else { return Ok(()) };
+        let former = self.levels[level][index as usize].durable;
         if former != 0 {
-            self.disk.write(self.place(What::Table(index), former), &[0; PAGE])?;
+            self.disk.write(self.place(What { level, index }, former), &[0; PAGE])?;
         }
         Ok(())
     }
@@ -480,11 +500,14 @@ impl Shadow {
                 faults.push(Fault::Damaged(format!("copy {copy} of the metadata root is damaged")));
             }
         }
-        for index in 0..self.layout.tables() {
-            faults.extend(self.fetch(What::Table(index), self.tables[index as usize]).err());
-        }
-        for index in 0..self.layout.pages {
-            faults.extend(self.fetch(What::Page(index), self.pages[index as usize]).err());
+        for level in (0..self.levels.len()).rev() {
+            for index in 0..self.levels[level].len() {
+                let entry = self.levels[level][index];
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                if entry.slot != 0 {
+                    faults.extend(self.fetch(What { level, index }, entry).err());
+                }
+            }
         }
         faults
     }

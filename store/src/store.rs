@@ -14,7 +14,7 @@ use crate::probe::{find_superblock, read_ends};
 use crate::record::{self, Finding, inspect, run_of};
 use crate::shadow::{Fault, SharedShadow};
 use crate::space::{Run, Space};
-use crate::superblock::{Kind, Layout, PAGE, Superblock, VERSION_KINDS};
+use crate::superblock::{Kind, Layout, PAGE, STORE_PAGES, Superblock, VERSION_KINDS};
 use crate::volume::check_name;
 use crate::window::Window;
 use crate::{
@@ -234,6 +234,9 @@ impl Store {
             return Ok(new);
         }
         self.check_unused(&old)?;
+        if old.kind != VolumeKind::Blocks {
+            return Err(StoreError::Size { bytes, why: "the file system in it lies in all of it" });
+        }
         self.save(&new, Some(&old), &[])?;
         // What is left of the extent that was cut, and those after it.
         for (index, extent) in old.extents.iter().enumerate() {
@@ -538,6 +541,7 @@ fn layout_for(geometry: &Geometry, options: &FormatOptions) -> Result<Layout, St
     let bytes = geometry.blocks.saturating_mul(geometry.block_size().into());
     let pages = options.metadata.map_or_else(|| Layout::suitable_pages(bytes), Layout::pages_for);
     let unit_shift = u8::try_from(unit.ilog2()).unwrap_or(u8::MAX);
+    let pages = if pages > STORE_PAGES { 0 } else { pages }; // none at all
     Layout::new(geometry.blocks, geometry.block_shift, unit_shift, pages).map_err(|needed| {
         if needed > 0 {
             return StoreError::TooSmall { bytes, needed };

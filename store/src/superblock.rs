@@ -7,7 +7,8 @@
 //! |----------------------|-------------------------------------------------------------------|
 //! | 1                    | superblock                                                        |
 //! | 2                    | root of the metadata, two copies (see `shadow`)                   |
-//! | 2 × ceil(pages/512)  | tables of the metadata, slot 1 of all of them, then slot 2        |
+//! | 2 × tables/512       | tables of the tables, if these are more than 56, slot 1, then 2   |
+//! | 2 × pages/512        | tables of the metadata, slot 1 of all of them, then slot 2        |
 //! | 2 × pages            | pages of the metadata, slot 1 of all of them, then slot 2         |
 //! | to the next unit     | unused                                                            |
 //! | units                | data, in allocation units                                         |
@@ -78,8 +79,10 @@ pub(crate) const TABLE_ENTRIES: u32 = 512;
 /// Entries of the root.
 pub(crate) const ROOT_ENTRIES: u32 = 56;
 /// The largest and smallest metadata file, in pages.
-const MOST_PAGES: u32 = ROOT_ENTRIES * TABLE_ENTRIES;
+const MOST_PAGES: u32 = (4 << 20) + 16; // 16 GiB
 const LEAST_PAGES: u32 = 1024;
+/// The largest of a store.
+pub(crate) const STORE_PAGES: u32 = ROOT_ENTRIES * TABLE_ENTRIES;
 const UNIT_SHIFTS: std::ops::RangeInclusive<u8> = 12..=30;
 
 /// What is where. The numbers are consistent with each other and lie on the device.
@@ -99,6 +102,22 @@ pub(crate) struct Layout {
     pub(crate) units: u64,
 }
 
+/// Pages of the tables of a metadata file.
+struct Levels {
+    tables: u32,
+    uppers: u32,
+}
+
+impl Levels {
+    fn new(pages: u32) -> Self {
+        let tables = pages.div_ceil(TABLE_ENTRIES);
+        let uppers = if tables <= ROOT_ENTRIES { 0 } else { tables.div_ceil(TABLE_ENTRIES) };
+        Self { tables, uppers }
+    }
+}
+
+const _: () = assert!(MOST_PAGES.div_ceil(TABLE_ENTRIES).div_ceil(TABLE_ENTRIES) <= ROOT_ENTRIES);
+
 impl Layout {
     /// The layout for a device; the error is how many bytes it would have to have, 0 if no size would do.
     pub(crate) fn new(blocks: u64, block_shift: u8, unit_shift: u8, pages: u32) -> Result<Self, u64> {
@@ -106,7 +125,9 @@ impl Layout {
         if !(LEAST_PAGES..=MOST_PAGES).contains(&pages) || !UNIT_SHIFTS.contains(&unit_shift) {
             return Err(0);
         }
-        let head = u64::from(3 + 2 * pages.div_ceil(TABLE_ENTRIES) + 2 * pages) << PAGE_SHIFT;
+        let levels = Levels::new(pages);
+        let head =
+            (3 + 2 * (u64::from(levels.uppers) + u64::from(levels.tables) + u64::from(pages))) << PAGE_SHIFT;
         let data = head.next_multiple_of(1 << unit_shift);
         let end = (bytes >> PAGE_SHIFT << PAGE_SHIFT).saturating_sub(PAGE as u64);
         let units = end.saturating_sub(data) >> unit_shift;
@@ -139,9 +160,11 @@ impl Layout {
         u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX)
     }
 
-    /// Table pages.
-    pub(crate) fn tables(&self) -> u32 {
-        self.pages.div_ceil(TABLE_ENTRIES)
+    /// How many pages each level of the metadata file has: its own, tables of these, and tables of the tables if the
+    /// root has no room for them all.
+    pub(crate) fn levels(&self) -> impl Iterator<Item = u32> + use<> {
+        let Levels { tables, uppers } = Levels::new(self.pages);
+        [self.pages, tables, uppers].into_iter().filter(|pages| *pages > 0)
     }
 
     /// Device blocks of a page.
@@ -159,15 +182,11 @@ impl Layout {
         (1 + copy) * self.page_blocks()
     }
 
-    /// The first device block of slot `slot` (1 or 2) of table page `index`.
-    pub(crate) fn table(&self, slot: u8, index: u32) -> u64 {
-        (3 + u64::from(slot - 1) * u64::from(self.tables()) + u64::from(index)) * self.page_blocks()
-    }
-
-    /// The first device block of slot `slot` (1 or 2) of page `index`.
-    pub(crate) fn page(&self, slot: u8, index: u32) -> u64 {
-        let tables = 3 + 2 * u64::from(self.tables());
-        (tables + u64::from(slot - 1) * u64::from(self.pages) + u64::from(index)) * self.page_blocks()
+    /// The first device block of slot `slot` (1 or 2) of page `index` of a level, as [`Layout::levels`] counts.
+    pub(crate) fn place(&self, level: usize, slot: u8, index: u32) -> u64 {
+        let above: u64 = self.levels().skip(level + 1).map(|pages| 2 * u64::from(pages)).sum();
+        let slots = u64::from(slot - 1) * u64::from(self.levels().nth(level).unwrap_or(0));
+        (3 + above + slots + u64::from(index)) * self.page_blocks()
     }
 
     /// The first device blocks of the two superblocks.
@@ -298,6 +317,9 @@ impl Superblock {
             raw.metadata_pages.get(),
         )
         .map_err(|_| nonsense())?;
+        if kind == Kind::Store && layout.pages > STORE_PAGES {
+            return Err(nonsense());
+        }
         let stored = [raw.metadata_first, raw.metadata_blocks, raw.data_first, raw.data_units].map(U64::get);
         if stored != [layout.root(0), layout.data - layout.root(0), layout.data, layout.units] {
             return Err(nonsense());
@@ -317,19 +339,30 @@ mod tests {
     #[test]
     fn areas_do_not_overlap() {
         for shift in [9, 12] {
-            for (bytes, unit) in
-                [(16u64 << 20, 16), (64 << 20, 20), (1 << 40, 16), ((100 << 20) + 512 * 13, 12)]
-            {
+            for (bytes, unit, files) in [
+                (16u64 << 20, 16, false),
+                (64 << 20, 20, false),
+                (1 << 40, 16, false),
+                ((100 << 20) + 512 * 13, 12, true),
+                (8 << 30, 12, true),
+                (1 << 40, 12, true),
+                (1 << 50, 12, true),
+            ] {
                 let blocks = bytes >> shift;
-                let layout = Layout::new(blocks, shift, unit, Layout::suitable_pages(bytes)).unwrap();
-                let last = layout.pages - 1;
+                let pages = if files { Layout::suitable_for_files } else { Layout::suitable_pages };
+                let layout = Layout::new(blocks, shift, unit, pages(bytes)).unwrap();
                 let page = layout.page_blocks();
                 assert_eq!(layout.superblocks()[0] + page, layout.root(0));
-                assert_eq!(layout.root(1) + page, layout.table(1, 0));
-                assert_eq!(layout.table(1, layout.tables() - 1) + page, layout.table(2, 0));
-                assert_eq!(layout.table(2, layout.tables() - 1) + page, layout.page(1, 0));
-                assert_eq!(layout.page(1, last) + page, layout.page(2, 0));
-                assert!(layout.page(2, last) + page <= layout.data);
+                let levels: Vec<u32> = layout.levels().collect();
+                assert_eq!(levels.len(), if layout.pages > 56 * 512 { 3 } else { 2 });
+                let mut end = layout.root(1) + page;
+                for (level, pages) in levels.iter().enumerate().rev() {
+                    for slot in [1, 2] {
+                        assert_eq!(layout.place(level, slot, 0), end, "level {level}");
+                        end = layout.place(level, slot, pages - 1) + page;
+                    }
+                }
+                assert!(end <= layout.data);
                 assert!(layout.data_end() <= layout.superblocks()[1]);
                 assert!(layout.superblocks()[1] + page <= blocks);
                 let metadata: u64 = layout.metadata().iter().map(|extent| extent.count.0).sum();

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::inode::{Inode, InodeNumber};
-use super::metadata::{Piece, User};
+use driver::disk::Disk;
+
+use super::inode::InodeNumber;
+use super::metadata::{Metadata, Piece, User};
 use super::path::is_name;
-use super::{FileError, FileSystem};
-use crate::container::{self, Unsound};
+use super::{CACHE, FileError, FileSystem, check_file};
+use crate::StoreError;
+use crate::catalog::caught;
+use crate::container::{self, Container, Unsound};
+use crate::shadow::SharedShadow;
 use crate::space::Space;
-use crate::superblock::Layout;
+use crate::superblock::{Kind, Layout, Superblock};
 
 /// Something that [`FileSystem::check`] does not like.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,9 +72,6 @@ const MOST_FINDINGS: usize = 1000;
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     directory: bool,
-    units: u64,
-    /// What its pieces say.
-    pieces: u64,
     /// The directory that its name is in; 0 if none.
     parent: u64,
     orphan: bool,
@@ -80,6 +82,7 @@ struct Seen {
 }
 
 struct Check<'a> {
+    superblock: &'a Superblock,
     layout: &'a Layout,
     inodes: BTreeMap<u64, Seen>,
     users: BTreeMap<u32, User>,
@@ -87,7 +90,75 @@ struct Check<'a> {
     findings: Vec<Finding>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    fn new(superblock: &'a Superblock) -> Self {
+        Self {
+            superblock,
+            layout: &superblock.layout,
+            inodes: BTreeMap::new(),
+            users: BTreeMap::new(),
+            space: Space::new(superblock.layout.units),
+            findings: Vec::new(),
+        }
+    }
+
+    /// Everything that is on the disk. Nothing may be unsynced.
+    fn all(&mut self, metadata: &mut Metadata, shadow: &SharedShadow) -> Result<(), FileError> {
+        for unsound in container::verify(shadow, self.superblock) {
+            self.complain(match unsound {
+                Unsound::Superblock { copy, what } => Finding::Superblock { copy, what },
+                Unsound::Metadata { what } => Finding::Metadata { what },
+            });
+        }
+        if !self.findings.is_empty() {
+            return Ok(()); // the database would stumble over them
+        }
+        if !metadata.check_integrity()? {
+            let what = "the metadata database had to be repaired".to_owned();
+            self.complain(Finding::Metadata { what });
+        }
+        metadata.each_file(|number, record, pieces| self.see_file(number, record, pieces))?;
+        metadata.each_name(|directory, name, number| self.see_name(directory, name, number))?;
+        for number in metadata.orphans(usize::MAX)? {
+            match self.inodes.get_mut(&number) {
+                Some(seen) => seen.orphan = true,
+                None => self.inode(number, "it is to be removed and does not exist".to_owned()),
+            }
+        }
+        self.tree();
+        self.sums(metadata)
+    }
+
+    fn sums(&mut self, metadata: &mut Metadata) -> Result<(), FileError> {
+        for (uid, user) in metadata.users(None, usize::MAX)? {
+            let real = self.users.remove(&uid).unwrap_or_default();
+            self.accounting((real.units, real.inodes) != (user.units, user.inodes), || {
+                format!(
+                    "user {uid} is said to have {} allocation units and {} files and directories, it has {} and {}",
+                    user.units, user.inodes, real.units, real.inodes
+                )
+            });
+        }
+        for (uid, user) in std::mem::take(&mut self.users) {
+            self.accounting(true, || {
+                format!("user {uid} has {} files and directories and no account", user.inodes)
+            });
+        }
+        let counters = metadata.counters;
+        let (inodes, last) = (self.inodes.len() as u64, self.inodes.keys().next_back().copied().unwrap_or(0));
+        self.accounting(counters.inodes != inodes, || {
+            format!("there are {inodes} inodes, not {}", counters.inodes)
+        });
+        self.accounting(counters.next_inode <= last, || {
+            format!("inode {last} exists, and {} is to be given next", counters.next_inode)
+        });
+        let weight = metadata.weigh()?;
+        self.accounting(counters.weight != weight, || {
+            format!("the records are said to have {} bytes, they have {weight}", counters.weight)
+        });
+        Ok(())
+    }
+
     fn complain(&mut self, finding: Finding) {
         if self.findings.len() < MOST_FINDINGS {
             self.findings.push(finding);
@@ -104,20 +175,19 @@ impl Check<'_> {
         }
     }
 
-    fn see_inode(&mut self, number: u64, record: &[u8]) {
-        match Inode::decode(record, self.layout) {
+    fn see_file(&mut self, number: u64, record: Option<&[u8]>, pieces: &[Piece]) {
+        let mut seen = Seen::default();
+        match check_file(record, pieces, self.layout, &mut self.space) {
             Ok(inode) => {
-                let (uid, units) = (inode.permissions.uid, inode.units);
-                let user = self.users.entry(uid).or_default();
+                let user = self.users.entry(inode.permissions.uid).or_default();
                 user.inodes += 1;
-                user.units = user.units.saturating_add(units);
-                let seen = Seen { directory: inode.is_directory(), units, ..Seen::default() };
-                self.inodes.insert(number, seen);
+                user.units = user.units.saturating_add(inode.units);
+                seen.directory = inode.is_directory();
             }
-            Err(what) => {
-                self.inodes.insert(number, Seen::default());
-                self.inode(number, what);
-            }
+            Err(what) => self.inode(number, what),
+        }
+        if record.is_some() {
+            self.inodes.insert(number, seen);
         }
     }
 
@@ -138,27 +208,6 @@ impl Check<'_> {
         self.complain(Finding::Name { directory: InodeNumber(directory), name, what: what.to_owned() });
     }
 
-    fn see_piece(&mut self, number: u64, piece: Piece) {
-        let Piece { at, run } = piece;
-        if !self.space.take(run) {
-            self.inode(
-                number,
-                format!(
-                    "its {} allocation units from {} are another's too, or none of the disk's",
-                    run.count, run.first
-                ),
-            );
-        }
-        let Some(seen) = self.inodes.get_mut(&number) else {
-            return self.inode(number, "it has an extent and does not exist".to_owned());
-        };
-        let expected = seen.pieces;
-        seen.pieces = at.saturating_add(run.count);
-        if at != expected {
-            self.inode(number, format!("its extent at unit {at} should be at unit {expected}"));
-        }
-    }
-
     /// Each inode has a name or is an orphan, and each directory is below the root.
     fn tree(&mut self) {
         let numbers: Vec<u64> = self.inodes.keys().copied().collect();
@@ -167,12 +216,6 @@ impl Check<'_> {
             let root = number == InodeNumber::ROOT.0;
             if root && !seen.directory {
                 self.inode(number, "the root is no directory".to_owned());
-            }
-            if seen.pieces != seen.units {
-                self.inode(
-                    number,
-                    format!("it should have {} allocation units, it has {}", seen.units, seen.pieces),
-                );
             }
             if !root && (seen.parent != 0) == seen.orphan {
                 let what = if seen.orphan { "it has a name and is to be removed" } else { "it has no name" };
@@ -223,73 +266,27 @@ impl FileSystem {
     /// differences to what this file system believes. Nothing, if all is well. Makes everything durable first.
     pub fn check(&mut self) -> Result<Vec<Finding>, FileError> {
         self.sync()?;
-        let layout = self.superblock.layout;
-        let mut check = Check {
-            layout: &layout,
-            inodes: BTreeMap::new(),
-            users: BTreeMap::new(),
-            space: Space::new(layout.units),
-            findings: Vec::new(),
-        };
-        for unsound in container::verify(&self.shadow, &self.superblock) {
-            check.complain(match unsound {
-                Unsound::Superblock { copy, what } => Finding::Superblock { copy, what },
-                Unsound::Metadata { what } => Finding::Metadata { what },
-            });
-        }
-        if !check.findings.is_empty() {
-            return Ok(check.findings); // the database would stumble over them
-        }
-        if !self.metadata.check_integrity()? {
-            let what = "the metadata database had to be repaired".to_owned();
-            check.complain(Finding::Metadata { what });
-        }
-        self.metadata.each_inode(|number, record| check.see_inode(number, record))?;
-        self.metadata.each_name(|directory, name, number| check.see_name(directory, name, number))?;
-        self.metadata.each_piece(|number, piece| check.see_piece(number, piece))?;
+        let mut check = Check::new(&self.superblock);
+        check.all(&mut self.metadata, &self.shadow)?;
         for number in self.metadata.orphans(usize::MAX)? {
-            match check.inodes.get_mut(&number) {
-                Some(seen) => seen.orphan = true,
-                None => check.inode(number, "it is to be removed and does not exist".to_owned()),
-            }
             let open = self.open.get(&number).is_some_and(|open| open.orphan);
             check.accounting(!open, || format!("inode {number} is to be removed and nobody has it open"));
         }
-        check.tree();
-        self.check_sums(&mut check)?;
+        let same = check.space == self.pool.all();
+        check.accounting(!same, || "the free space by the disk is not that in memory".to_owned());
         Ok(check.findings)
     }
 
-    fn check_sums(&mut self, check: &mut Check<'_>) -> Result<(), FileError> {
-        for (uid, user) in self.metadata.users(None, usize::MAX)? {
-            let real = check.users.remove(&uid).unwrap_or_default();
-            check.accounting((real.units, real.inodes) != (user.units, user.inodes), || {
-                format!(
-                    "user {uid} is said to have {} allocation units and {} files and directories, it has {} and {}",
-                    user.units, user.inodes, real.units, real.inodes
-                )
-            });
-        }
-        for (uid, user) in std::mem::take(&mut check.users) {
-            check.accounting(true, || {
-                format!("user {uid} has {} files and directories and no account", user.inodes)
-            });
-        }
-        let counters = self.metadata.counters;
-        let (inodes, last) =
-            (check.inodes.len() as u64, check.inodes.keys().next_back().copied().unwrap_or(0));
-        check.accounting(counters.inodes != inodes, || {
-            format!("there are {inodes} inodes, not {}", counters.inodes)
+    /// The same for a file system that is not open, and perhaps cannot be opened. An error if not even the metadata
+    /// database can.
+    pub fn inspect(disk: Box<dyn Disk>) -> Result<Vec<Finding>, FileError> {
+        let inspected = caught(|| {
+            let Container { shadow, superblock, .. } = Container::open(Kind::Files, disk)?;
+            let mut metadata = Metadata::open(shadow.clone(), superblock.layout, CACHE)?;
+            let mut check = Check::new(&superblock);
+            check.all(&mut metadata, &shadow)?;
+            Ok(check.findings)
         });
-        check.accounting(counters.next_inode <= last, || {
-            format!("inode {last} exists, and {} is to be given next", counters.next_inode)
-        });
-        let weight = self.metadata.weigh()?;
-        check.accounting(counters.weight != weight, || {
-            format!("the records are said to have {} bytes, they have {weight}", counters.weight)
-        });
-        let same = check.space == self.pool.all();
-        check.accounting(!same, || "the free space by the disk is not that in memory".to_owned());
-        Ok(())
+        inspected.unwrap_or_else(|what| Err(StoreError::Damaged { what }.into()))
     }
 }

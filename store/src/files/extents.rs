@@ -35,6 +35,8 @@ pub struct Truncation {
     pub length: u64,
     /// The allocation units that it had when the plan was made.
     units: u64,
+    /// Of its opens and truncations.
+    epoch: u64,
     /// What it has no longer, afterwards.
     pub given_up: Vec<Extent>,
     /// The last block that it keeps, if a part of it is behind the end: that part is zeroed, so nobody may write there
@@ -52,6 +54,7 @@ impl FileSystem {
         who: &Credentials<'_>,
     ) -> Result<Opened, FileError> {
         let Node { number, mut inode } = node;
+        let before = inode.clone();
         let alone = self.open.get(&number).is_none_or(|open| open.count == 0);
         if self.open.get(&number).is_some_and(|open| open.count == u32::MAX) {
             return Err(FileError::OpenTooOften(InodeNumber(number)));
@@ -61,6 +64,8 @@ impl FileSystem {
             self.clean_tail(number, &inode)?;
             inode.writing = false;
         }
+        self.open.entry(number).or_default().count += 1;
+        self.next_epoch(number);
         let mut truncation = None;
         if truncate && inode.units > 0 {
             let plan = self.plan(number, &inode, 0)?;
@@ -75,10 +80,11 @@ impl FileSystem {
             if !who.is_root() && who.uid != inode.permissions.uid {
                 inode.permissions.mode = inode.permissions.disarmed();
             }
+        }
+        if inode != before {
             self.metadata.put_inode(number, &inode)?;
         }
         let extents = self.extents_from(number, 0, usize::MAX)?;
-        self.open.entry(number).or_default().count += 1;
         Ok(Opened {
             inode: InodeNumber(number),
             created: false,
@@ -138,7 +144,7 @@ impl FileSystem {
             self.sync()?; // what was given up can be used after that
         }
         let taken = self.pool.allocate(more, after).ok_or_else(|| self.no_space(more))?;
-        if let Err(error) = self.check_pieces(inode, &taken) {
+        if let Err(error) = self.check_pieces(&node, taken.len() as u64) {
             self.pool.undo(&taken);
             return Err(error);
         }
@@ -148,7 +154,8 @@ impl FileSystem {
                 return Err(error.into());
             }
         }
-        let new = self.append_pieces(inode.0, node.units, last, taken.iter().map(|piece| piece.run))?;
+        let new = pieces_at(node.units, taken.iter().map(|piece| piece.run));
+        node.pieces += self.append(inode.0, last, &new)?;
         node.units = wanted;
         node.changed = self.now();
         self.metadata.put_inode(inode.0, &node)?;
@@ -157,55 +164,38 @@ impl FileSystem {
     }
 
     /// Whether a file may have so many more extents.
-    fn check_pieces(&mut self, inode: InodeNumber, new: &[super::pool::Piece]) -> Result<(), FileError> {
-        // Few are no matter: a file that is over the limit by a few is only not given more.
-        let most = usize::try_from(MAX_FILE_EXTENTS).unwrap_or(usize::MAX);
-        let many =
-            new.len() as u64 > MAX_FILE_EXTENTS || self.metadata.pieces(inode.0, 0, most)?.len() >= most;
-        if many {
+    fn check_pieces(&self, node: &Inode, more: u64) -> Result<(), FileError> {
+        if node.pieces.saturating_add(more) > MAX_FILE_EXTENTS {
             return Err(FileError::TooFragmented);
         }
-        if !self.metadata.has_room(new.len() as u64 * 64) {
+        if !self.metadata.has_room(more * 64) {
             return Err(self.metadata_full());
         }
         Ok(())
     }
 
-    /// Adds runs at the end of a file of `units` units, whose last piece is `last`; what is new comes back, merged with
-    /// each other but not with what was there.
-    fn append_pieces(
-        &mut self,
-        number: u64,
-        units: u64,
-        last: Option<Piece>,
-        runs: impl Iterator<Item = Run>,
-    ) -> Result<Vec<Piece>, FileError> {
-        let mut new: Vec<Piece> = Vec::new();
-        let mut at = units;
-        for run in runs {
-            match new.last_mut() {
-                Some(before) if before.run.first + before.run.count == run.first => {
-                    before.run.count += run.count
-                }
-                _ => new.push(Piece { at, run }),
-            }
-            at += run.count;
-        }
+    /// Adds pieces at the end of a file, whose last one is `last`, and returns how many more it has then.
+    fn append(&mut self, number: u64, last: Option<Piece>, new: &[Piece]) -> Result<u64, FileError> {
+        let mut more = 0;
         for (index, piece) in new.iter().enumerate() {
             let follows = |last: &Piece| index == 0 && last.run.first + last.run.count == piece.run.first;
             let stored = match last.filter(follows) {
                 Some(last) => {
                     Piece { at: last.at, run: Run { count: last.run.count + piece.run.count, ..last.run } }
                 }
-                None => *piece,
+                None => {
+                    more += 1;
+                    *piece
+                }
             };
             self.metadata.put_piece(number, stored)?;
         }
-        Ok(new)
+        Ok(more)
     }
 
-    /// Plans to give a file this length. If it is more than the file's blocks hold, grow it first. Nothing changes
-    /// until [`FileSystem::drained`].
+    /// Plans to give a file this length; blocks behind it are given up, unless the file gets longer by it. If it is more
+    /// than the file's blocks hold, grow it first. Counts from the length that was reported last. Nothing changes until
+    /// [`FileSystem::drained`].
     pub fn truncate(&mut self, inode: InodeNumber, length: u64) -> Result<Truncation, FileError> {
         let node = self.existing(inode)?;
         if length > node.units << self.superblock.layout.unit_shift {
@@ -217,8 +207,8 @@ impl FileSystem {
     fn plan(&mut self, number: u64, node: &Inode, length: u64) -> Result<Truncation, FileError> {
         let layout = self.superblock.layout;
         let unit = 1u64 << layout.unit_shift;
-        // A file that gets longer within what it has keeps all of that.
-        let shorter = length < node.length || length == 0;
+        // A file that gets longer within what it has keeps all of that; one that does not, gives up what is behind.
+        let shorter = length <= node.length;
         let kept = if shorter { length.div_ceil(unit) } else { node.units };
         let mut given_up = Vec::new();
         let split = self.metadata.last_piece(number, kept)?.and_then(|piece| cut(piece, kept).1);
@@ -231,7 +221,16 @@ impl FileSystem {
         if shorter && !length.is_multiple_of(unit) {
             tail = self.unit_at(number, kept - 1)?;
         }
-        Ok(Truncation { inode: InodeNumber(number), length, units: node.units, given_up, tail })
+        let epoch = self.open.get(&number).map_or(0, |open| open.epoch);
+        Ok(Truncation { inode: InodeNumber(number), length, units: node.units, epoch, given_up, tail })
+    }
+
+    /// Plans for a file that were made before are stale.
+    fn next_epoch(&mut self, number: u64) {
+        self.epoch += 1;
+        if let Some(open) = self.open.get_mut(&number) {
+            open.epoch = self.epoch;
+        }
     }
 
     /// The extent of one allocation unit of a file.
@@ -249,7 +248,8 @@ impl FileSystem {
     pub fn drained(&mut self, plan: &Truncation) -> Result<Attributes, FileError> {
         self.begin()?;
         let mut node = self.existing(plan.inode)?;
-        if node.units != plan.units {
+        // Who opened it since has entries that nobody drained.
+        if self.plan(plan.inode.0, &node, plan.length)? != *plan {
             return Err(FileError::Changed(plan.inode));
         }
         self.carry_out(plan, &mut node)?;
@@ -264,7 +264,8 @@ impl FileSystem {
             self.zero_tail(tail, plan.length - tail.offset)?;
         }
         let gone: u64 = plan.given_up.iter().map(|extent| extent.blocks.count.0 / layout.unit_blocks()).sum();
-        self.cut_pieces(plan.inode.0, node.units - gone)?;
+        self.next_epoch(plan.inode.0);
+        node.pieces -= self.cut_pieces(plan.inode.0, node.units - gone)?;
         node.units -= gone;
         node.length = plan.length;
         node.modified = self.now();
@@ -272,18 +273,22 @@ impl FileSystem {
         self.account(node.permissions.uid, -i128::from(gone), 0)
     }
 
-    /// Frees all pieces of a file from unit `kept` on.
-    fn cut_pieces(&mut self, number: u64, kept: u64) -> Result<(), FileError> {
+    /// Frees all pieces of a file from unit `kept` on, and returns how many it has less then.
+    fn cut_pieces(&mut self, number: u64, kept: u64) -> Result<u64, FileError> {
+        let mut less = 0;
         while let Some(piece) = self.metadata.last_piece(number, u64::MAX)? {
             let (stays, goes) = cut(piece, kept);
             let Some(goes) = goes else { break };
             match stays {
                 Some(stays) => self.metadata.put_piece(number, stays)?,
-                None => self.metadata.remove_piece(number, piece.at)?,
+                None => {
+                    self.metadata.remove_piece(number, piece.at)?;
+                    less += 1;
+                }
             }
             self.pool.free_later(goes.run);
         }
-        Ok(())
+        Ok(less)
     }
 
     /// Zeroes the bytes of a unit from `from` on. Durable with the next sync, as is the length.
@@ -391,6 +396,19 @@ impl FileSystem {
         let shift = self.superblock.layout.unit_shift;
         FileError::NoSpace { needed: units.saturating_mul(1 << shift), free: self.pool.free() << shift }
     }
+}
+
+/// Runs as pieces of a file from unit `at` on, those that follow each other merged.
+fn pieces_at(mut at: u64, runs: impl Iterator<Item = Run>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for run in runs {
+        match pieces.last_mut() {
+            Some(before) if before.run.first + before.run.count == run.first => before.run.count += run.count,
+            _ => pieces.push(Piece { at, run }),
+        }
+        at += run.count;
+    }
+    pieces
 }
 
 /// What of a piece lies before unit `at` of its file, and what does not.

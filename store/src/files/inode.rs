@@ -52,6 +52,8 @@ pub(super) struct Inode {
     pub(super) length: u64,
     /// Allocation units that it has.
     pub(super) units: u64,
+    /// Pieces that they lie in.
+    pub(super) pieces: u64,
     pub(super) created: Timestamp,
     pub(super) modified: Timestamp,
     pub(super) changed: Timestamp,
@@ -67,6 +69,7 @@ struct Record {
     gid: u32,
     length: u64,
     units: u64,
+    pieces: u64,
     created: i64,
     /// After `created`; mostly 0, which takes a byte.
     modified: i64,
@@ -80,7 +83,16 @@ struct Record {
 
 impl Inode {
     pub(super) fn new(permissions: Permissions, now: Timestamp) -> Self {
-        Self { permissions, length: 0, units: 0, created: now, modified: now, changed: now, writing: false }
+        Self {
+            permissions,
+            length: 0,
+            units: 0,
+            pieces: 0,
+            created: now,
+            modified: now,
+            changed: now,
+            writing: false,
+        }
     }
 
     pub(super) const fn is_directory(&self) -> bool {
@@ -107,6 +119,7 @@ impl Inode {
             gid: *gid,
             length: self.length,
             units: self.units,
+            pieces: self.pieces,
             created: self.created.0,
             modified: self.modified.0.wrapping_sub(self.created.0),
             changed: self.changed.0.wrapping_sub(self.modified.0),
@@ -129,6 +142,9 @@ impl Inode {
         if record.units > layout.units || directory && record.units > 0 {
             return Err(format!("it has {} allocation units", record.units));
         }
+        if record.pieces > record.units || (record.pieces == 0) != (record.units == 0) {
+            return Err(format!("{} allocation units do not lie in {} pieces", record.units, record.pieces));
+        }
         if record.length > record.units << layout.unit_shift {
             return Err(format!("{} bytes do not fit into what it has", record.length));
         }
@@ -145,6 +161,7 @@ impl Inode {
             },
             length: record.length,
             units: record.units,
+            pieces: record.pieces,
             created: Timestamp(record.created),
             modified: Timestamp(modified),
             changed: Timestamp(modified.wrapping_add(record.changed)),
@@ -214,7 +231,7 @@ mod tests {
         let permissions = Permissions { mode: TYPE_FILE | acl.mode(), uid: 1000, gid: 100, acl: Some(acl) };
         let times = [i64::MIN, i64::MAX, -1].map(Timestamp);
         let [created, modified, changed] = times;
-        Inode { permissions, length: 5000, units: 2, created, modified, changed, writing: true }
+        Inode { permissions, length: 5000, units: 2, pieces: 1, created, modified, changed, writing: true }
     }
 
     #[test]
@@ -223,7 +240,7 @@ mod tests {
         assert_eq!(Inode::decode(&inode.encode(), &layout()), Ok(inode));
         let plain = Permissions { mode: TYPE_DIRECTORY | 0o755, uid: 0, gid: 0, acl: None };
         let plain = Inode::new(plain, Timestamp(1_800_000_000_000_000_000));
-        assert!(plain.encode().len() <= 22, "a million of them have to fit");
+        assert!(plain.encode().len() <= 23, "a million of them have to fit");
         assert_eq!(Inode::decode(&plain.encode(), &layout()), Ok(plain));
     }
 
@@ -236,6 +253,8 @@ mod tests {
             (&|i| i.units = layout().units + 1, "allocation units"),
             (&|i| i.units = u64::MAX, "allocation units"),
             (&|i| i.length = 8193, "do not fit"),
+            (&|i| i.pieces = 3, "do not lie in 3"),
+            (&|i| i.pieces = 0, "do not lie in 0"),
             (&|i| i.permissions.mode = TYPE_FILE | 0o777, "do not go together"),
         ];
         for (change, what) in cases {

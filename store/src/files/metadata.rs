@@ -28,8 +28,9 @@ const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters"
 
 /// Bytes that a row takes beside its key and value, roughly.
 const ROW: u64 = 8;
-/// Pages that a small change touches beside those that the changes before it touched already.
-const PAGES_A_CHANGE: u32 = 8;
+/// Pages that a changed row touches beside those that the rows before it touched already: its leaf, half of another by
+/// splitting, and its share of what is above.
+const PAGES_A_ROW: u32 = 3;
 
 /// A part of a file, in allocation units.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +82,7 @@ pub(super) struct Metadata {
     shadow: SharedShadow,
     layout: Layout,
     poison: Option<String>,
-    /// Changes since the last sync.
+    /// Rows changed since the last sync.
     changes: u32,
     pub(super) counters: Counters,
 }
@@ -152,7 +153,7 @@ impl Metadata {
     /// Whether so much changed that the next sync should not wait: what a transaction copies stays below an eighth of
     /// the metadata file.
     pub(super) fn is_due(&self) -> bool {
-        self.changes.saturating_mul(PAGES_A_CHANGE) > self.layout.pages / 8
+        self.changes.saturating_mul(PAGES_A_ROW) > self.layout.pages / 8
     }
 
     /// Whether rows of `more` bytes can be added. A quarter of the metadata file may be rows: pages are at least a third
@@ -210,11 +211,14 @@ impl Metadata {
     }
 
     pub(super) fn put_inode(&mut self, number: u64, inode: &Inode) -> Result<(), StoreError> {
-        let record = inode.encode();
+        self.put_record(number, &inode.encode())
+    }
+
+    pub(super) fn put_record(&mut self, number: u64, record: &[u8]) -> Result<(), StoreError> {
         let weight = |length: usize| length as u64 + 8 + ROW;
         let old = self.run(|tables| {
             let mut table = tables.transaction.open_table(INODES)?;
-            let old = table.insert(number, record.as_slice())?;
+            let old = table.insert(number, record)?;
             Ok(old.map_or(0, |old| weight(old.value().len())))
         })?;
         self.counters.inodes += u64::from(old == 0);
@@ -383,25 +387,38 @@ impl Metadata {
         })
     }
 
-    /// Calls `visit` with every piece of every file, in order, and its inode.
-    pub(super) fn each_piece(&mut self, mut visit: impl FnMut(u64, Piece)) -> Result<(), StoreError> {
+    /// Calls `visit` with every inode's number and record, in order, each followed by its pieces, in order. Pieces of an
+    /// inode that does not exist come with no record.
+    pub(super) fn each_file(
+        &mut self,
+        mut visit: impl FnMut(u64, Option<&[u8]>, &[Piece]),
+    ) -> Result<(), StoreError> {
         self.run(|tables| {
-            for row in tables.transaction.open_table(EXTENTS)?.iter()? {
-                let (key, value) = row?;
-                let ((inode, at), (first, count)) = (key.value(), value.value());
-                visit(inode, Piece { at, run: Run { first, count } });
+            let extents = tables.transaction.open_table(EXTENTS)?;
+            let inodes = tables.transaction.open_table(INODES)?;
+            let mut inodes = inodes.iter()?.peekable();
+            let mut pieces: Vec<Piece> = Vec::new();
+            let mut rows = extents.iter()?.peekable();
+            loop {
+                let of_piece = rows.peek().and_then(|row| row.as_ref().ok()).map(|(key, _)| key.value().0);
+                let of_inode = inodes.peek().and_then(|row| row.as_ref().ok()).map(|(key, _)| key.value());
+                let Some(number) = of_piece.into_iter().chain(of_inode).min() else { break };
+                pieces.clear();
+                while let Some(row) =
+                    rows.next_if(|row| row.as_ref().is_ok_and(|row| row.0.value().0 == number))
+                {
+                    let (key, value) = row?;
+                    let (first, count) = value.value();
+                    pieces.push(Piece { at: key.value().1, run: Run { first, count } });
+                }
+                match inodes.next_if(|row| row.as_ref().is_ok_and(|row| row.0.value() == number)) {
+                    Some(row) => visit(number, Some(row?.1.value()), &pieces),
+                    None => visit(number, None, &pieces),
+                }
             }
-            Ok(())
-        })
-    }
-
-    /// Calls `visit` with every inode's number and record, in order.
-    pub(super) fn each_inode(&mut self, mut visit: impl FnMut(u64, &[u8])) -> Result<(), StoreError> {
-        self.run(|tables| {
-            for row in tables.transaction.open_table(INODES)?.iter()? {
-                let (number, record) = row?;
-                visit(number.value(), record.value());
-            }
+            // What could not be read.
+            rows.next().transpose()?;
+            inodes.next().transpose()?;
             Ok(())
         })
     }
@@ -421,9 +438,11 @@ impl Metadata {
     /// The weight of all rows.
     pub(super) fn weigh(&mut self) -> Result<u64, StoreError> {
         let mut weight = 0;
-        self.each_inode(|_, record| weight += record.len() as u64 + 8 + ROW)?;
+        self.each_file(|_, record, pieces| {
+            weight +=
+                record.map_or(0, |record| record.len() as u64 + 8 + ROW) + pieces.len() as u64 * (32 + ROW);
+        })?;
         self.each_name(|_, name, _| weight += name_weight(name))?;
-        self.each_piece(|_, _| weight += 32 + ROW)?;
         weight += self.orphans(usize::MAX)?.len() as u64 * (8 + ROW);
         weight += self.users(None, usize::MAX)?.len() as u64 * (36 + ROW);
         Ok(weight)

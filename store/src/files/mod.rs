@@ -40,6 +40,7 @@ mod inode;
 mod metadata;
 mod names;
 mod path;
+pub(crate) mod plant;
 mod pool;
 
 use std::collections::BTreeMap;
@@ -64,7 +65,7 @@ use crate::shadow::SharedShadow;
 use crate::space::{Run, Space};
 use crate::superblock::{Kind, Layout, Superblock};
 use inode::Inode;
-use metadata::Metadata;
+use metadata::{Metadata, Piece};
 use pool::Pool;
 
 /// The most bytes of a name.
@@ -131,6 +132,8 @@ struct Open {
     count: u32,
     /// It has no name any more.
     orphan: bool,
+    /// Another with every open and every truncation: a plan made before is stale.
+    epoch: u64,
 }
 
 /// A file system that is open. See the module's description.
@@ -140,6 +143,8 @@ pub struct FileSystem {
     superblock: Superblock,
     pool: Pool,
     open: BTreeMap<u64, Open>,
+    /// The last that was given out.
+    epoch: u64,
     clock: Box<dyn FnMut() -> Timestamp + Send>,
 }
 
@@ -157,7 +162,7 @@ impl FileSystem {
         let fill = |shadow| {
             let mut metadata = Metadata::open(shadow, layout, CACHE)?;
             metadata.put_inode(InodeNumber::ROOT.0, &Inode::new(root, system_clock()))?;
-            metadata.put_user(options.uid, metadata::User { inodes: 1, ..Default::default() })?;
+            metadata.put_user(options.uid, metadata::User { inodes: 1, ..metadata::User::default() })?;
             metadata.counters.next_inode = InodeNumber::ROOT.0 + 1;
             metadata.sync()
         };
@@ -199,6 +204,7 @@ impl FileSystem {
             superblock,
             pool: Pool::new(space),
             open: BTreeMap::new(),
+            epoch: 0,
             clock: Box::new(system_clock),
         };
         match files.metadata.inode(InodeNumber::ROOT.0)? {
@@ -336,21 +342,47 @@ fn system_clock() -> Timestamp {
     Timestamp(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// What no file has. Files that overlap, or lie outside the data blocks, are damage.
+/// What no file has. That each file is what its inode says, and lies where nothing else does, is seen here once; all
+/// else relies on it.
 fn free_space(metadata: &mut Metadata, layout: &Layout) -> Result<Space, StoreError> {
     let mut space = Space::new(layout.units);
     let mut bad = None;
-    metadata.each_piece(|inode, piece| {
-        if !space.take(piece.run) {
-            bad.get_or_insert_with(|| {
-                format!(
-                    "the extent of inode {inode} of {} allocation units from {} is another's too, or none of the disk's",
-                    piece.run.count, piece.run.first
-                )
-            });
-        }
+    metadata.each_file(|number, record, pieces| {
+        let found = check_file(record, pieces, layout, &mut space);
+        bad = bad.take().or(found.err().map(|what| format!("inode {number}: {what}")));
     })?;
     bad.map_or(Ok(space), |what| Err(StoreError::Damaged { what }))
+}
+
+/// Takes a file's pieces out of `space`.
+fn check_file(
+    record: Option<&[u8]>,
+    pieces: &[Piece],
+    layout: &Layout,
+    space: &mut Space,
+) -> Result<Inode, String> {
+    let inode = Inode::decode(record.ok_or("it has extents and does not exist")?, layout)?;
+    let mut end = 0;
+    for Piece { at, run } in pieces {
+        if !space.take(*run) {
+            let Run { first, count } = run;
+            return Err(format!(
+                "its {count} allocation units from {first} are another's too, or none of the disk's"
+            ));
+        }
+        if *at != end {
+            return Err(format!("its extent at unit {at} should be at unit {end}"));
+        }
+        end += run.count;
+    }
+    let count = pieces.len() as u64;
+    if (end, count) != (inode.units, inode.pieces) {
+        let Inode { units, pieces, .. } = inode;
+        return Err(format!(
+            "it should have {units} allocation units in {pieces} pieces, it has {end} in {count}"
+        ));
+    }
+    Ok(inode)
 }
 
 fn layout_for(disk: &dyn Disk, options: &FormatOptions) -> Result<Layout, FileError> {

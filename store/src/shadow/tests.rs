@@ -1,5 +1,6 @@
 //! The metadata file against a model, with the power cut and the device damaged.
 
+use driver::block::Geometry;
 use driver::disk::MemoryDisk;
 use proptest::prelude::*;
 
@@ -8,15 +9,15 @@ use super::*;
 impl Shadow {
     /// The device blocks at which the roots, the tables and the pages that count begin.
     pub(crate) fn live(&self) -> (Vec<u64>, Vec<u64>, Vec<u64>) {
-        let places = |entries: &[Entry], what: fn(u32) -> What| {
+        let places = |level: usize| {
             (0..)
-                .zip(entries)
+                .zip(&self.levels[level])
                 .filter(|(_, entry)| entry.slot != 0)
-                .map(|(index, entry)| self.place(what(index), entry.slot))
+                .map(|(index, entry)| self.place(What { level, index }, entry.slot))
                 .collect()
         };
         let roots = vec![self.layout.root(0), self.layout.root(1)];
-        (roots, places(&self.tables, What::Table), places(&self.pages, What::Page))
+        (roots, places(1), places(0))
     }
 }
 
@@ -30,12 +31,26 @@ fn disk(block_shift: u8) -> MemoryDisk {
     MemoryDisk::new(block_shift, (16 << 20) >> block_shift)
 }
 
+/// A disk for a file with tables of tables.
+fn large_disk(block_shift: u8) -> MemoryDisk {
+    MemoryDisk::new(block_shift, (240 << 20) >> block_shift)
+}
+
+fn layout_on(disk: &MemoryDisk) -> Layout {
+    let Geometry { blocks, block_shift, .. } = *disk.geometry();
+    let large = blocks << block_shift > 200 << 20;
+    let layout =
+        if large { Layout::new(blocks, block_shift, 16, 29_000).unwrap() } else { layout(block_shift) };
+    assert_eq!(layout.levels().count(), if large { 3 } else { 2 });
+    layout
+}
+
 fn create(disk: &MemoryDisk) -> Shadow {
-    Shadow::create(Box::new(disk.clone()), layout(disk.geometry().block_shift), UUID).unwrap()
+    Shadow::create(Box::new(disk.clone()), layout_on(disk), UUID).unwrap()
 }
 
 fn open(disk: &MemoryDisk) -> Result<Shadow, Fault> {
-    Shadow::open(Box::new(disk.clone()), layout(disk.geometry().block_shift), UUID)
+    Shadow::open(Box::new(disk.clone()), layout_on(disk), UUID)
 }
 
 fn content(shadow: &mut Shadow) -> Result<Vec<u8>, Fault> {
@@ -117,8 +132,12 @@ proptest! {
 
     /// After a crash at any point the file is what it was at the last sync, or at one under way.
     #[test]
-    fn agrees_with_a_model_through_power_cuts(shift in prop_oneof![Just(9u8), Just(12)], ops in proptest::collection::vec(op(), 1..50)) {
-        let disk = disk(shift);
+    fn agrees_with_a_model_through_power_cuts(
+        shift in prop_oneof![Just(9u8), Just(12)],
+        large in prop_oneof![3 => Just(false), 1 => Just(true)],
+        ops in proptest::collection::vec(op(), 1..50),
+    ) {
+        let disk = if large { large_disk(shift) } else { disk(shift) };
         let mut shadow = create(&disk);
         let mut model = Model { now: Vec::new(), synced: Vec::new() };
         let mut off: Option<u64> = None;
@@ -175,8 +194,7 @@ fn written(disk: &MemoryDisk) -> (Shadow, Vec<u8>) {
 
 #[test]
 fn every_flipped_bit_gives_an_error_or_the_right_content() {
-    for shift in [9, 12] {
-        let disk = disk(shift);
+    for disk in [disk(9), disk(12), large_disk(9), large_disk(12)] {
         let (shadow, right) = written(&disk);
         drop(shadow);
         let mut errors = 0;
@@ -205,7 +223,7 @@ fn an_older_content_of_a_page_is_an_error() {
         shadow.write(0, &[value; 4096]).unwrap();
         shadow.sync().unwrap();
     }
-    let slots = [1, 2].map(|slot| layout(12).page(slot, 0));
+    let slots = [1, 2].map(|slot| layout(12).place(0, slot, 0));
     let old = disk.content()[&slots[1]].clone();
     assert_eq!(old[0], 2);
     disk.alter(slots[0], |bytes| bytes.copy_from_slice(&old));
@@ -243,8 +261,8 @@ fn one_copy_of_the_root_is_enough_and_the_other_is_mended() {
 fn a_device_error_is_no_reason_to_use_an_older_content() {
     let disk = disk(12);
     let (mut shadow, _) = written(&disk);
-    let slot = shadow.pages[0].slot;
-    let lba = layout(12).page(slot, 0);
+    let slot = shadow.levels[0][0].slot;
+    let lba = layout(12).place(0, slot, 0);
     disk.make_unreadable(lba..lba + 1);
     assert!(matches!(content(&mut shadow), Err(Fault::Disk(error)) if error.lba == lba));
     // After a fault nothing is written any more.
@@ -278,4 +296,37 @@ fn another_stores_metadata_is_not_taken_for_ours() {
     let disk = disk(12);
     drop(written(&disk));
     assert!(matches!(Shadow::open(Box::new(disk), layout(12), [1; 16]), Err(Fault::Damaged(_))));
+}
+
+/// In a file with tables of tables everything is as in a small one, up to its last page.
+#[test]
+fn a_large_file_goes_through_tables_of_tables() {
+    let disk = large_disk(12);
+    let mut shadow = create(&disk);
+    let last = 29_000 * 4096 - 8;
+    shadow.set_len(29_000 * 4096).unwrap();
+    assert_eq!(shadow.set_len(29_000 * 4096 + 1), Err(Fault::Full));
+    let mut shadow = create(&disk);
+    shadow.set_len(29_000 * 4096).unwrap();
+    for round in 1..4u8 {
+        for offset in [0, 512 * 4096, last] {
+            shadow.write(offset, &[round; 8]).unwrap();
+        }
+        shadow.sync().unwrap();
+        shadow.write(last, &[0xee; 8]).unwrap(); // never synced
+        disk.power_cut(u64::from(round));
+        shadow = open(&disk).unwrap();
+        for offset in [0, 512 * 4096, last] {
+            let mut found = [0; 8];
+            shadow.read(offset, &mut found).unwrap();
+            assert_eq!(found, [round; 8]);
+        }
+        assert_eq!(shadow.verify(), []);
+    }
+    // The table of tables that counts, damaged.
+    let slot = shadow.levels[2][0].slot;
+    let lba = layout_on(&disk).place(2, slot, 0);
+    disk.alter(lba, |bytes| bytes[9] ^= 1);
+    let fault = open(&disk).err();
+    assert!(matches!(&fault, Some(Fault::Damaged(what)) if what.contains("table of tables 0")), "{fault:?}");
 }

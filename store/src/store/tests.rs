@@ -569,7 +569,7 @@ fn every_damaged_block_gives_an_error_or_the_right_volumes() {
 fn a_block_that_cannot_be_read_is_the_devices_error() {
     let disk = disk(12, 16);
     drop(format(&disk));
-    let lba = Layout::new(4096, 12, 16, 1040).unwrap().page(1, 0);
+    let lba = Layout::new(4096, 12, 16, 1040).unwrap().place(0, 1, 0);
     disk.make_unreadable(lba..lba + 2 * 1040);
     assert!(matches!(error(open(&disk)), StoreError::Disk(_)));
 }

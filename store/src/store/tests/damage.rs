@@ -245,7 +245,7 @@ fn rewind(disk: &MemoryDisk, original: &Original, dice: &mut Dice) -> Damage {
         .filter(|lba| get(disk, *lba) != get(&moment, *lba))
         .collect();
     let is_root = |lba: &u64| [layout.root(0), layout.root(1)].contains(lba);
-    let is_table = |lba: &u64| (layout.table(1, 0)..layout.page(1, 0)).contains(lba);
+    let is_table = |lba: &u64| (layout.place(1, 1, 0)..layout.place(0, 1, 0)).contains(lba);
     // After a power cut it may be that what the last sync replaced is not erased yet.
     let kind = dice.below(if original.before.is_none() { 5 } else { 3 });
     let (damage, chosen): (Damage, Vec<u64>) = match kind {
