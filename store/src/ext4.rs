@@ -11,7 +11,8 @@
 //! - Rights are those that the kernel would give: search on each directory of the path, then the mode or the access list.
 //!   A name leads nowhere else than in the kernel, but for symbolic links with an absolute target, which are refused.
 //! - What cannot be served as the kernel would is refused, with the reason and what to do. The device has to be
-//!   left alone by everybody else: a mount of it for writing is noticed if it came before, not after.
+//!   left alone by everybody else; that somebody mounted it for writing is noticed by the superblock, each time something is
+//!   asked.
 //!
 //! The format is that of the kernel's documentation, filesystems/ext4 ("Data Structures and Algorithms"), named by section
 //! where it is used.
@@ -205,12 +206,16 @@ impl Ext4 {
         Ok(())
     }
 
-    /// Begins an answer.
-    fn begin(&mut self, disk: &dyn Disk) -> Result<(), Ext4Error> {
+    /// Begins an answer: the device is the one that was opened, and nobody mounted or mended the file system since, all
+    /// of which would have written the superblock.
+    fn begin(&mut self, disk: &mut dyn Disk) -> Result<(), Ext4Error> {
         self.work = 0;
-        let geometry = disk.geometry();
+        let geometry = *disk.geometry();
         if (geometry.block_shift, geometry.blocks) != (self.device_shift, self.device_blocks) {
-            return Err(Ext4Error::DeviceChanged);
+            return Err(Ext4Error::Changed);
+        }
+        if Superblock::image(disk)? != self.superblock.image {
+            return Err(Ext4Error::Changed);
         }
         Ok(())
     }

@@ -66,9 +66,12 @@ pub enum Ext4Error {
     /// The device failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The device is another than the one that was opened.
-    #[error("the device changed its shape since the file system was opened: open it again")]
-    DeviceChanged,
+    /// The device is another than the one that was opened, or somebody else mounted or changed the file system.
+    #[error(
+        "the device or the file system's superblock changed since it was opened, so that somebody else uses it: end \
+         that, and open it again"
+    )]
+    Changed,
     /// There is no ext4 on the device.
     #[error("this is no ext4 file system: the magic number at byte 1080 is {magic:#06x}, not 0xef53")]
     NotExt4 {

@@ -97,6 +97,8 @@ impl Ext4 {
         wanted: Rights,
     ) -> Result<OpenedFile, Ext4Error> {
         let Found { inode, path } = found;
+        let asks = wanted.contains(Rights::READ) || wanted.contains(Rights::WRITE);
+        let wanted = if asks { wanted } else { wanted | Rights::READ };
         let permissions = self.permissions(disk, &inode)?;
         if !permissions.allows(who, wanted) {
             let what = match (wanted.contains(Rights::READ), wanted.contains(Rights::WRITE)) {
@@ -187,7 +189,7 @@ impl Ext4 {
     fn claim(&mut self, inode: u32, extents: Vec<Extent>) -> Result<(), Ext4Error> {
         if let Some(open) = self.open.get_mut(&inode) {
             if open.extents != extents {
-                return Err(Ext4Error::DeviceChanged);
+                return Err(Ext4Error::Changed);
             }
             open.times += 1;
             return Ok(());

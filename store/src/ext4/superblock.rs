@@ -111,6 +111,8 @@ pub(super) enum Checksums {
 /// What the superblock says, checked.
 #[derive(Clone, Debug)]
 pub(super) struct Superblock {
+    /// As it was read.
+    pub(super) image: [u8; BYTES],
     pub(super) features: Features,
     pub(super) checksums: Checksums,
     /// What checksums of metadata begin with.
@@ -143,16 +145,23 @@ pub(super) struct Superblock {
 }
 
 impl Superblock {
+    /// Reads its bytes.
+    pub(super) fn image(disk: &mut dyn Disk) -> Result<[u8; BYTES], Ext4Error> {
+        let block = disk.geometry().block_size() as usize;
+        let mut head = vec![0; (AT + BYTES).next_multiple_of(block)];
+        let none = Ext4Error::NotExt4 { magic: 0 };
+        if (head.len() / block) as u64 > disk.geometry().blocks {
+            return Err(none);
+        }
+        disk.read(0, &mut head)?;
+        head.get(AT..).and_then(|rest| rest.first_chunk()).copied().ok_or(none)
+    }
+
     /// Reads and checks it.
     pub(super) fn read(disk: &mut dyn Disk) -> Result<Self, Ext4Error> {
         let geometry = *disk.geometry();
-        let block = geometry.block_size() as usize;
-        let mut head = vec![0; (AT + BYTES).next_multiple_of(block)];
-        if (head.len() / block) as u64 > geometry.blocks {
-            return Err(Ext4Error::NotExt4 { magic: 0 });
-        }
-        disk.read(0, &mut head)?;
-        let bytes = head.get(AT..AT + BYTES).unwrap_or_default();
+        let image = Self::image(disk)?;
+        let bytes = &image[..];
         let raw = Raw::ref_from_bytes(bytes).map_err(|_| Ext4Error::NotExt4 { magic: 0 })?;
         if raw.magic.get() != MAGIC {
             return Err(Ext4Error::NotExt4 { magic: raw.magic.get() });
@@ -161,7 +170,7 @@ impl Superblock {
         let no_writes = raw.features().check()?;
         raw.check_state()?;
         let device = geometry.blocks.saturating_mul(u64::from(geometry.block_size()));
-        raw.shape(geometry.block_shift, device, no_writes)
+        raw.shape(geometry.block_shift, device, no_writes).map(|superblock| Self { image, ..superblock })
     }
 
     /// Bytes of a block.
@@ -328,6 +337,7 @@ impl Raw {
             reserved.into(),
         )?;
         Ok(Superblock {
+            image: [0; BYTES],
             features,
             checksums: self.checksums()?,
             seed: self.seed(),

@@ -321,7 +321,7 @@ fn another_device_is_not_taken_for_the_one_that_was_opened() {
     let mut disk = image.disk(9).unwrap();
     let mut ext4 = Ext4::open(&mut disk).unwrap();
     disk.geometry_mut().blocks -= 1;
-    assert_eq!(read(&mut ext4, &mut disk, "short"), Err(Ext4Error::DeviceChanged));
+    assert_eq!(read(&mut ext4, &mut disk, "short"), Err(Ext4Error::Changed));
     disk.geometry_mut().blocks += 1;
     disk.make_unreadable(0..40000);
     assert!(matches!(read(&mut ext4, &mut disk, "long"), Err(Ext4Error::Disk(_))));

@@ -173,6 +173,21 @@ fn rights_on_an_image_agree_with_the_kernels_rules() {
 }
 
 #[test]
+fn whoever_asks_for_nothing_asks_for_reading() {
+    let image = Image::make(16 << 20, &["-b", "1024"]).unwrap();
+    let host = image.host_file("data", b"data").unwrap();
+    image.change(&[format!("write {host} secret"), "sif secret mode 0100600".to_owned()]).unwrap();
+    let mut disk = image.disk(9).unwrap();
+    let mut ext4 = Ext4::open(&mut disk).unwrap();
+    let who = Credentials { uid: 1001, gid: 2001, groups: &[] };
+    for wanted in [Rights::NONE, Rights::READ] {
+        let error = ext4.open_file(&mut disk, b"secret", &who, wanted).unwrap_err();
+        assert!(matches!(error, Ext4Error::Denied { wanted: "read", .. }), "{error}");
+        assert_eq!(error.to_string(), "user 1001 may not read /secret: it has mode 0600, owner 0, group 0");
+    }
+}
+
+#[test]
 fn access_lists_that_say_nothing_clear_refuse_the_file() {
     let plain = [(USER_OBJ, 6, 0), (GROUP_OBJ, 4, 0), (OTHER, 4, 0)];
     let cases: [(&str, Vec<u8>, &str); 8] = [
