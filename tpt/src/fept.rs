@@ -113,6 +113,19 @@ impl Extension {
     pub(crate) fn words(&self) -> [&AtomicU64; 6] {
         [self.state.word(), &self.place, &self.offset, &self.bytes, &self.first, &self.seal]
     }
+
+    /// Changes one of [`Extension::words`] behind everybody's back, for tests.
+    #[cfg(any(test, feature = "oracle"))]
+    pub(crate) fn damage(&self, word: usize, bits: u64) {
+        self.words()[word].fetch_xor(bits, Relaxed);
+    }
+
+    /// Becomes what another is, as by a write that went astray: for tests.
+    #[cfg(any(test, feature = "oracle"))]
+    pub(crate) fn overwrite_with(&self, other: &Self) {
+        let both = self.words().into_iter().zip(other.words());
+        both.for_each(|(mine, theirs)| mine.store(theirs.load(Relaxed), Relaxed));
+    }
 }
 
 /// Part of one extension: device blocks one after another.

@@ -113,7 +113,7 @@ impl<const B: u32> Tables<B> {
     ///
     /// # Errors
     /// `KeyRange`, `Domain`, `EntryInvalid`, `KeyInstance`, `Kind`, `Busy` while another operation is active, `Parameter`
-    /// (also for no extents), `Overlap`, `SegmentFull` if that many need a modification, `NoResources`, `Ceiling`.
+    /// (also for no extents), `Overlap`, `SegmentFull` if that needs a modification, `NoResources`, `Ceiling`.
     /// Nothing has changed then.
     pub fn extend_file(
         &mut self,
@@ -139,7 +139,8 @@ impl<const B: u32> Tables<B> {
             return Err(TableError::Overlap);
         }
         let (had, has) = (holding.ranges.len(), holding.ranges.len() + extents.len());
-        if has > file.capacity() {
+        // The first extension is told by the file's own entry, too, which does not change while it is open.
+        if had == 0 || has > file.capacity() {
             return Err(TableError::SegmentFull);
         }
         if extents.len() > self.pool.free() {

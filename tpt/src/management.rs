@@ -200,8 +200,10 @@ pub enum TableError {
     /// E_PARAM
     #[error("the key is of an opened file where a grant of blocks is meant, or the reverse")]
     Kind,
-    /// The file's segment has no room for more extensions: modify it, so that it moves.
-    #[error("the file's segment of the extension table is full; append by a modification, which moves it")]
+    /// The file's segment has no room for more extensions, or the file has no extension yet: append by a modification.
+    #[error(
+        "the file's segment of the extension table is full, or the file is empty; append by a modification"
+    )]
     SegmentFull,
     /// Another management operation has begun on this entry and not ended.
     #[error("another management operation is active on the entry")]

@@ -481,6 +481,20 @@ impl<const B: u32> Tables<B> {
         self.published.entry(entry.0).overwrite_with(self.published.entry(with.0));
     }
 
+    /// Changes bits of a word of an entry of the FEPT behind the tables' back: 0 its state, 1 whose it is and which LBA entry
+    /// it has, 2 its offset, 3 its bytes, 4 its first block, 5 its seal (S8-R11).
+    #[cfg(any(test, feature = "oracle"))]
+    pub fn damage_extension_for_test(&self, position: u32, word: usize, bits: u64) {
+        self.published.extensions[position as usize].damage(word, bits);
+    }
+
+    /// Writes over one entry of the FEPT what another is, behind the tables' back (S8-R11).
+    #[cfg(any(test, feature = "oracle"))]
+    pub fn overwrite_extension_for_test(&self, position: u32, with: u32) {
+        let all = &self.published.extensions;
+        all[position as usize].overwrite_with(&all[with as usize]);
+    }
+
     /// Changes bits of a word of an LBA entry behind the tables' back: 0 whose it is, 1 and 2 what is left and right of
     /// it in its tree, 3 blocks before it, 4 its first block, 5 its blocks (S8-R11).
     #[cfg(any(test, feature = "oracle"))]

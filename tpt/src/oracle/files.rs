@@ -141,7 +141,7 @@ impl Model {
         if self.overlaps(entry.domain, entry.shared, true, extents) {
             return Err(TableError::Overlap);
         }
-        if all.len() > file.segment.map_or(0, |(_, size)| size) {
+        if entry.ranges.is_empty() || all.len() > file.segment.map_or(0, |(_, size)| size) {
             return Err(TableError::SegmentFull);
         }
         self.become_file(&entry, entry.access, entry.ranges.len(), all)

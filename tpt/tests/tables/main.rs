@@ -3,6 +3,7 @@
 
 mod checks;
 mod damage;
+mod file_management;
 mod files;
 mod invariants;
 mod management;
