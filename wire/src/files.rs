@@ -269,6 +269,22 @@ pub struct OpenFile {
     pub allocate: u64,
 }
 
+impl OpenFile {
+    /// A file that is there, to be read.
+    pub fn reading(volume: impl Into<String>, path: FilePath) -> Self {
+        Self {
+            volume: volume.into(),
+            path,
+            access: 1,
+            create: Create::Never,
+            truncate: false,
+            follow: true,
+            mode: 0,
+            allocate: 0,
+        }
+    }
+}
+
 /// Which file a request is about.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum FileTarget {

@@ -5,11 +5,20 @@
 use proptest::prelude::*;
 use wire::VERSION;
 use wire::control::{
-    AccessBits, DeviceInfo, ErrorInfo, FRAME_MAGIC, GrantInfo, HealthInfo, LimitChange, LimitInfo, Limited, Limits, MAX_MESSAGE,
-    Rate, Rates, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
+    AccessBits, DeviceInfo, ErrorInfo, FRAME_MAGIC, GrantInfo, HealthInfo, LimitChange, LimitInfo, Limited,
+    Limits, MAX_DETAIL, MAX_MESSAGE, Rate, Rates, Reply, Request, SMALL_REPLY, SessionInfo, Statistics,
+    Subject, VolumeInfo, Welcome,
 };
-use wire::frame::{EncodeError, FrameError, HEADER, decode_reply, decode_request, encode};
-use wire::name::{NameError, check_name, escape};
+use wire::files::{
+    AttributeChange, Bounded, CheckReport, Create, DirectoryEntry, EXTENSIONS_PAGE, ExtensionInfo,
+    FileAttributes, FileInfo, FileKind, FileName, FilePath, FileSystemInfo, FileSystemKind, FileTarget,
+    MAX_FILE_ACCESS, MAX_PATH, OpenFile, PathError, SetTime, Time, check_path,
+};
+use wire::frame::{
+    EncodeError, FrameError, HEADER, decode_body, decode_reply, decode_request, encode, encode_body,
+    encoded_len,
+};
+use wire::name::{NameError, check_name, escape, escape_bytes};
 use wire::{Status, fuzz};
 
 fn subject() -> impl Strategy<Value = Subject> {
@@ -93,6 +102,172 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         proptest::option::of(limited()).prop_map(|after| Request::ListLimits { after }),
         Just(Request::ShowHealth),
+        file_request(),
+    ]
+}
+
+fn bounded<const MAX: usize>() -> impl Strategy<Value = Bounded<MAX>> {
+    proptest::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| Bounded::new(bytes).unwrap())
+}
+
+fn path() -> impl Strategy<Value = FilePath> {
+    bounded()
+}
+
+fn target() -> impl Strategy<Value = FileTarget> {
+    prop_oneof![
+        any::<u64>().prop_map(FileTarget::Key),
+        (".{0,20}", path(), any::<bool>()).prop_map(|(volume, path, follow)| FileTarget::Path {
+            volume,
+            path,
+            follow
+        }),
+    ]
+}
+
+fn time() -> impl Strategy<Value = Time> {
+    any::<(i64, u32)>().prop_map(|(seconds, nanoseconds)| Time { seconds, nanoseconds })
+}
+
+fn set_time() -> impl Strategy<Value = Option<SetTime>> {
+    proptest::option::of(prop_oneof![Just(SetTime::Now), time().prop_map(SetTime::At)])
+}
+
+fn access_list() -> impl Strategy<Value = Vec<(Subject, AccessBits)>> {
+    proptest::collection::vec((subject(), any::<AccessBits>()), 0..5)
+}
+
+fn file_request() -> impl Strategy<Value = Request> {
+    let volume = || ".{0,20}";
+    let open = (volume(), path(), any::<(u8, u16, u64)>(), 0..3usize, any::<(bool, bool)>()).prop_map(
+        |(volume, path, (access, mode, allocate), create, (truncate, follow))| {
+            let create = [Create::Never, Create::IfAbsent, Create::New][create];
+            Request::OpenFile(OpenFile { volume, path, access, create, truncate, follow, mode, allocate })
+        },
+    );
+    let change = (any::<(Option<u16>, Option<u32>, Option<u32>)>(), set_time(), set_time());
+    let change = (change, proptest::option::of(access_list())).prop_map(
+        |(((mode, owner, group), accessed, modified), access)| AttributeChange {
+            mode,
+            owner,
+            group,
+            accessed,
+            modified,
+            access,
+        },
+    );
+    prop_oneof![
+        open,
+        any::<u64>().prop_map(|key| Request::QueryFile { key }),
+        any::<(u64, u32)>().prop_map(|(key, skip)| Request::ListExtensions { key, skip }),
+        any::<(u64, u64)>().prop_map(|(key, bytes)| Request::GrowFile { key, bytes }),
+        any::<(u64, u64)>().prop_map(|(key, bytes)| Request::SetLength { key, bytes }),
+        (target(), change).prop_map(|(of, change)| Request::SetAttributes { of, change }),
+        (volume(), path(), path(), any::<bool>())
+            .prop_map(|(volume, from, to, replace)| Request::RenameFile { volume, from, to, replace }),
+        (volume(), path()).prop_map(|(volume, path)| Request::UnlinkFile { volume, path }),
+        (volume(), path(), any::<u16>()).prop_map(|(volume, path, mode)| Request::MakeDirectory {
+            volume,
+            path,
+            mode
+        }),
+        (volume(), path()).prop_map(|(volume, path)| Request::RemoveDirectory { volume, path }),
+        (volume(), path(), bounded(), any::<bool>()).prop_map(|(volume, path, from, attributes)| {
+            Request::ListDirectory { volume, path, from, attributes }
+        }),
+        (volume(), path(), any::<bool>()).prop_map(|(volume, path, follow)| Request::StatPath {
+            volume,
+            path,
+            follow
+        }),
+        (volume(), path()).prop_map(|(volume, path)| Request::ReadLink { volume, path }),
+        volume().prop_map(|volume| Request::StatVolume { volume }),
+        any::<(u64, bool)>().prop_map(|(key, data_only)| Request::SyncFile { key, data_only }),
+        volume().prop_map(|volume| Request::SyncFiles { volume }),
+        (volume(), any::<bool>()).prop_map(|(volume, force)| Request::FormatFiles { volume, force }),
+        (volume(), any::<bool>()).prop_map(|(volume, repair)| Request::CheckFiles { volume, repair }),
+        (volume(), any::<(u32, Option<u64>)>()).prop_map(|(volume, (user, bytes))| Request::SetFileQuota {
+            volume,
+            user,
+            bytes
+        }),
+    ]
+}
+
+fn kind() -> impl Strategy<Value = FileKind> {
+    (0..4usize)
+        .prop_map(|kind| [FileKind::Regular, FileKind::Directory, FileKind::Symlink, FileKind::Other][kind])
+}
+
+fn attributes() -> impl Strategy<Value = FileAttributes> {
+    let times = (time(), time(), time());
+    (kind(), any::<[u64; 3]>(), any::<u16>(), any::<[u32; 3]>(), times, access_list()).prop_map(
+        |(kind, [number, length, allocated], mode, [owner, group, links], times, access)| {
+            let (accessed, modified, changed) = times;
+            FileAttributes {
+                kind,
+                number,
+                mode,
+                owner,
+                group,
+                links,
+                length,
+                allocated,
+                accessed,
+                modified,
+                changed,
+                access,
+            }
+        },
+    )
+}
+
+fn extensions() -> impl Strategy<Value = Vec<ExtensionInfo>> {
+    let one = any::<(u64, u8, u64, u64)>().prop_map(|(key, access, offset, bytes)| ExtensionInfo {
+        key,
+        access,
+        offset,
+        bytes,
+    });
+    proptest::collection::vec(one, 0..5)
+}
+
+fn file_reply() -> impl Strategy<Value = Reply> {
+    let info = (any::<(u64, u8, u32, u64)>(), attributes(), extensions(), any::<bool>()).prop_map(
+        |((key, access, block_size, room), attributes, extensions, more)| {
+            Reply::File(FileInfo { key, access, block_size, room, attributes, extensions, more })
+        },
+    );
+    let entry = (bounded(), kind(), any::<u64>(), proptest::option::of(attributes()))
+        .prop_map(|(name, kind, number, attributes)| DirectoryEntry { name, kind, number, attributes });
+    let system = (any::<bool>(), any::<u32>(), any::<[u64; 6]>(), any::<bool>(), any::<Option<u64>>())
+        .prop_map(|(ext4, block_size, n, in_place, quota)| {
+            Reply::FileSystem(FileSystemInfo {
+                kind: if ext4 { FileSystemKind::Ext4 } else { FileSystemKind::Portcullis },
+                block_size,
+                bytes: n[0],
+                free: n[1],
+                available: n[2],
+                files: n[3],
+                free_files: n[4],
+                in_place,
+                own: n[5],
+                quota,
+            })
+        });
+    let checked =
+        (any::<[u64; 4]>(), proptest::collection::vec(".{0,30}", 0..4)).prop_map(|(n, findings)| {
+            Reply::Checked(CheckReport { files: n[0], extents: n[1], found: n[2], repaired: n[3], findings })
+        });
+    prop_oneof![
+        info,
+        (extensions(), any::<bool>()).prop_map(|(extensions, more)| Reply::Extensions { extensions, more }),
+        attributes().prop_map(Reply::Attributes),
+        (proptest::collection::vec(entry, 0..4), proptest::option::of(bounded()))
+            .prop_map(|(entries, next)| Reply::Directory { entries, next }),
+        path().prop_map(|target| Reply::Link { target }),
+        system,
+        checked,
     ]
 }
 
@@ -215,6 +390,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         (proptest::collection::vec(limit(), 0..4), any::<bool>())
             .prop_map(|(limits, more)| Reply::Limits { limits, more }),
         health().prop_map(|health| Reply::Health(Box::new(health))),
+        file_reply(),
     ]
 }
 
@@ -283,6 +459,120 @@ fn a_promised_length_is_not_believed() {
     ));
 }
 
+/// A promise of more bytes than a path has is refused before any is copied, and so is one byte too many that is there.
+#[test]
+fn a_path_is_bounded_where_it_is_decoded() {
+    let long = vec![b'x'; MAX_PATH];
+    let path = FilePath::new(long.clone()).unwrap();
+    let request = Request::UnlinkFile { volume: "v".into(), path };
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let length = encode_body(&request, &mut bytes).unwrap();
+    assert_eq!(encoded_len(&request), Ok(length));
+    assert_eq!(decode_body(&bytes[..length]), Ok(request));
+    assert!(FilePath::new([long, vec![b'x']].concat()).is_err());
+    // The same with one byte more: behind the volume's name comes the length in seven bits each.
+    let at = length - MAX_PATH - 2;
+    assert_eq!(bytes[at..at + 2], [0x80, 0x20]);
+    bytes[at] = 0x81;
+    assert!(matches!(decode_body::<Request>(&bytes[..=length]), Err(FrameError::Body { .. })));
+    bytes[at..at + 5].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
+    assert!(matches!(decode_body::<Request>(&bytes[..length]), Err(FrameError::Body { .. })));
+}
+
+#[test]
+fn a_body_is_whole_and_no_larger_than_a_message() {
+    let mut bytes = vec![0; MAX_MESSAGE + 1];
+    let length = encode_body(&Request::ShowDevice, &mut bytes).unwrap();
+    assert_eq!(decode_body(&bytes[..length]), Ok(Request::ShowDevice));
+    assert_eq!(decode_body::<Request>(&bytes[..length + 2]), Err(FrameError::Trailing { bytes: 2, id: 0 }));
+    assert!(matches!(decode_body::<Request>(&[]), Err(FrameError::Body { .. })));
+    assert_eq!(decode_body::<Request>(&bytes), Err(FrameError::TooLong(MAX_MESSAGE + 1)));
+    let request = Request::ShowVolume { name: "n".repeat(100) };
+    assert_eq!(encode_body(&request, &mut bytes[..50]), Err(EncodeError::TooLong(102)));
+}
+
+/// What an entry must have room for, its reply never exceeds.
+#[test]
+fn the_largest_small_replies_fit_their_room() {
+    let access = vec![(Subject::User(u32::MAX), 7); MAX_FILE_ACCESS];
+    let time = Time { seconds: i64::MIN, nanoseconds: u32::MAX };
+    let attributes = FileAttributes {
+        kind: FileKind::Other,
+        number: u64::MAX,
+        mode: u16::MAX,
+        owner: u32::MAX,
+        group: u32::MAX,
+        links: u32::MAX,
+        length: u64::MAX,
+        allocated: u64::MAX,
+        accessed: time,
+        modified: time,
+        changed: time,
+        access,
+    };
+    let extension = ExtensionInfo { key: u64::MAX, access: 7, offset: u64::MAX, bytes: u64::MAX };
+    let file = FileInfo {
+        key: u64::MAX,
+        access: 7,
+        block_size: u32::MAX,
+        room: u64::MAX,
+        attributes: attributes.clone(),
+        extensions: vec![extension; EXTENSIONS_PAGE],
+        more: true,
+    };
+    let detail = "x".repeat(MAX_DETAIL);
+    for reply in [
+        Reply::File(file),
+        Reply::Attributes(attributes),
+        Reply::Extensions { extensions: vec![extension; EXTENSIONS_PAGE], more: true },
+        Reply::Error { status: Status(u16::MAX), detail },
+    ] {
+        assert!(encoded_len(&reply).unwrap() <= SMALL_REPLY, "{reply:?}");
+    }
+    assert_eq!(Request::OpenFile(OpenFile::reading("v", FilePath::default())).reply_room(), SMALL_REPLY);
+    assert_eq!(Request::ListVolumes { after: None }.reply_room(), MAX_MESSAGE);
+}
+
+#[test]
+fn s6_r1_what_needs_descriptors_or_begins_a_session_goes_by_the_socket() {
+    for request in [
+        Request::Hello { min_version: 0, max_version: 1 },
+        Request::CreateQueue { entries: 2 },
+        Request::RegisterMemory { length: 4096, access: 1 },
+    ] {
+        assert!(!request.goes_by_queue());
+    }
+    assert!(Request::Query { key: 1 }.goes_by_queue() && Request::DestroyQueue { queue: 1 }.goes_by_queue());
+}
+
+#[test]
+fn good_and_bad_paths() {
+    let long = format!("/{}", "n".repeat(255));
+    for good in ["/", "/a", "/a/b.c", "/...", "/ a ", "/a:b", "/größe", &long, "/\n\u{1b}"] {
+        assert_eq!(check_path(good.as_bytes()), Ok(()), "{good}");
+    }
+    assert_eq!(check_path(b"/\xff\xfe"), Ok(()), "a path is bytes");
+    let too_long = "/x".repeat(2049);
+    let bad = [
+        ("", PathError::Relative),
+        ("a/b", PathError::Relative),
+        ("//", PathError::Empty),
+        ("/a/", PathError::Empty),
+        ("/a//b", PathError::Empty),
+        ("/.", PathError::Dots),
+        ("/a/../b", PathError::Dots),
+        ("/a\0b", PathError::Zero),
+        (&format!("/{}", "n".repeat(256)), PathError::Component(256)),
+        (&too_long, PathError::TooLong(4098)),
+    ];
+    for (path, error) in bad {
+        assert_eq!(check_path(path.as_bytes()), Err(error), "{path:?}");
+    }
+    let name = FileName::new(*b"a\xff\x1b[2J\\\xe2\x80\xaeb").unwrap();
+    assert_eq!(name.to_string(), r"a\xff\u{1b}[2J\\\u{202e}b");
+    assert_eq!(format!("{name:?}"), format!("\"{name}\""));
+}
+
 #[test]
 fn good_and_bad_names() {
     for good in ["a", "vol-1_x.y z", "größe", "日本", "'\"", "...", &"n".repeat(128)] {
@@ -343,6 +633,16 @@ proptest! {
     fn garbage_is_decoded_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
         fuzz::control(&body);
         fuzz::control(&packet(FRAME_MAGIC, VERSION, 0, u32::try_from(body.len()).unwrap(), &body));
+    }
+
+    #[test]
+    fn escaped_bytes_are_one_printable_line(name: Vec<u8>) {
+        let shown = escape_bytes(&name);
+        prop_assert!(!shown.chars().any(char::is_control), "{:?}", shown);
+        prop_assert!(shown.lines().count() <= 1);
+        if let Ok(text) = std::str::from_utf8(&name) {
+            prop_assert_eq!(shown, escape(text));
+        }
     }
 
     #[test]

@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use adapter::poller::Idle;
 use adapter::{Adapter, Options};
-use portcullis::{Access, Request, Session};
+use portcullis::raw::RawQueue;
+use portcullis::wire::control::{self, MAX_MESSAGE, Reply};
+use portcullis::wire::frame::{decode_body, encode_body};
+use portcullis::wire::layout::{SubmissionEntry, opcode};
+use portcullis::{Access, Request, Session, Status, Volume};
 
 use super::{Case, PATIENCE, Rig, VOLUME, pattern};
 use crate::process;
@@ -20,6 +24,8 @@ pub(super) const CASES: &[Case] = &[
 
 /// Requests on a software device, and on one in a guest.
 const REQUESTS: [u64; 2] = [10_000_000, 100_000];
+/// So often a question about the volume goes the same way.
+const MANAGED: [u64; 2] = [320, 32];
 /// At a time.
 const DEPTH: usize = 16;
 /// Bytes of each.
@@ -91,7 +97,7 @@ pub fn steady(device: &str, requests: &str) {
         assert!(since.elapsed() < PATIENCE, "{now} of {requests} requests, and no more");
     }
     assert_eq!(pollers.load(Ordering::Relaxed), 1);
-    println!("{requests} requests, no system call");
+    println!("{requests} requests, management requests among them, no system call");
     // The confined threads cannot even end: the process goes with them.
     std::process::exit(0);
 }
@@ -99,6 +105,9 @@ pub fn steady(device: &str, requests: &str) {
 /// Writes and reads back, `requests` in all, and verifies every byte; then spins until the process ends.
 fn application(session: &Session, requests: u64, done: &AtomicU64) {
     let volume = session.open("v", Access::READ_WRITE).unwrap();
+    let mut desk = Desk::new(session, &volume);
+    let every = requests / MANAGED[usize::from(requests != REQUESTS[0])];
+    let mut next = 0;
     let mut queue = session.queue(DEPTH as u32 * 2).unwrap();
     let mut buffers: Vec<_> = (0..DEPTH).map(|_| Some(session.buffer(BYTES).unwrap())).collect();
     let patterns: Vec<Vec<u8>> = (0..64).map(|seed| pattern(seed, BYTES)).collect();
@@ -106,6 +115,10 @@ fn application(session: &Session, requests: u64, done: &AtomicU64) {
     forbid_system_calls();
     let (mut round, mut count) = (0usize, 0u64);
     while count < requests {
+        if count >= next {
+            desk.ask();
+            next += every;
+        }
         for reading in [false, true] {
             for (i, slot) in buffers.iter_mut().enumerate() {
                 let mut buffer = slot.take().unwrap();
@@ -136,6 +149,45 @@ fn application(session: &Session, requests: u64, done: &AtomicU64) {
         round += 1;
     }
     until_the_process_ends();
+}
+
+/// Asks about a volume by a queue of its own.
+struct Desk {
+    raw: RawQueue,
+    memory: portcullis::Buffer,
+    question: control::Request,
+    key: u64,
+}
+
+impl Desk {
+    fn new(session: &Session, volume: &Volume) -> Self {
+        let raw = RawQueue::create(session, 2).unwrap();
+        let memory = session.buffer(MAX_MESSAGE).unwrap();
+        Self { raw, memory, question: control::Request::Query { key: volume.key() }, key: volume.key() }
+    }
+
+    fn ask(&mut self) {
+        let length = encode_body(&self.question, &mut self.memory).unwrap();
+        let entry = SubmissionEntry {
+            opcode: opcode::MANAGE,
+            offset: MAX_MESSAGE as u64,
+            length: length as u32,
+            region: self.memory.region(),
+            region_offset: self.memory.region_offset(),
+            ..SubmissionEntry::default()
+        };
+        self.raw.push(&entry).unwrap();
+        self.raw.ring().unwrap();
+        let done = loop {
+            if let Some(done) = self.raw.poll() {
+                break done;
+            }
+            std::hint::spin_loop();
+        };
+        assert_eq!(Status(done.status), Status::OK);
+        let reply = decode_body(&self.memory[..done.bytes as usize]).unwrap();
+        assert!(matches!(reply, Reply::Grant(grant) if grant.key == self.key));
+    }
 }
 
 fn until_the_process_ends() -> ! {

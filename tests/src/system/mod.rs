@@ -11,6 +11,7 @@ mod grants;
 mod guess;
 mod hostile;
 mod limits;
+mod manage;
 pub mod memory;
 mod scatter;
 mod silent;
@@ -96,6 +97,7 @@ pub fn all() -> Vec<Case> {
         scatter::CASES,
         bytes::CASES,
         limits::CASES,
+        manage::CASES,
     ]
     .concat()
 }

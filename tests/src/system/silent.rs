@@ -150,7 +150,8 @@ fn send_with(socket: &OwnedFd, packet: &[u8], lent: &[BorrowedFd<'_>]) {
 fn lingering(rig: &Rig) {
     let adapter = rig.isolated();
     let mut bystander = Client::create(Session::connect(adapter.socket()).unwrap(), "bystander");
-    let hello = encode(1, &Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION }).unwrap();
+    let hello =
+        encode(1, &Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION }).unwrap();
     let look = |bystander: &mut Client| {
         let start = Instant::now();
         bystander.session.device_info().unwrap();
