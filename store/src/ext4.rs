@@ -70,10 +70,12 @@ const MAX_GROUPS: u32 = 1 << 18;
 pub const MAX_FILE_EXTENTS: usize = 1 << 16;
 /// The most bytes of a directory: room for about two million names.
 const MAX_DIRECTORY: u64 = 64 << 20;
-/// The most blocks looked at for one answer.
+/// The most blocks and extents looked at for one answer.
 const MAX_WORK: u64 = 1 << 18;
 /// The most pieces that are remembered of the zone, and of files that are open.
 const MAX_RANGES: usize = 1 << 20;
+/// The most names in one answer.
+const MAX_LISTED: usize = 4096;
 /// The most files open at a time.
 const MAX_OPEN: usize = 1 << 16;
 /// The most blocks kept in memory.
@@ -142,7 +144,9 @@ pub struct Ext4 {
     /// The data of files that are open.
     data: Ranges,
     open: HashMap<u32, open::Open>,
-    /// Blocks looked at for the present answer.
+    /// Extents of all of them.
+    held: usize,
+    /// Blocks and extents looked at for the present answer.
     work: u64,
 }
 
@@ -165,6 +169,7 @@ impl Ext4 {
             touched: Ranges::default(),
             data: Ranges::default(),
             open: HashMap::new(),
+            held: 0,
             work: 0,
         };
         ext4.take_own_files(disk)?;
@@ -294,7 +299,7 @@ impl Ext4 {
         self.target(disk, &inode)
     }
 
-    /// At most `most` names of a directory, in the order in which they lie in it, from `cursor` on: 0, or
+    /// At most `most` names of a directory (and never more than 4096), in the order in which they lie in it, from `cursor` on: 0, or
     /// [`DirectoryEntry::next`] of the last that was had. None: there are no more. `.` and `..` are not among them.
     ///
     /// Directories of a hostile image may contain each other: who walks down has to limit the depth.
@@ -321,6 +326,7 @@ impl Ext4 {
         }
         walk::check_served(&inode)?;
         let mut entries = Vec::new();
+        let most = most.min(MAX_LISTED);
         if most == 0 {
             return Ok(entries);
         }

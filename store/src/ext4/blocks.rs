@@ -46,17 +46,23 @@ pub(super) fn read(
 }
 
 impl Ext4 {
-    /// The content of a block of metadata. Counts as work.
-    pub(super) fn block(&mut self, disk: &mut dyn Disk, block: u64) -> Result<Arc<[u8]>, Ext4Error> {
-        self.work += 1;
+    /// Counts work for the present answer: a block looked at, or an extent.
+    pub(super) fn spend(&mut self, work: u64) -> Result<(), Ext4Error> {
+        self.work += work;
         if self.work > MAX_WORK {
             return Err(Ext4Error::TooMuch {
-                what: "the number of blocks to look at for one answer",
+                what: "the number of blocks and extents to look at for one answer",
                 value: self.work,
                 most: MAX_WORK,
                 advice: "use a shorter path, or smaller directories on the way",
             });
         }
+        Ok(())
+    }
+
+    /// The content of a block of metadata. Counts as work.
+    pub(super) fn block(&mut self, disk: &mut dyn Disk, block: u64) -> Result<Arc<[u8]>, Ext4Error> {
+        self.spend(1)?;
         if let Some(content) = self.cache.get(block) {
             return Ok(content);
         }

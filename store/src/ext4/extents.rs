@@ -106,6 +106,7 @@ impl Ext4 {
             let content = self.checked_node(place, inode, &content)?;
             self.node(inode, place, content, &next, &mut mapping, &mut todo)?;
         }
+        self.spend(mapping.extents.len() as u64)?;
         check_self(inode, &mapping)?;
         Ok(mapping)
     }

@@ -47,7 +47,9 @@ impl Specimen {
         commands.extend(["mkdir a", "mkdir a/b", "cd a/b"].map(str::to_owned));
         let small = image.host_file("small", b"a few bytes")?;
         // Enough for an index with more than one leaf.
-        commands.extend((0..11).map(|at| format!("write {small} name-{at}-{}", "y".repeat(100 * usize::from(at > 0)))));
+        commands.extend(
+            (0..11).map(|at| format!("write {small} name-{at}-{}", "y".repeat(100 * usize::from(at > 0)))),
+        );
         commands.extend(
             ["cd /", "symlink fast a/b/name-0-", "mknod pipe p", "sif plain uid 1000"].map(str::to_owned),
         );

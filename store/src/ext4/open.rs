@@ -8,7 +8,7 @@ use super::extents::Extent;
 use super::inode::{Inode, flags};
 use super::walk::{Found, check_served, denied};
 use super::zone::Owner;
-use super::{Attributes, Ext4, Ext4Error, Kind, MAX_OPEN};
+use super::{Attributes, Ext4, Ext4Error, Kind, MAX_OPEN, MAX_RANGES};
 use crate::permission::{Credentials, Rights, SET_GID, SET_UID};
 
 /// A part of a file that lies together on the device.
@@ -194,13 +194,15 @@ impl Ext4 {
             open.times += 1;
             return Ok(());
         }
+        let too_much = |what, value: usize, most: usize| {
+            Err(Ext4Error::TooMuch { what, value: value as u64, most: most as u64, advice: "close some" })
+        };
         if self.open.len() >= MAX_OPEN {
-            return Err(Ext4Error::TooMuch {
-                what: "the number of open files",
-                value: self.open.len() as u64 + 1,
-                most: MAX_OPEN as u64,
-                advice: "close some",
-            });
+            return too_much("the number of open files", self.open.len() + 1, MAX_OPEN);
+        }
+        let held = self.held + extents.len();
+        if held > MAX_RANGES {
+            return too_much("the number of extents of open files", held, MAX_RANGES);
         }
         let owner = Owner::Data(inode);
         for (index, extent) in extents.iter().enumerate() {
@@ -211,6 +213,7 @@ impl Ext4 {
                 return Err(error);
             }
         }
+        self.held = held;
         self.open.insert(inode, Open { times: 1, extents });
         Ok(())
     }
@@ -223,6 +226,7 @@ impl Ext4 {
             return;
         }
         let Some(open) = self.open.remove(&inode) else { return };
+        self.held -= open.extents.len();
         for extent in open.extents {
             self.data.remove(extent.physical, extent.count);
         }
