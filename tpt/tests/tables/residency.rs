@@ -176,3 +176,28 @@ fn each_poller_counts_its_own() {
     other.release(grant);
     assert!(other.entry_is_idle(keys[0].index()));
 }
+
+/// S4-R8, R9: a file's segment of names comes and goes as any other; the extensions need no fetch.
+#[test]
+fn s4_r9_s5_r16_a_file_is_found_again_after_its_segment_was_dropped() {
+    let mut world = crate::files::world();
+    let keys = world.open(&[range(0, 2), range(10, 2)]);
+    let request = world.request(Operation::Read, keys.file, 1, 2);
+    let grant = world.directory.check(A, &request).unwrap();
+    for round in 1..5 {
+        world.directory.evict(keys.file.index());
+        assert_eq!(world.directory.pieces(&grant, 0).map(|piece| piece.lba.0).collect::<Vec<_>>(), [1, 10]);
+        assert_eq!(world.directory.context(&grant), Some(77));
+        assert!(!world.directory.entry_is_idle(keys.file.index()));
+        let named = world.in_extension(keys.file, keys.extensions[1], 1, 1);
+        assert!(
+            world.directory.check_plain(A, &named).is_none(),
+            "what is not at hand is not decided at once"
+        );
+        assert_eq!(world.blocks(&named), Ok(vec![11]));
+        assert_eq!(world.directory.counters().fetches, round + 1);
+    }
+    world.directory.release(grant);
+    world.directory.evict(keys.file.index());
+    assert_eq!(world.directory.file(A, keys.file, Operation::Read).unwrap().bytes, 4 * BLOCK);
+}
