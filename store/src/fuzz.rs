@@ -124,7 +124,7 @@ fn number(input: &mut Input<'_>) -> u64 {
     let byte = u64::from(input.byte());
     match byte {
         0xf0.. => u64::MAX - (byte & 7),
-        0xe0.. => 1 << (byte & 0xf) * 4,
+        0xe0.. => 1 << ((byte & 0xf) * 4),
         0xc0.. => byte << 4,
         _ => byte % 24,
     }

@@ -333,8 +333,10 @@ impl Metadata {
     }
 
     pub(super) fn put_orphan(&mut self, inode: u64) -> Result<(), StoreError> {
-        self.run(|tables| Ok(drop(tables.transaction.open_table(ORPHANS)?.insert(inode, ())?)))?;
-        self.changed(0, 8 + ROW);
+        let old = self.run(|tables| {
+            Ok(tables.transaction.open_table(ORPHANS)?.insert(inode, ())?.map_or(0, |_| 8 + ROW))
+        })?;
+        self.changed(old, 8 + ROW);
         Ok(())
     }
 

@@ -253,7 +253,7 @@ impl FileSystem {
         let layout = self.superblock.layout;
         let wanted = (CLEAN_POOL >> layout.unit_shift).min(layout.units / 16);
         let most = wanted.saturating_sub(self.pool.clean()).min(budget.div_ceil(1 << layout.unit_shift));
-        let Some(run) = self.pool.to_zero(most) else { return Ok(0) };
+        let Some(run) = self.pool.take_dirty(most) else { return Ok(0) };
         if let Err(error) = self.zero(run) {
             self.pool.undo(&[pool::Piece { run, dirty: true }]);
             return Err(error.into());

@@ -110,7 +110,7 @@ impl Pool {
     }
 
     /// A run of at most `most` units to be zeroed; [`Pool::zeroed`] or [`Pool::undo`] takes it back.
-    pub(super) fn to_zero(&mut self, most: u64) -> Option<Run> {
+    pub(super) fn take_dirty(&mut self, most: u64) -> Option<Run> {
         let largest = self.dirty.largest().filter(|_| most > 0)?;
         let run = Run { count: largest.count.min(most), ..largest };
         assert!(self.dirty.take(run), "the run was seen to be free");
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(pool.all().free(), 90);
         pool.synced();
         assert_eq!((pool.free(), pool.waiting(), pool.clean()), (90, 0, 20));
-        assert_eq!(pool.to_zero(100), Some(run(60, 40)));
+        assert_eq!(pool.take_dirty(100), Some(run(60, 40)));
         pool.zeroed(run(60, 40));
         assert_eq!(pool.clean(), 60);
     }

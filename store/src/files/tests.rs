@@ -353,7 +353,51 @@ fn a_fragmented_file_works() {
         matches!(error(files.grow(a, 1201 * UNIT)), FileError::NoSpace { needed, free } if needed > free)
     );
     assert!(matches!(error(files.grow(a, u64::MAX)), FileError::NoSpace { .. }));
-    assert_eq!(files.extents(a, 0, usize::MAX).unwrap(), extents[..600], "S6-R8: as it was");
+    assert_eq!(files.extents(a, 0, usize::MAX).unwrap(), extents[..600], "as it was");
+}
+
+#[test]
+fn s6_r8_growing_beyond_what_is_free_changes_nothing() {
+    let disk = disk(12, 16);
+    let mut files = format(&disk);
+    let inode = make(&mut files, &ROOT, "/f", 5 * UNIT);
+    files.sync().unwrap();
+    let before = (files.attributes(inode).unwrap(), files.extents(inode, 0, 9).unwrap(), files.usage());
+    let steps = disk.steps();
+    for bytes in [before.2.free + 6 * UNIT, u64::MAX / 2, u64::MAX] {
+        let refused = error(files.grow(inode, bytes));
+        assert!(matches!(refused, FileError::NoSpace { needed, free } if needed > free), "{refused}");
+    }
+    let after = (files.attributes(inode).unwrap(), files.extents(inode, 0, 9).unwrap(), files.usage());
+    assert_eq!(after, before);
+    assert_eq!(disk.steps(), steps);
+    let free = before.2.free;
+    assert_eq!(files.grow(inode, free + 5 * UNIT).unwrap().len(), 1, "and all of it can be had");
+    reopen(files, &disk);
+}
+
+/// S6-R13: what a file had lies where it lay, and is what it was.
+#[test]
+fn s6_r13_growing_moves_nothing() {
+    let disk = disk(12, 16);
+    let mut files = format(&disk);
+    let inode = make(&mut files, &ROOT, "/f", 3 * UNIT);
+    make(&mut files, &ROOT, "/between", UNIT);
+    scribble(&mut files, &disk, inode, 0x77);
+    let before = files.extents(inode, 0, 9).unwrap();
+    let new = files.grow(inode, 5 * UNIT).unwrap();
+    let after = files.extents(inode, 0, 9).unwrap();
+    assert_eq!(after, [before, new].concat());
+    let found = content(&mut files, &disk, inode);
+    let (kept, new) = found.split_at(usize::try_from(3 * UNIT).unwrap());
+    assert!(kept.iter().all(|byte| *byte == 0x77) && new.iter().all(|byte| *byte == 0));
+}
+
+/// It goes to the store's thread.
+#[test]
+fn a_file_system_can_be_sent() {
+    fn sent<T: Send>(_: &T) {}
+    sent(&format(&disk(12, 16)));
 }
 
 #[test]
@@ -435,7 +479,7 @@ fn sticky_and_inheriting_directories_are_as_in_the_kernel() {
     make(&mut files, &anna, "/tmp/a", 0);
     make(&mut files, &bert, "/tmp/b", 0);
     let denied = |result: Result<(), FileError>| {
-        assert!(matches!(result, Err(FileError::Denied { .. })), "{result:?}")
+        assert!(matches!(result, Err(FileError::Denied { .. })), "{result:?}");
     };
     denied(files.unlink(&bert, b"/tmp/a"));
     denied(files.rename(&bert, b"/tmp/a", b"/tmp/x", true));

@@ -303,7 +303,7 @@ fn run(block_shift: u8, operations: usize, seed: u64) -> u64 {
     cut_everywhere(&start, &log, seed, |disk, steps| survivor(disk, steps, &done))
 }
 
-/// S6 and S5 over a power cut: whatever was synced is there, whatever was not is there whole or not at all, the check
+/// Whatever was synced is there, whatever was not is there whole or not at all, the check
 /// finds nothing, and no file shows another's bytes or what lay on the disk before.
 #[test]
 fn a_power_cut_at_any_write_leaves_a_state_that_was() {

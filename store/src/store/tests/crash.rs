@@ -44,6 +44,8 @@ const SCRIPT: &[Call] = &[
     |store, _| store.delete("b"),
     |store, _| store.create("c", 4 * UNIT, 3).map(drop),
     |store, _| store.reserve_instances(1).map(drop),
+    |store, _| store.set_kind("c", VolumeKind::Files).map(drop),
+    |store, _| store.set_kind("a2", VolumeKind::AsFound).map(drop),
 ];
 
 /// Runs the script until the power goes; what was acknowledged by then, and whether a call of the store was under way.
