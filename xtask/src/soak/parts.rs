@@ -158,8 +158,10 @@ fn crates() -> Vec<Part> {
         )
         .environment(cases)
         .goal(10_000, "damaged store images")
+        .goal(20_000, "states of a file system after a power cut")
+        .goal(1_000_000, "files in a file system")
         .one_core()
-        .minutes(3),
+        .minutes(10),
         Part::new(
             "device",
             "the driver against devices that lie, come late or vanish",
