@@ -225,6 +225,7 @@ pub fn build<Q: BlockQueue + 'static>(
         pollers,
         tables,
         storage,
+        lengths,
         policy: options.policy.clone(),
     };
     let control = Control::new(parts).map_err(|source| StartError::Os { what: "an eventfd", source })?;

@@ -1,15 +1,19 @@
 //! The store's thread: the control plane hands it jobs and looks later for what came of them.
 
+pub mod files;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use store::{Limits, Store, StoreError, Subject, Volume};
+use store::{Limits, Store, StoreError, Subject, Volume, VolumeId};
 use tpt::{Access, LbaRange};
 
 use crate::assembly::StartError;
 use crate::poller::eventfd;
+use files::{FileJob, FileOutcome, FileSystems, Who};
 
 /// What the store is asked to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,12 +76,15 @@ pub type Outcome = Result<Option<Volume>, StoreError>;
 
 enum Message {
     Job(Job),
+    Files(VolumeId, Who, FileJob),
     ReserveInstances(u32),
     Touch,
 }
 
 enum Report {
     Job(Outcome, u64),
+    /// With the volumes whose files are served.
+    Files(VolumeId, FileOutcome, BTreeSet<VolumeId>),
     Instances(Result<u32, StoreError>),
     Touched,
 }
@@ -96,6 +103,9 @@ pub struct Storage {
     /// Of the device.
     blocks: u64,
     free_blocks: u64,
+    outcomes: VecDeque<Outcome>,
+    file_outcomes: VecDeque<(VolumeId, FileOutcome)>,
+    serves: BTreeSet<VolumeId>,
     first_instance: u32,
     ceiling: u32,
     reserving: bool,
@@ -120,11 +130,17 @@ impl Storage {
         let thread = std::thread::Builder::new()
             .name("portcullis-store".into())
             .spawn(move || {
+                let mut systems = FileSystems::default();
                 while let Ok(message) = inbox.recv() {
                     let report = match message {
                         Message::Job(job) => {
+                            systems.let_go(&store, &job);
                             let outcome = store.guarded(|store| execute(store, job));
                             Report::Job(outcome, store.free_blocks())
+                        }
+                        Message::Files(volume, who, job) => {
+                            let outcome = systems.execute(&mut store, volume, &who, job);
+                            Report::Files(volume, outcome, systems.volumes())
                         }
                         Message::Touch => {
                             if let Err(error) = store.guarded(Store::touch) {
@@ -153,6 +169,9 @@ impl Storage {
             metadata,
             blocks,
             free_blocks,
+            outcomes: VecDeque::new(),
+            file_outcomes: VecDeque::new(),
+            serves: BTreeSet::new(),
             first_instance: reserved.start,
             ceiling: reserved.end,
             reserving: false,
@@ -211,6 +230,16 @@ impl Storage {
         self.send(Message::Job(job));
     }
 
+    /// Hands over a job for the file system in a volume.
+    pub fn submit_file(&mut self, volume: VolumeId, who: Who, job: FileJob) {
+        self.send(Message::Files(volume, who, job));
+    }
+
+    /// Whether the files in a volume are served: then its blocks are its file system's.
+    pub fn serves_files_of(&self, volume: VolumeId) -> bool {
+        self.serves.contains(&volume)
+    }
+
     /// Has more instances reserved, unless that is under way.
     pub fn reserve_instances(&mut self, count: u32) {
         if self.reserve_again.is_some_and(|at| Instant::now() < at) {
@@ -230,11 +259,26 @@ impl Storage {
 
     /// What came of the oldest job that has ended since the last call.
     pub fn take_outcome(&mut self) -> Option<Outcome> {
-        loop {
-            match self.reports.try_recv().ok()? {
+        self.receive();
+        self.outcomes.pop_front()
+    }
+
+    /// The same of jobs for file systems.
+    pub fn take_file_outcome(&mut self) -> Option<(VolumeId, FileOutcome)> {
+        self.receive();
+        self.file_outcomes.pop_front()
+    }
+
+    fn receive(&mut self) {
+        while let Ok(report) = self.reports.try_recv() {
+            match report {
                 Report::Job(outcome, free_blocks) => {
                     self.free_blocks = free_blocks;
-                    return Some(outcome);
+                    self.outcomes.push_back(outcome);
+                }
+                Report::Files(volume, outcome, serves) => {
+                    self.serves = serves;
+                    self.file_outcomes.push_back((volume, outcome));
                 }
                 Report::Touched => self.touching = false,
                 Report::Instances(Ok(ceiling)) => {

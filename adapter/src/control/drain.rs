@@ -42,6 +42,8 @@ pub(super) enum Then {
     EndQuietly,
     /// The volume operation in the lane goes on.
     Lane,
+    /// The operation on files of this volume goes on.
+    Files(store::VolumeId),
 }
 
 /// What becomes of a grant that cannot be changed.
@@ -175,6 +177,7 @@ impl Control {
             }
             Then::EndQuietly => self.end_batch(batch),
             Then::Lane => self.lane_quiet(batch),
+            Then::Files(volume) => self.files_quiet(volume, batch),
         }
     }
 
@@ -194,6 +197,7 @@ impl Control {
             }
             Then::EndQuietly => self.wait_for(batch, None, Then::EndQuietly),
             Then::Lane => self.lane_timed_out(batch),
+            Then::Files(volume) => self.files_timed_out(volume, batch),
         }
     }
 
@@ -210,13 +214,7 @@ impl Control {
     fn end_batch_for(&mut self, batch: Batch, tell: Option<Caller>) -> bool {
         self.take_moved(); // A queue of it may have been on its way: then only this still has its memory.
         for (session, key, quiesce) in batch.grants {
-            self.lift_limit(session, key);
-            self.tables.finish_delete(quiesce);
-            if let Some(session) = self.sessions.get_mut(&session) {
-                session.remove_grant(key);
-                let id = session.id;
-                self.forget_if_empty(id);
-            }
+            self.end_grant(session, key, quiesce);
         }
         let mut memory: Vec<(SessionId, (What, u64), Kept)> = Vec::new();
         for (id, key, quiesce) in batch.regions {
@@ -299,11 +297,18 @@ impl Control {
                 }
                 _ => quiesce, // Revoked, or closed meanwhile.
             };
-            self.lift_limit(session, key);
-            self.tables.finish_delete(quiesce);
-            self.sessions.get_mut(&session).into_iter().for_each(|s| s.remove_grant(key));
-            self.forget_if_empty(session);
+            self.end_grant(session, key, quiesce);
         }
+    }
+
+    /// A quiet grant, or key of a file, ends.
+    pub(super) fn end_grant(&mut self, session: SessionId, key: Key, quiesce: Quiesce) {
+        self.lift_limit(session, key);
+        self.tables.finish_delete(quiesce);
+        if let Some(held) = self.sessions.get_mut(&session).and_then(|s| s.remove_grant(key)) {
+            self.file_key_ended(session, key, &held);
+        }
+        self.forget_if_empty(session);
     }
 
     /// Gives a grant new ranges, `more` of them than it had, if its user may have so many.

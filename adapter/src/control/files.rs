@@ -1,25 +1,152 @@
-//! Requests about files in a volume.
+//! Requests about files in a volume: who holds which file open, and what each request does to the file system, to the
+//! tables and to the lengths that engines keep, in an order that leaves nothing half done.
+//!
+//! One request after another for each volume. What only the file system does is one job of the store's thread, whose answer
+//! is the reply. What changes blocks of a file that is open goes on here: more blocks come into the tables after the file
+//! system has them durably zeroed; blocks go out of the tables, and no I/O runs on them any more, before it gives them up.
 
+mod lane;
+mod opened;
+#[cfg(test)]
+mod tests;
+
+use store::VolumeId;
+use tpt::{Access, Key};
 use wire::Status;
 use wire::control::{Reply, Request};
-use wire::files::FilePath;
+use wire::files::{EXTENSIONS_PAGE, ExtensionInfo, FileAttributes, FileInfo, FilePath, FileTarget};
 
+use super::drain::table_refusal;
+use super::lane::no_volume;
+use super::session::Session;
 use super::{Caller, Control, Refusal};
+pub(super) use lane::FileLanes;
+pub(super) use opened::{FileHeld, OpenFiles};
 
 /// Bytes of a path that a message to somebody shows.
 const PATH_SHOWN: usize = 200;
 
 impl Control {
-    /// A request about files, whose names and paths are good ones. The adapter has no file system yet: each is refused, and
-    /// nothing is changed.
-    pub(super) fn file_request(&mut self, caller: Caller, request: Request) -> Result<Reply, Refusal> {
-        self.session(caller)?;
-        drop(request);
-        Err(Refusal::new(
-            Status::E_OPCODE,
-            "this adapter has no files in volumes yet; volumes hold blocks only",
-        ))
+    /// A request about files, whose names and paths are good ones.
+    pub(super) fn file_request(&mut self, caller: Caller, request: Request) {
+        let answered = match &request {
+            // These delay nobody, and nobody delays them.
+            Request::QueryFile { key } => self.file_info(caller, Key(*key)).map(Reply::File),
+            Request::ListExtensions { key, skip } => self.list_extensions(caller, Key(*key), *skip),
+            _ => match self.volume_of(caller, &request) {
+                Ok(volume) => return self.enter_file_lane(volume, caller, request),
+                Err(refusal) => Err(refusal),
+            },
+        };
+        self.answer(caller, answered);
     }
+
+    /// The volume that a request about files is for, if the caller may do that there: what the volume's own access list gives
+    /// is the most that its file system can.
+    fn volume_of(&self, caller: Caller, request: &Request) -> Result<VolumeId, Refusal> {
+        let (name, wanted) = match request {
+            Request::GrowFile { key, .. }
+            | Request::SetLength { key, .. }
+            | Request::SyncFile { key, .. }
+            | Request::SetAttributes { of: FileTarget::Key(key), .. } => {
+                return self.held_file(self.session(caller)?, Key(*key)).map(|(volume, _)| volume);
+            }
+            Request::OpenFile(open) => (&open.volume, self.access_bits(open.access)?),
+            Request::ListDirectory { volume, .. }
+            | Request::StatPath { volume, .. }
+            | Request::ReadLink { volume, .. }
+            | Request::StatVolume { volume } => (volume, Access::READ),
+            Request::RenameFile { volume, .. }
+            | Request::UnlinkFile { volume, .. }
+            | Request::MakeDirectory { volume, .. }
+            | Request::RemoveDirectory { volume, .. }
+            | Request::SyncFiles { volume }
+            | Request::SetAttributes { of: FileTarget::Path { volume, .. }, .. } => (volume, Access::WRITE),
+            Request::FormatFiles { volume, .. }
+            | Request::CheckFiles { volume, .. }
+            | Request::SetFileQuota { volume, .. } => {
+                return self.owned(caller, volume).map(|volume| volume.id);
+            }
+            _ => return Err(Refusal::new(Status::E_OPCODE, "not a request about files")),
+        };
+        let who = &self.session(caller)?.credentials;
+        let volume = self.volumes.get(name).filter(|volume| self.sees(caller, volume));
+        let volume = volume.ok_or_else(|| no_volume(name))?;
+        let allowed = volume.access_for(who.uid, who.gid, &who.groups);
+        if !allowed.allows(wanted) {
+            let text = format!(
+                "user {} may {allowed} on volume {name:?}, whose files this is about, and {wanted} is needed; its \
+                 owner can grant that with `portcullis acl grant`",
+                who.uid
+            );
+            return Err(Refusal::new(Status::E_AUTH, text));
+        }
+        Ok(volume.id)
+    }
+
+    pub(super) fn access_bits(&self, bits: u8) -> Result<Access, Refusal> {
+        Access::from_bits(bits).filter(|a| *a != Access::NONE).ok_or_else(|| {
+            Refusal::new(Status::E_PARAM, format!("access bits {bits:#x}: 1 is read, 2 write, 4 trim"))
+        })
+    }
+
+    /// The file that a session holds under a key, and its volume.
+    fn held_file(&self, session: &Session, key: Key) -> Result<(VolumeId, FileHeld), Refusal> {
+        self.tables.query(session.domain, key).map_err(table_refusal)?;
+        let held = session.grants.get(&key).filter(|held| !held.revoked);
+        let held =
+            held.ok_or_else(|| Refusal::new(Status::E_ENTRY_INVALID, format!("no file {key} is held")))?;
+        let file = held.file.ok_or_else(|| {
+            Refusal::new(Status::E_OPCODE, format!("{key} is a grant of blocks, and not an opened file"))
+        })?;
+        Ok((held.volume, file))
+    }
+
+    /// An opened file as its holder sees it.
+    pub(super) fn file_info(&self, caller: Caller, key: Key) -> Result<FileInfo, Refusal> {
+        let session = self.session(caller)?;
+        let (volume, file) = self.held_file(session, key)?;
+        let found = self.tables.query(session.domain, key).map_err(table_refusal)?;
+        let all = found.file.map(|its| its.extensions).unwrap_or_default();
+        let block_size = self.geometry.block_size();
+        Ok(FileInfo {
+            key: key.0,
+            access: found.access.bits(),
+            block_size,
+            room: found.blocks.0 << self.geometry.block_shift,
+            attributes: self.attributes_now(volume, file),
+            extensions: page(&all, found.access, 0),
+            more: all.len() > EXTENSIONS_PAGE,
+        })
+    }
+
+    fn list_extensions(&self, caller: Caller, key: Key, skip: u32) -> Result<Reply, Refusal> {
+        let session = self.session(caller)?;
+        self.held_file(session, key)?;
+        let found = self.tables.query(session.domain, key).map_err(table_refusal)?;
+        let all = found.file.map(|its| its.extensions).unwrap_or_default();
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let extensions = page(&all, found.access, skip);
+        Ok(Reply::Extensions { extensions, more: all.len().saturating_sub(skip) > EXTENSIONS_PAGE })
+    }
+
+    /// What is known of an opened file, with the length that it has now.
+    fn attributes_now(&self, volume: VolumeId, held: FileHeld) -> FileAttributes {
+        let mut attributes = self.files.get(volume, held.number).attributes.clone();
+        attributes.length = self.lengths.get(held.context);
+        attributes
+    }
+}
+
+/// A page of a file's extensions.
+fn page(all: &[tpt::ExtensionAttributes], access: Access, skip: usize) -> Vec<ExtensionInfo> {
+    let info = |its: &tpt::ExtensionAttributes| ExtensionInfo {
+        key: its.key.0,
+        access: access.bits(),
+        offset: its.offset,
+        bytes: its.bytes,
+    };
+    all.iter().skip(skip).take(EXTENSIONS_PAGE).map(info).collect()
 }
 
 /// A path for messages and logs: escaped, and only its beginning if it is long.

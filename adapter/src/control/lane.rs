@@ -64,6 +64,9 @@ impl Control {
 
     /// Takes what the store has done, then starts what waits.
     pub(super) fn advance_lane(&mut self) {
+        while let Some((volume, outcome)) = self.storage.take_file_outcome() {
+            self.file_done(volume, outcome);
+        }
         loop {
             if let Some(outcome) = self.storage.take_outcome() {
                 let Some(running) = self.lane.running.take() else { continue };
@@ -118,12 +121,18 @@ impl Control {
                 let blocks = bytes.div_ceil(u64::from(self.geometry.block_size()));
                 if blocks >= volume.blocks {
                     self.run_store(caller, Job::Grow { name, bytes });
+                } else if volume.kind != store::VolumeKind::Blocks || self.storage.serves_files_of(volume.id)
+                {
+                    let text =
+                        format!("volume {name:?} holds files, and a file system does not become smaller");
+                    return Err(Refusal::new(Status::E_PARAM, text));
                 } else {
                     let Some(kept) = volume.extents_for(blocks) else {
                         return Err(Refusal::new(Status::E_PARAM, "a volume has at least one block"));
                     };
                     self.lane.taking_from = Some(volume.id);
-                    let batch = self.quiesce_volume(volume.id, Purpose::Modify, |_| true);
+                    let batch =
+                        self.quiesce_volume(volume.id, Purpose::Modify, |(_, grant)| grant.file.is_none());
                     self.run(caller, Operation::Shrink { job: Job::Shrink { name, bytes }, kept, bytes });
                     self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
                 }
@@ -157,7 +166,7 @@ impl Control {
     }
 
     /// The volume, if the caller owns it or administers.
-    fn owned(&self, caller: Caller, name: &str) -> Result<Volume, Refusal> {
+    pub(super) fn owned(&self, caller: Caller, name: &str) -> Result<Volume, Refusal> {
         let Some(session) = self.sessions.get(&caller.session) else {
             return Err(Refusal::new(Status::E_PATH, "the session is gone"));
         };
@@ -229,7 +238,8 @@ impl Control {
         self.volumes.insert(volume.name.clone(), volume.clone());
         match job {
             Job::Grow { .. } => {
-                let batch = self.quiesce_volume(volume.id, Purpose::Modify, |_| true);
+                let batch =
+                    self.quiesce_volume(volume.id, Purpose::Modify, |(_, grant)| grant.file.is_none());
                 self.run(caller, Operation::Grow { volume });
                 self.wait_for(batch, Some(QUIESCE_TIMEOUT), Then::Lane);
             }

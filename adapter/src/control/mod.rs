@@ -15,6 +15,8 @@ mod process;
 mod quotas;
 mod registrar;
 mod requests;
+#[cfg(test)]
+mod rig;
 mod session;
 mod users;
 
@@ -36,6 +38,7 @@ use wire::socket::Credentials;
 use crate::confine::Confinement;
 use crate::daemon::Serving;
 use crate::device::Identity;
+use crate::engine::Lengths;
 use crate::mailbox::Command;
 use crate::poller::Poller;
 use crate::storage::Storage;
@@ -43,6 +46,7 @@ use balance::Balance;
 #[cfg(test)]
 pub(crate) use balance::MOVED;
 use drain::Pending;
+use files::{FileLanes, OpenFiles};
 use lane::Lane;
 use limits::{Ceilings, Held, What};
 pub use limits::{Limits, Policy};
@@ -131,6 +135,8 @@ pub struct Parts {
     pub tables: Tables,
     /// The store's thread.
     pub storage: Storage,
+    /// How long files are: the engines'.
+    pub lengths: Arc<Lengths>,
     /// Who may do what, and how much.
     pub policy: Policy,
 }
@@ -155,6 +161,10 @@ pub struct Control {
     sessions: BTreeMap<SessionId, Session>,
     pending: Vec<Pending>,
     lane: Lane,
+    files: OpenFiles,
+    file_lanes: FileLanes,
+    /// How long files are, as engines have it.
+    lengths: Arc<Lengths>,
     management: Management,
     outbox: VecDeque<Outgoing>,
     /// Commands that found a poller's mailbox full.
@@ -176,7 +186,8 @@ impl Control {
     /// # Errors
     /// The kernel's: no eventfd.
     pub fn new(parts: Parts) -> std::io::Result<Self> {
-        let Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, policy } = parts;
+        let Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, lengths, policy } =
+            parts;
         let volumes: BTreeMap<_, _> =
             storage.initial_volumes().into_iter().map(|v| (v.name.clone(), v)).collect();
         let quotas = Quotas::new(volumes.values(), pollers.len());
@@ -203,6 +214,9 @@ impl Control {
             sessions: BTreeMap::new(),
             pending: Vec::new(),
             lane: Lane::default(),
+            files: OpenFiles::new(lengths.capacity()),
+            file_lanes: FileLanes::default(),
+            lengths,
             management,
             outbox: VecDeque::new(),
             unsent: VecDeque::new(),
@@ -314,6 +328,7 @@ impl Control {
     pub fn is_waiting(&self) -> bool {
         !self.pending.is_empty()
             || self.lane.is_running()
+            || self.file_lanes.is_running()
             || !self.unsent.is_empty()
             || self.urgent
             || self.registrar.is_busy()
@@ -324,7 +339,10 @@ impl Control {
 
     /// Whether every session and everything that was theirs is gone.
     pub fn is_drained(&self) -> bool {
-        self.sessions.is_empty() && self.pending.is_empty() && !self.lane.is_running()
+        self.sessions.is_empty()
+            && self.pending.is_empty()
+            && !self.lane.is_running()
+            && !self.file_lanes.is_running()
     }
 
     /// Becomes readable (edge-triggered) when `advance` has something from the store.
@@ -390,6 +408,7 @@ impl Control {
         self.advance_pending(now);
         self.advance_memory();
         self.advance_lane();
+        self.advance_file_lanes();
         self.keep_instances();
         self.log_denials(now);
     }

@@ -76,7 +76,7 @@ impl Control {
             | Request::SyncFiles { .. }
             | Request::FormatFiles { .. }
             | Request::CheckFiles { .. }
-            | Request::SetFileQuota { .. } => self.file_request(caller, request),
+            | Request::SetFileQuota { .. } => return self.file_request(caller, request),
         };
         self.answer(caller, result);
     }
@@ -148,6 +148,12 @@ impl Control {
             let text = format!("user {} may {allowed} on volume {name:?} and asked for {wanted}", who.uid);
             return Err(Refusal::new(Status::E_AUTH, text));
         }
+        if volume.kind == store::VolumeKind::Files || self.storage.serves_files_of(volume.id) {
+            let text = format!(
+                "volume {name:?} holds files, which are opened by their names; its blocks are the file system's"
+            );
+            return Err(Refusal::new(Status::E_PARAM, text));
+        }
         if self.lane.takes_from(volume.id) {
             let text =
                 format!("volume {name:?} is being deleted or made smaller; try again when that is over");
@@ -166,7 +172,8 @@ impl Control {
         let bytes = volume.blocks << self.geometry.block_shift;
         let key = self.tables.create(&spec).map_err(table_refusal)?;
         let volume = volume.id;
-        let held = GrantHeld { volume, access: wanted, bytes, ranges, quiescing: false, revoked: false };
+        let held =
+            GrantHeld { volume, access: wanted, bytes, ranges, file: None, quiescing: false, revoked: false };
         let info = self.grant_info(key, &held);
         self.limit_grant(key, volume);
         if let Some(session) = self.sessions.get_mut(&caller.session) {

@@ -9,6 +9,7 @@ use tpt::{Access, Domain, Key, RegionKey, SEGMENT_ENTRIES};
 use wire::socket::Credentials;
 
 use super::SessionId;
+use super::files::FileHeld;
 use super::limits::{Held, What};
 use super::memory::Moving;
 use crate::engine::PortCounters;
@@ -57,6 +58,8 @@ pub(super) struct GrantHeld {
     pub(super) bytes: u64,
     /// Contiguous ranges: entries of the LBA table.
     pub(super) ranges: u64,
+    /// What file it is; `None` of a grant of blocks.
+    pub(super) file: Option<FileHeld>,
     /// A close, modify or revoke is under way.
     pub(super) quiescing: bool,
     /// It was revoked: whatever is under way ends with its end, never with its return.
@@ -123,8 +126,8 @@ impl Session {
         self.grants.insert(key, held);
     }
 
-    pub(super) fn remove_grant(&mut self, key: Key) {
-        let Some(held) = self.grants.remove(&key) else { return };
+    pub(super) fn remove_grant(&mut self, key: Key) -> Option<GrantHeld> {
+        let held = self.grants.remove(&key)?;
         self.ranges -= held.ranges;
         let segment = key.index().0 / SEGMENT_ENTRIES;
         if let Some(grants) = self.segments.get_mut(&segment) {
@@ -133,6 +136,7 @@ impl Session {
                 self.segments.remove(&segment);
             }
         }
+        Some(held)
     }
 
     /// A grant has as many ranges now, and is open again.

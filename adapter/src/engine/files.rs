@@ -41,8 +41,10 @@ pub(super) enum Outside {
 #[inline]
 pub(super) fn is_inside(directory: &Directory, lengths: &Lengths, grant: &Grant, request: &Request) -> bool {
     // The short way takes no request that names an extension: its offset is that in the file.
-    !grant.is_file()
-        || directory.context(grant).is_some_and(|file| request.offset + request.length <= lengths.get(file))
+    !grant.is_file() || {
+        let (end, writes) = (request.offset + request.length, request.operation != Operation::Read);
+        directory.context(grant).is_some_and(|file| lengths.covers(file, end, writes))
+    }
 }
 
 impl State {
@@ -59,6 +61,9 @@ impl State {
         let Request { operation, length, .. } = asked.request;
         let start = self.directory.offset_in_file(grant, &asked.request);
         let (end, now) = (start.saturating_add(length), self.lengths.get(file));
+        if writes(operation) {
+            self.lengths.note_write(file);
+        }
         if asked.append {
             return Some(Reach::Append { file, at: start, end });
         }

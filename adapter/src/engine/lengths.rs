@@ -8,7 +8,7 @@
 //! of their places: so the length never goes past bytes that are still on their way, and of two appends that were
 //! answered none is lost in the other.
 
-use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 /// See the module.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ struct Length {
     length: AtomicU64,
     /// Where the next append goes: never before the length.
     tail: AtomicU64,
+    /// Something was written since the file system last heard of it.
+    written: AtomicBool,
 }
 
 impl Lengths {
@@ -51,8 +53,27 @@ impl Lengths {
         self.of(file).length.store(length, Release);
     }
 
+    /// Whether all from the start to `end` can be read, or, by a write that is known of, written.
+    #[inline]
+    pub(super) fn covers(&self, file: u32, end: u64, writes: bool) -> bool {
+        let Length { length, written, .. } = self.of(file);
+        end <= length.load(Acquire) && (!writes || written.load(Relaxed))
+    }
+
+    /// It is about to be written. Only the first one after somebody asked writes this down.
+    pub(super) fn note_write(&self, file: u32) {
+        if !self.of(file).written.load(Relaxed) {
+            self.of(file).written.store(true, Relaxed);
+        }
+    }
+
+    /// Whether it was written since the last call.
+    pub fn take_written(&self, file: u32) -> bool {
+        self.of(file).written.swap(false, Relaxed)
+    }
+
     /// A write up to `end` has ended well: the file is at least as long.
-    pub(super) fn extend(&self, file: u32, end: u64) {
+    pub fn extend(&self, file: u32, end: u64) {
         // The tail first: an append that comes now goes behind.
         self.of(file).tail.fetch_max(end, Relaxed);
         self.of(file).length.fetch_max(end, Release);

@@ -6,58 +6,14 @@ use std::time::Instant;
 use wire::control::Reply;
 
 use super::*;
-use crate::assembly::{Assembled, Options, Turn, Turned, assemble};
-use crate::embedded::own_credentials;
-
-struct Rig {
-    control: Control,
-    engine: Box<dyn Turn>,
-    next_id: u32,
-}
+use crate::assembly::Options;
+use crate::control::rig::Rig;
 
 impl Rig {
     fn new(lba_entries: u32) -> Self {
         let mut options = Options::new("null:64M".parse().unwrap());
         options.tables.lba_entries = lba_entries;
         Self::with(&options)
-    }
-
-    fn with(options: &Options) -> Self {
-        let Assembled { control, engine, .. } = assemble(options, Turned::ByCaller).unwrap();
-        Self { control, engine: engine.unwrap(), next_id: 0 }
-    }
-
-    fn session(&mut self) -> SessionId {
-        let session = self.control.connect(own_credentials()).unwrap();
-        let hello = Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION };
-        let caller = self.ask(session, hello);
-        assert!(matches!(self.answer(caller), Reply::Welcome(_)));
-        session
-    }
-
-    fn ask(&mut self, session: SessionId, request: Request) -> Caller {
-        self.next_id += 1;
-        let caller = Caller::new(session, self.next_id);
-        self.control.request(caller, request, Vec::new());
-        caller
-    }
-
-    /// Goes on until there is an answer; the engine turns, too.
-    fn answer(&mut self, to: Caller) -> Reply {
-        loop {
-            if let Some(out) = self.control.next_reply() {
-                assert_eq!(out.caller, to);
-                return out.reply;
-            }
-            self.engine.turn();
-            self.control.advance(Instant::now());
-            std::thread::yield_now();
-        }
-    }
-
-    fn call(&mut self, session: SessionId, request: Request) -> Reply {
-        let caller = self.ask(session, request);
-        self.answer(caller)
     }
 
     fn create(&mut self, session: SessionId) {

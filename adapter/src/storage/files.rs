@@ -1,0 +1,532 @@
+//! File systems in volumes, on the store's thread: each is opened when first asked for, and does one job after another.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use store::files::{
+    Attributes, Changes, Extent, FileError, FileSystem, FormatOptions, How, InodeNumber, Timestamp,
+    Truncation,
+};
+use store::permission::{Acl, Credentials, Party, Permissions, Rights};
+use store::{Store, StoreError, Volume, VolumeId, VolumeKind};
+use tpt::{Access, LbaRange};
+use wire::Status;
+use wire::control::{Reply, Request, Subject};
+use wire::files::{
+    AttributeChange, CheckReport, Create, Cursor, DirectoryEntry, FileAttributes, FileKind, FileName,
+    FileSystemInfo, FileSystemKind, MAX_FILE_ACCESS, OpenFile, SetTime, Time,
+};
+
+use super::Job;
+
+/// Entries in one reply to a listing: what surely fits a message.
+const ENTRIES_PAGE: usize = 48;
+/// The same without attributes.
+const NAMES_PAGE: usize = 50;
+/// Findings that a report of a check tells, and bytes of each.
+const FINDINGS: usize = 16;
+const FINDING_BYTES: usize = 400;
+
+/// Who asks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Who {
+    /// Its user id.
+    pub uid: u32,
+    /// Its group id.
+    pub gid: u32,
+    /// Sorted.
+    pub groups: Vec<u32>,
+}
+
+/// How long an open file is now, and whether it was written to since the file system last heard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// Of which.
+    pub number: u64,
+    /// In bytes.
+    pub length: u64,
+    /// Whether it was.
+    pub written: bool,
+}
+
+/// What a file system is asked to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FileJob {
+    /// What it does alone, as the request says.
+    Alone(Request),
+    /// To open a file.
+    Open(OpenFile),
+    /// More blocks for an open file.
+    Grow {
+        /// The file.
+        number: u64,
+        /// For so many bytes from its start.
+        bytes: u64,
+    },
+    /// What would go if an open file had this length.
+    Plan {
+        /// The file, as it is.
+        told: Told,
+        /// In bytes.
+        length: u64,
+    },
+    /// Nobody reaches it any more.
+    CarryOut(Truncation),
+    /// To change attributes of an open file.
+    SetAttributes {
+        /// The file.
+        number: u64,
+        /// What changes.
+        change: AttributeChange,
+    },
+    /// So often it is open no longer.
+    Release {
+        /// The file, as it is.
+        told: Told,
+        /// How often.
+        opens: u32,
+    },
+    /// To make all durable, and these lengths first.
+    Sync(Vec<Told>),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum FileDone {
+    /// The answer.
+    Reply(Reply),
+    /// A file is open.
+    Opened {
+        /// What is known of it.
+        attributes: FileAttributes,
+        /// Where it lies on the device.
+        extents: Vec<LbaRange>,
+        /// What is to be cut off first.
+        truncation: Option<Truncation>,
+    },
+    /// A file has other blocks.
+    Changed {
+        /// What is known of it.
+        attributes: FileAttributes,
+        /// Where it lies on the device.
+        extents: Vec<LbaRange>,
+    },
+    /// What would go.
+    Planned(Truncation),
+    /// Nothing to be told.
+    Done,
+}
+
+/// Why it did not.
+#[derive(Debug)]
+pub struct FileFailure {
+    /// The code.
+    pub status: Status,
+    /// What was wrong, with what value, and what to do.
+    pub detail: String,
+}
+
+/// What came of a job, or why it was not done.
+pub type FileOutcome = Result<FileDone, FileFailure>;
+
+/// The file systems that were opened.
+#[derive(Default)]
+pub(super) struct FileSystems {
+    open: BTreeMap<VolumeId, FileSystem>,
+}
+
+impl FileSystems {
+    /// Does a job, if the volume is still there.
+    pub(super) fn execute(
+        &mut self,
+        store: &mut Store,
+        volume: VolumeId,
+        who: &Who,
+        job: FileJob,
+    ) -> Result<FileDone, FileFailure> {
+        let found = store.volumes().map_err(failed)?.into_iter().find(|its| its.id == volume);
+        let Some(found) = found else {
+            self.open.remove(&volume);
+            let detail = "the volume was deleted".to_owned();
+            return Err(FileFailure { status: Status::E_NO_RESOURCE, detail });
+        };
+        if let FileJob::Alone(Request::FormatFiles { force, .. }) = job {
+            return self.format(store, &found, who, force);
+        }
+        let system = self.mounted(store, &found)?;
+        system.guarded(|system| perform(system, &found, who, job)).map_err(refused)?
+    }
+
+    /// Closes the file system in a volume that the job is going to take away.
+    pub(super) fn let_go(&mut self, store: &Store, job: &Job) {
+        if let Job::Delete { name } | Job::Shrink { name, .. } = job
+            && let Ok(volume) = store.volume(name)
+        {
+            self.open.remove(&volume.id);
+        }
+    }
+
+    /// Whose files are served.
+    pub(super) fn volumes(&self) -> BTreeSet<VolumeId> {
+        self.open.keys().copied().collect()
+    }
+
+    fn mounted(&mut self, store: &mut Store, volume: &Volume) -> Result<&mut FileSystem, FileFailure> {
+        if !self.open.contains_key(&volume.id) {
+            let disk = Box::new(store.window(&volume.name).map_err(failed)?);
+            let system = FileSystem::open(disk).map_err(|error| match error {
+                FileError::Store(StoreError::Blank | StoreError::Foreign { .. }) => FileFailure {
+                    status: Status::E_STORE,
+                    detail: format!(
+                        "volume {:?} holds no files; `portcullis volume format {}` makes an empty file system in it",
+                        volume.name, volume.name
+                    ),
+                },
+                error => refused(error),
+            })?;
+            self.open.insert(volume.id, system);
+        }
+        Ok(self.open.get_mut(&volume.id).expect("it was put there"))
+    }
+}
+
+impl FileSystems {
+    fn format(
+        &mut self,
+        store: &mut Store,
+        volume: &Volume,
+        who: &Who,
+        force: bool,
+    ) -> Result<FileDone, FileFailure> {
+        self.open.remove(&volume.id);
+        let disk = Box::new(store.window(&volume.name).map_err(failed)?);
+        let options = FormatOptions { force, uid: who.uid, gid: who.gid, ..FormatOptions::default() };
+        let mut system = FileSystem::format(disk, options).map_err(refused)?;
+        let info = volume_info(&mut system, who).map_err(refused)?;
+        store.set_kind(&volume.name, VolumeKind::Files).map_err(failed)?;
+        self.open.insert(volume.id, system);
+        Ok(FileDone::Reply(Reply::FileSystem(info)))
+    }
+}
+
+/// One job of one file system.
+fn perform(
+    system: &mut FileSystem,
+    volume: &Volume,
+    who: &Who,
+    job: FileJob,
+) -> Result<Result<FileDone, FileFailure>, FileError> {
+    let as_who = Credentials { uid: who.uid, gid: who.gid, groups: &who.groups };
+    Ok(Ok(match job {
+        FileJob::Alone(request) => return alone(system, who, request),
+        FileJob::Open(open) => {
+            let opened = system.open_file(&as_who, open.path.as_bytes(), how(&open))?;
+            let number = opened.inode;
+            if open.allocate > opened.attributes.allocated && opened.truncation.is_none() {
+                if let Err(error) = system.grow(number, open.allocate) {
+                    system.release(number)?;
+                    return Err(error);
+                }
+            }
+            let truncation = opened.truncation;
+            let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
+            FileDone::Opened { attributes: told(&system.attributes(number)?), extents, truncation }
+        }
+        FileJob::Grow { number, bytes } => {
+            system.grow(InodeNumber(number), bytes)?;
+            changed(system, volume, number)?
+        }
+        FileJob::Plan { told, length } => {
+            report(system, told)?;
+            FileDone::Planned(system.truncate(InodeNumber(told.number), length)?)
+        }
+        FileJob::CarryOut(plan) => {
+            system.drained(&plan)?;
+            changed(system, volume, plan.inode.0)?
+        }
+        FileJob::SetAttributes { number, change } => {
+            let number = InodeNumber(number);
+            let changes = match changes(system, number, change)? {
+                Ok(changes) => changes,
+                Err(failure) => return Ok(Err(failure)),
+            };
+            let attributes = system.set_attributes(&as_who, number, &changes)?;
+            FileDone::Reply(Reply::Attributes(told(&attributes)))
+        }
+        FileJob::Release { told, opens } => {
+            report(system, told)?;
+            for _ in 0..opens {
+                system.release(InodeNumber(told.number))?;
+            }
+            FileDone::Done
+        }
+        FileJob::Sync(all) => {
+            all.into_iter().try_for_each(|told| report(system, told))?;
+            system.sync()?;
+            FileDone::Done
+        }
+    }))
+}
+
+/// What a file system does alone.
+fn alone(
+    system: &mut FileSystem,
+    who: &Who,
+    request: Request,
+) -> Result<Result<FileDone, FileFailure>, FileError> {
+    let as_who = Credentials { uid: who.uid, gid: who.gid, groups: &who.groups };
+    let reply = match request {
+        Request::RenameFile { from, to, replace, .. } => {
+            system.rename(&as_who, from.as_bytes(), to.as_bytes(), replace)?;
+            Reply::Done
+        }
+        Request::UnlinkFile { path, .. } => {
+            system.unlink(&as_who, path.as_bytes())?;
+            Reply::Done
+        }
+        Request::MakeDirectory { path, mode, .. } => {
+            system.make_directory(&as_who, path.as_bytes(), mode)?;
+            Reply::Done
+        }
+        Request::RemoveDirectory { path, .. } => {
+            system.remove_directory(&as_who, path.as_bytes())?;
+            Reply::Done
+        }
+        Request::StatPath { path, .. } => Reply::Attributes(told(&system.stat(&as_who, path.as_bytes())?)),
+        Request::ListDirectory { path, from, attributes, .. } => {
+            list(system, &as_who, path.as_bytes(), &from, attributes)?
+        }
+        Request::SetAttributes { of: wire::files::FileTarget::Path { path, .. }, change } => {
+            let number = system.resolve(&as_who, path.as_bytes())?;
+            let changes = match changes(system, number, change)? {
+                Ok(changes) => changes,
+                Err(failure) => return Ok(Err(failure)),
+            };
+            Reply::Attributes(told(&system.set_attributes(&as_who, number, &changes)?))
+        }
+        Request::StatVolume { .. } => Reply::FileSystem(volume_info(system, who)?),
+        Request::SetFileQuota { user, bytes, .. } => {
+            // The control plane has seen that the caller owns the volume or administers.
+            system.set_quota(&Credentials { uid: 0, gid: 0, groups: &[] }, user, bytes, None)?;
+            Reply::Done
+        }
+        Request::CheckFiles { repair, .. } => {
+            if repair {
+                let detail = "these file systems are checked and not repaired; copy out what can be read, and \
+                              format the volume";
+                return Ok(Err(FileFailure { status: Status::E_OPCODE, detail: detail.to_owned() }));
+            }
+            Reply::Checked(check(system)?)
+        }
+        Request::ReadLink { .. } => {
+            let detail = "there are no symbolic links in a file system of this format".to_owned();
+            return Ok(Err(FileFailure { status: Status::E_PARAM, detail }));
+        }
+        _ => {
+            let detail = "not a request about files".to_owned();
+            return Ok(Err(FileFailure { status: Status::E_OPCODE, detail }));
+        }
+    };
+    Ok(Ok(FileDone::Reply(reply)))
+}
+
+fn changed(system: &mut FileSystem, volume: &Volume, number: u64) -> Result<FileDone, FileError> {
+    let number = InodeNumber(number);
+    let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
+    Ok(FileDone::Changed { attributes: told(&system.attributes(number)?), extents })
+}
+
+fn report(system: &mut FileSystem, told: Told) -> Result<(), FileError> {
+    let modified = told.written.then(now);
+    system.report(InodeNumber(told.number), told.length, modified)
+}
+
+/// The system's clock.
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn list(
+    system: &mut FileSystem,
+    who: &Credentials<'_>,
+    path: &[u8],
+    from: &Cursor,
+    attributes: bool,
+) -> Result<Reply, FileError> {
+    let page = if attributes { ENTRIES_PAGE } else { NAMES_PAGE };
+    let mut all = system.list(who, path, from.as_bytes(), page + 1)?;
+    let more = all.len() > page;
+    all.truncate(page);
+    let next = all.last().filter(|_| more).and_then(|last| Cursor::new(last.name.clone()).ok());
+    let entry = |listed: store::files::Listed| {
+        let its = told(&listed.attributes);
+        let (kind, number) = (its.kind, its.number);
+        let attributes = attributes.then_some(FileAttributes { access: Vec::new(), ..its });
+        // A name that does not fit is none of this format.
+        Some(DirectoryEntry { name: FileName::new(listed.name).ok()?, kind, number, attributes })
+    };
+    Ok(Reply::Directory { entries: all.into_iter().filter_map(entry).collect(), next })
+}
+
+fn check(system: &mut FileSystem) -> Result<CheckReport, FileError> {
+    let found = system.check()?;
+    let findings = found.iter().take(FINDINGS).map(|finding| {
+        let mut line = wire::name::escape(&finding.to_string());
+        let mut end = FINDING_BYTES.min(line.len());
+        while !line.is_char_boundary(end) {
+            end -= 1;
+        }
+        line.truncate(end);
+        line
+    });
+    Ok(CheckReport {
+        files: system.usage().inodes,
+        extents: 0,
+        found: found.len() as u64,
+        repaired: 0,
+        findings: findings.collect(),
+    })
+}
+
+fn volume_info(system: &mut FileSystem, who: &Who) -> Result<FileSystemInfo, FileError> {
+    let as_who = Credentials { uid: who.uid, gid: who.gid, groups: &who.groups };
+    let (usage, quota) = (system.usage(), system.quota(&as_who, who.uid)?);
+    let left = quota.byte_limit.map_or(u64::MAX, |limit| limit.saturating_sub(quota.bytes));
+    let record = usage.metadata_used / usage.inodes.max(1);
+    Ok(FileSystemInfo {
+        kind: FileSystemKind::Portcullis,
+        block_size: u32::try_from(system.allocation_unit()).unwrap_or(u32::MAX),
+        bytes: usage.bytes,
+        free: usage.free,
+        available: usage.free.min(left),
+        files: usage.inodes,
+        free_files: usage.metadata.saturating_sub(usage.metadata_used) / record.max(64),
+        in_place: false,
+        own: quota.bytes,
+        quota: quota.byte_limit,
+    })
+}
+
+fn how(open: &OpenFile) -> How {
+    let access = Access::from_bits(open.access).unwrap_or(Access::NONE);
+    How {
+        read: access.allows(Access::READ),
+        write: access.allows(Access::WRITE) || access.allows(Access::TRIM),
+        create: (open.create != Create::Never).then_some(open.mode),
+        exclusive: open.create == Create::New,
+        truncate: open.truncate,
+    }
+}
+
+/// Where extents of a volume's disk are on the device.
+fn on_device(volume: &Volume, extents: &[Extent]) -> Vec<LbaRange> {
+    extents.iter().filter_map(|extent| volume.device_blocks(extent.blocks)).flatten().collect()
+}
+
+/// What is told of a file or directory.
+fn told(its: &Attributes) -> FileAttributes {
+    let Permissions { mode, uid, gid, acl } = &its.permissions;
+    let named = acl.iter().flat_map(|acl| acl.entries()).filter_map(|(party, rights)| match *party {
+        Party::User(uid) => Some((Subject::User(uid), rights.bits())),
+        Party::Group(gid) => Some((Subject::Group(gid), rights.bits())),
+        _ => None,
+    });
+    FileAttributes {
+        kind: if its.permissions.is_directory() { FileKind::Directory } else { FileKind::Regular },
+        number: its.inode.0,
+        mode: mode & 0o7777,
+        owner: *uid,
+        group: *gid,
+        links: 1,
+        length: its.length,
+        allocated: its.allocated,
+        accessed: time_of(its.modified),
+        modified: time_of(its.modified),
+        changed: time_of(its.changed),
+        access: named.take(MAX_FILE_ACCESS).collect(),
+    }
+}
+
+fn time_of(at: Timestamp) -> Time {
+    let nanoseconds = at.0.rem_euclid(1_000_000_000);
+    Time { seconds: at.0.div_euclid(1_000_000_000), nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) }
+}
+
+/// What a file system is to change, of what was asked.
+fn changes(
+    system: &mut FileSystem,
+    number: InodeNumber,
+    asked: AttributeChange,
+) -> Result<Result<Changes, FileFailure>, FileError> {
+    let AttributeChange { mode, owner, group, accessed: _, modified, access } = asked;
+    let modified = match modified {
+        None => None,
+        Some(SetTime::Now) => Some(now()),
+        Some(SetTime::At(Time { seconds, nanoseconds })) => {
+            let whole = seconds.checked_mul(1_000_000_000).filter(|_| nanoseconds < 1_000_000_000);
+            let Some(at) = whole.and_then(|whole| whole.checked_add(nanoseconds.into())) else {
+                let detail =
+                    format!("{seconds} s and {nanoseconds} ns since 1970 are no time that a file can have");
+                return Ok(Err(FileFailure { status: Status::E_PARAM, detail }));
+            };
+            Some(Timestamp(at))
+        }
+    };
+    let acl = match access {
+        None => None,
+        Some(named) if named.is_empty() => Some(None),
+        Some(named) => {
+            let mode = mode.unwrap_or(system.attributes(number)?.permissions.mode);
+            match acl_of(mode, &named) {
+                Ok(acl) => Some(Some(acl)),
+                Err(failure) => return Ok(Err(failure)),
+            }
+        }
+    };
+    Ok(Ok(Changes { mode, uid: owner, gid: group, acl, modified }))
+}
+
+/// The access list with these named entries beside what the mode says, and with all that anybody named has for its mask.
+fn acl_of(mode: u16, named: &[(Subject, u8)]) -> Result<Acl, FileFailure> {
+    let refuse = |detail: String| FileFailure { status: Status::E_PARAM, detail };
+    let of_mode = |shift: u32| Rights::from_bits((mode >> shift & 7) as u8).unwrap_or(Rights::NONE);
+    let mut entries =
+        vec![(Party::Owner, of_mode(6)), (Party::OwningGroup, of_mode(3)), (Party::Other, of_mode(0))];
+    let mut mask = of_mode(3);
+    for (subject, bits) in named {
+        let rights = Rights::from_bits(*bits)
+            .ok_or_else(|| refuse(format!("rights {bits:#o}: 4 is read, 2 write, 1 execute or search")))?;
+        let party = match *subject {
+            Subject::User(uid) => Party::User(uid),
+            Subject::Group(gid) => Party::Group(gid),
+            Subject::Everyone => return Err(refuse("what others may do is said by the mode".to_owned())),
+        };
+        mask = mask | rights;
+        entries.push((party, rights));
+    }
+    entries.push((Party::Mask, mask));
+    Acl::new(entries).map_err(|error| refuse(error.to_string()))
+}
+
+fn failed(error: StoreError) -> FileFailure {
+    refused(error.into())
+}
+
+fn refused(error: FileError) -> FileFailure {
+    let status = match &error {
+        FileError::NotFound { .. } => Status::E_NO_RESOURCE,
+        FileError::Exists { .. } => Status::E_EXISTS,
+        FileError::Denied { .. } | FileError::NotPermitted { .. } => Status::E_AUTH,
+        FileError::NotOpen(_) => Status::E_NOT_OPEN,
+        FileError::Changed(_) | FileError::Store(StoreError::InUse { .. }) => Status::E_BUSY_TIMEOUT,
+        FileError::NoSpace { .. }
+        | FileError::MetadataFull { .. }
+        | FileError::TooFragmented
+        | FileError::Quota { .. }
+        | FileError::OpenTooOften(_) => Status::E_NO_RESOURCES,
+        FileError::Store(StoreError::Occupied { .. }) => Status::E_EXISTS,
+        FileError::Store(_) => Status::E_STORE,
+        _ => Status::E_PARAM,
+    };
+    FileFailure { status, detail: error.to_string() }
+}
