@@ -229,6 +229,16 @@ impl Drop for Poller {
     }
 }
 
+/// Between two turns that find nothing. PAUSE says that another processor is waited for: the other thread of this core gets on
+/// with it, and a hypervisor takes the core away for it. A device is not helped by that, and what it has ended is found the
+/// later.
+#[inline]
+fn rest<Q: BlockQueue, C: Clock>(engine: &Engine<Q, C>) {
+    if !engine.device_is_busy() {
+        std::hint::spin_loop();
+    }
+}
+
 fn run<Q: BlockQueue, C: Clock>(
     mut engine: Engine<Q, C>,
     waker: &Waker,
@@ -241,7 +251,7 @@ fn run<Q: BlockQueue, C: Clock>(
             if engine.turn() > 0 {
                 engine.wake_sleepers();
             } else {
-                std::hint::spin_loop();
+                rest(&engine);
             }
         }
         return;
@@ -270,8 +280,9 @@ fn run<Q: BlockQueue, C: Clock>(
         if work > 0 {
             continue;
         }
-        std::hint::spin_loop();
-        if !patience.is_lost() {
+        rest(&engine);
+        // Of a device that would not wake it nothing is learnt: it is polled until it has ended all.
+        if engine.device_is_busy() && !device_wakes || !patience.is_lost() {
             continue;
         }
         engine.queue_mut().arm_interrupt(true);

@@ -122,7 +122,10 @@ impl Channel {
                     self.outlasted = 0;
                     return Ok(Some(entry));
                 }
-                hint::spin_loop();
+                // It says that another processor is waited for: not where the turn just now was all that there is to it.
+                if !embedded {
+                    hint::spin_loop();
+                }
             }
             let now = Instant::now();
             if deadline.is_some_and(|deadline| now >= deadline) {

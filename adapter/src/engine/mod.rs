@@ -309,6 +309,11 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
         self.state.slots.used()
     }
 
+    /// Whether something is at the device.
+    pub fn device_is_busy(&self) -> bool {
+        self.queue.outstanding() > 0
+    }
+
     /// How long until something is due that waits for its limits: the thread that turns the engine sleeps no longer.
     pub fn next_due(&self) -> Option<Duration> {
         let (shares, throttle) =
