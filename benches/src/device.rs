@@ -9,7 +9,7 @@ use driver::dma::DmaBuffer;
 use driver::hal::DmaAccess;
 
 use crate::pattern::{Order, Walk};
-use crate::requests::{BLOCK, per_request};
+use crate::requests::{BLOCK, is_time_to_look, per_request};
 
 /// A device with one queue in use, and memory for as many requests as are to be in flight.
 pub struct Driver<Q: BlockQueue> {
@@ -59,7 +59,7 @@ impl<Q: BlockQueue> Driver<Q> {
             }
         };
         let began = std::time::Instant::now();
-        let mut ended = 0_u64;
+        let (mut ended, mut idle) = (0_u64, 0_u32);
         let each = loop {
             for slot in free.drain(..) {
                 let lba = u64::from(walk.step()) * u64::from(blocks);
@@ -69,7 +69,13 @@ impl<Q: BlockQueue> Driver<Q> {
                     .context("submitting to the device")?;
             }
             turn(queue, &mut free)?;
-            ended += free.len() as u64;
+            let found = free.len() as u64;
+            ended += found;
+            idle = if found > 0 { 0 } else { idle + 1 };
+            if !is_time_to_look(ended, found, idle) {
+                continue;
+            }
+            idle = 0;
             let took = began.elapsed();
             if took >= time {
                 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]

@@ -19,7 +19,7 @@ use driver::disk::MemoryDisk;
 use crate::cpu::Pinned;
 use crate::device::Driver;
 use crate::figure::Figure;
-use crate::path::Client;
+use crate::path::{Client, Idle};
 use crate::ping::ping_pong;
 use crate::process::Served;
 use crate::rounds::{Cores, Plan};
@@ -62,8 +62,7 @@ impl Function<'_> {
         loop {
             for controller in fs::read_dir(self.folder().join("nvme")).into_iter().flatten().flatten() {
                 let name = controller.file_name().to_string_lossy().into_owned();
-                let node = PathBuf::from(format!("/dev/{name}n1"));
-                if node.exists() {
+                if let Some(node) = namespace(&controller.path(), &name) {
                     return OpenOptions::new()
                         .read(true)
                         .write(true)
@@ -78,6 +77,18 @@ impl Function<'_> {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The block device of a controller, by its folder in sysfs and its name. Its number is another one while somebody still holds
+/// that of the time before.
+fn namespace(folder: &Path, controller: &str) -> Option<PathBuf> {
+    let mut names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
+    let name = names.find_map(|name| {
+        let name = name.into_string().ok()?;
+        name.strip_prefix(controller)?.starts_with('n').then_some(name)
+    })?;
+    let node = Path::new("/dev").join(name);
+    node.exists().then_some(node)
 }
 
 /// The adapter's options for a device whose store is kept in memory.
@@ -154,10 +165,11 @@ impl Figures {
         self.turn("driver", |writes, depth, time| driver.keep(writes, depth, time))?;
         drop(driver);
         let adapter = Embedded::start_on(with_store_in_memory(device::vfio::open(&uri, 1)?), &options(&uri))?;
-        self.client("embedded", Client::unwritten(adapter.session()?, BYTES)?)?;
+        self.client("embedded", Client::unwritten(adapter.session()?, BYTES)?.idle(Idle::Turns))?;
         drop(adapter);
         let served = Served::start(&uri.to_string(), cores.other)?;
-        self.client("isolated", Client::unwritten(served.session()?, BYTES)?)
+        // Application, adapter and device have two processors.
+        self.client("isolated", Client::unwritten(served.session()?, BYTES)?.idle(Idle::Waits))
     }
 
     fn client(&mut self, side: &str, mut client: Client) -> Result<()> {
@@ -209,7 +221,7 @@ pub fn for_doorbells(address: &str, plan: Plan) -> Result<u64> {
     Function(address).bind("vfio-pci")?;
     let uri: DeviceUri = format!("vfio:{address}").parse()?;
     let adapter = Embedded::start_on(with_store_in_memory(device::vfio::open(&uri, 1)?), &options(&uri))?;
-    let mut client = Client::unwritten(adapter.session()?, BYTES)?;
+    let mut client = Client::unwritten(adapter.session()?, BYTES)?.idle(Idle::Turns);
     client.keep(DEEPEST, plan.slice)?;
     let requests = client.requests();
     client.end()?;

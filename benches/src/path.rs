@@ -8,10 +8,21 @@ use portcullis::wire::layout::{CompletionEntry, SubmissionEntry, opcode};
 use portcullis::{Access, Memory, MemoryAccess, Session, Status, Volume};
 
 use crate::pattern::{Order, Walk};
-use crate::requests::{BLOCK, per_request};
+use crate::requests::{BLOCK, is_time_to_look, per_request};
 
 /// Deepest that is measured.
 pub const DEEPEST: u32 = 128;
+
+/// What a client does where nothing has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Idle {
+    /// Looks again, and says to its processor that another one is waited for.
+    Pauses,
+    /// Looks again at once: each look turns the adapter, and the device is waited for.
+    Turns,
+    /// Waits by [`RawQueue::wait`], which sleeps after a while: for one who has no processor to itself.
+    Waits,
+}
 
 /// A queue, a volume, and memory for as many requests as may be in flight.
 pub struct Client {
@@ -23,6 +34,7 @@ pub struct Client {
     name: String,
     walk: Walk,
     opcode: u8,
+    idle: Idle,
     /// Sent, and come back.
     requests: u64,
     taken: u64,
@@ -57,12 +69,29 @@ impl Client {
         let queue = RawQueue::create(&session, 2 * DEEPEST)?;
         let places = u32::try_from(bytes / u64::from(BLOCK))?;
         let walk = Walk::new(Order::Random, places);
-        Ok(Self { queue, memory, volume, session, name, walk, opcode: opcode::READ, requests: 0, taken: 0 })
+        Ok(Self {
+            queue,
+            memory,
+            volume,
+            session,
+            name,
+            walk,
+            opcode: opcode::READ,
+            idle: Idle::Pauses,
+            requests: 0,
+            taken: 0,
+        })
     }
 
     /// How many requests it has sent.
     pub fn requests(&self) -> u64 {
         self.requests
+    }
+
+    /// With another way to wait, where it keeps requests in flight.
+    #[must_use]
+    pub fn idle(self, idle: Idle) -> Self {
+        Self { idle, ..self }
     }
 
     /// What it asks for from now on: writes, or reads as at first.
@@ -161,6 +190,17 @@ impl Client {
         per_request(depth, time, || self.batch(depth))
     }
 
+    /// Nothing has come.
+    #[inline]
+    fn rest(&mut self) -> Result<Option<CompletionEntry>> {
+        match self.idle {
+            Idle::Pauses => std::hint::spin_loop(),
+            Idle::Turns => {}
+            Idle::Waits => return Ok(self.queue.wait(Duration::from_millis(10))?),
+        }
+        Ok(None)
+    }
+
     /// Keeps `depth` requests in flight for about that time: whatever has come back is sent again at once, with one doorbell
     /// for all that was found. Nanoseconds for each request.
     ///
@@ -174,22 +214,25 @@ impl Client {
         self.start(depth)?;
         loop {
             let mut found = 0_u32;
-            while let Some(done) = self.queue.poll() {
+            let mut next = match self.queue.poll() {
+                None => self.rest()?,
+                some => some,
+            };
+            while let Some(done) = next {
                 self.taken += 1;
                 let slot = check(done)?;
                 self.push(slot)?;
                 found += 1;
+                next = self.queue.poll();
             }
             if found > 0 {
                 self.queue.ring()?;
-                ended += u64::from(found);
                 idle = 0;
             } else {
-                std::hint::spin_loop();
                 idle += 1;
             }
-            // A look at the clock now and then.
-            if (ended & 0x3f) < u64::from(found) || idle > 1000 {
+            ended += u64::from(found);
+            if is_time_to_look(ended, found.into(), idle) {
                 idle = 0;
                 if began.elapsed() >= time {
                     break;

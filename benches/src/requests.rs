@@ -7,6 +7,13 @@ use anyhow::Result;
 /// Bytes of a request.
 pub const BLOCK: u32 = 4096;
 
+/// Whether one who keeps requests in flight looks at the clock, after `found` more made it `ended` in all, or after so many
+/// looks that found nothing: once in 64 requests, so that it does not weigh.
+#[inline]
+pub fn is_time_to_look(ended: u64, found: u64, idle: u32) -> bool {
+    (ended & 0x3f) < found || idle > 1000
+}
+
 /// Does `batch`, which is `depth` requests there and back, again and again for about that time; nanoseconds for each request.
 /// The clock is read once in some thousand nanoseconds, so that it does not weigh.
 ///

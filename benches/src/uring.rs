@@ -149,7 +149,7 @@ impl Uring {
             }
             ended += free.len() as u64;
             unlooked += free.len();
-            if unlooked >= 64 || ask != Ask::Nop {
+            if unlooked >= 64 {
                 unlooked = 0;
                 let took = began.elapsed();
                 over = took >= time;
