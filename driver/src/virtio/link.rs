@@ -170,7 +170,7 @@ impl<D: PciFunction> Link<D> {
         self.transport.enable(0, inquiry::ENTRIES, pci::NO_VECTOR, inquiry.places())?;
         self.start()?;
         let id = inquiry.ask(&notifier, self.patience)?;
-        self.reset_and_wait()?;
+        self.reset_and_wait().or_else(|_| self.reset_function())?;
         Ok(id)
     }
 

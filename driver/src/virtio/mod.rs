@@ -35,6 +35,8 @@ mod link;
 mod queue;
 mod ring;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use controller::{Controller, Options};

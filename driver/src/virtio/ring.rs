@@ -358,11 +358,6 @@ impl Ring {
             _ => Err(Breach::Id(slot.into())),
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn is_new(&self) -> bool {
-        (self.entered, self.told, self.seen) == (0, 0, 0)
-    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "half of it is meant")]
