@@ -9,28 +9,34 @@ use zerocopy::FromBytes;
 
 use super::{Controller, EmuConfig, Emulator, Interposer, Pages, Posting, RamMedia, Verdict};
 use crate::block::{BlockQueue, Command, Operation, SubmitError};
-use crate::hal::{Device, DmaAccess, Iova, Mapper, Registers};
+use crate::hal::{Device, DmaAccess, Iova, Mapper, Mapping, Registers};
 use crate::nvme::{Controller as Driver, Options, Queue, ResetProgress};
 use crate::spec::nvme::{Cqe, Sqe, Status};
 
 /// Bytes that are looked at; a longer input is cut.
-const MOST: usize = 4096;
+pub(super) const MOST: usize = 4096;
 /// What the driver is told to do, at most.
-const STEPS: usize = 200;
-/// How long it may wait for an admin command: some are lost.
-const ADMIN: Duration = Duration::from_millis(4);
-const DISK: u64 = 1 << 20;
-const FILLER: u8 = 0x77;
+pub(super) const STEPS: usize = 200;
+/// How long it may wait for an answer: some are lost.
+pub(super) const ANSWER: Duration = Duration::from_millis(4);
+pub(super) const DISK: u64 = 1 << 20;
+pub(super) const FILLER: u8 = 0x77;
 
 /// The bytes, taken from the front by whoever is next. When they are used up the device is honest.
-struct Tape(Mutex<std::vec::IntoIter<u8>>);
+pub(super) struct Tape(Mutex<std::vec::IntoIter<u8>>);
 
 impl Tape {
-    fn byte(&self) -> u8 {
+    /// Of the first of `data`.
+    pub(super) fn new(data: &[u8]) -> Arc<Self> {
+        let taken = Vec::from(&data[..data.len().min(MOST)]);
+        Arc::new(Self(Mutex::new(taken.into_iter())))
+    }
+
+    pub(super) fn byte(&self) -> u8 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).next().unwrap_or(0)
     }
 
-    fn bytes<const N: usize>(&self) -> [u8; N] {
+    pub(super) fn bytes<const N: usize>(&self) -> [u8; N] {
         std::array::from_fn(|_| self.byte())
     }
 }
@@ -159,10 +165,10 @@ impl Device for LyingDevice {
 
 /// The commands that were submitted, each of which may end once.
 #[derive(Default)]
-struct Ledger(Vec<bool>);
+pub(super) struct Ledger(Vec<bool>);
 
 impl Ledger {
-    fn poll(&mut self, queue: &mut Queue<LyingRegisters>) {
+    pub(super) fn poll(&mut self, queue: &mut impl BlockQueue) {
         let budget = queue.outstanding() + 1;
         let outstanding = queue.outstanding();
         let mut ended = 0;
@@ -174,7 +180,7 @@ impl Ledger {
         assert_eq!(queue.outstanding() + ended, outstanding);
     }
 
-    fn submit(&mut self, queue: &mut Queue<LyingRegisters>, tape: &Tape, data: Iova) {
+    pub(super) fn submit(&mut self, queue: &mut impl BlockQueue, tape: &Tape, data: Iova) {
         let [what, lba, blocks, offset] = tape.bytes();
         let operation = match what % 6 {
             0 | 1 => Operation::Read,
@@ -195,6 +201,45 @@ impl Ledger {
             Err(SubmitError::Full | SubmitError::Invalid | SubmitError::Down) => {}
         }
     }
+
+    /// Whether each that was taken has ended.
+    pub(super) fn is_settled(&self) -> bool {
+        self.0.iter().all(|outstanding| !outstanding)
+    }
+}
+
+/// The memory that commands are given, and memory of which no command knows.
+pub(super) struct Arena {
+    memory: Arc<Pages>,
+    canary: Arc<Pages>,
+    mappings: [Box<dyn Mapping>; 2],
+}
+
+impl Arena {
+    pub(super) fn new(mapper: &dyn Mapper) -> Self {
+        let memory = Pages::populated(65_536).expect("memory");
+        memory.span().write(&[FILLER; 65_536]);
+        let canary = Pages::populated(4096).expect("memory");
+        canary.span().write(&[FILLER; 4096]);
+        let map = |pages: &Arc<Pages>| mapper.map(pages.clone(), DmaAccess::ReadWrite).expect("a mapping");
+        Self { mappings: [map(&memory), map(&canary)], memory, canary }
+    }
+
+    /// Where commands' data may begin.
+    pub(super) fn data(&self) -> Iova {
+        self.mappings[0].iova()
+    }
+
+    /// Panics if what no command was given has changed.
+    pub(super) fn check(&self) {
+        let mut bytes = [0; 4096];
+        self.canary.span().read(&mut bytes);
+        assert!(bytes.iter().all(|&byte| byte == FILLER), "memory of no command changed");
+        // Nothing is given further than the largest command from the furthest offset.
+        let mut bytes = [0; 32_768];
+        self.memory.span().part(32_768, 32_768).expect("inside").read(&mut bytes);
+        assert!(bytes.iter().all(|&byte| byte == FILLER), "memory past the commands changed");
+    }
 }
 
 /// Drives a device whose registers, identify data and completions lie as `data` says, with commands that `data` names.
@@ -202,8 +247,7 @@ impl Ledger {
 /// Panics if the driver does, if a command ends that was not submitted or ended before, or if memory that it gave to no
 /// command changes. Takes no longer than a few seconds on any input, mostly milliseconds.
 pub fn hostile_device(data: &[u8]) {
-    let taken = Vec::from(&data[..data.len().min(MOST)]);
-    let tape = Arc::new(Tape(Mutex::new(taken.into_iter())));
+    let tape = Tape::new(data);
     let media = Arc::new(RamMedia::new(DISK).expect("memory"));
     let config = EmuConfig {
         queues: 2,
@@ -214,28 +258,16 @@ pub fn hostile_device(data: &[u8]) {
         ..EmuConfig::new(media)
     };
     let under = Arc::new(Emulator::new(config).expect("a device"));
-    let mapper = under.mapper();
-    let memory = Pages::populated(65_536).expect("memory");
-    memory.span().write(&[FILLER; 65_536]);
-    let canary = Pages::populated(4096).expect("memory");
-    canary.span().write(&[FILLER; 4096]);
-    let mapping = mapper.map(memory.clone(), DmaAccess::ReadWrite).expect("a mapping");
-    let _canary_mapping = mapper.map(canary.clone(), DmaAccess::ReadWrite).expect("a mapping");
+    let arena = Arena::new(&*under.mapper());
     let registers = Arc::new(LyingRegisters { under: under.registers(), tape: tape.clone() });
     let device = LyingDevice { under: under.clone(), registers };
-    let options = Options { entries: 8, admin_timeout: ADMIN, ..Options::new(1) };
+    let options = Options { entries: 8, admin_timeout: ANSWER, ..Options::new(1) };
     if let Ok(mut driver) = Driver::open_with(device, &options) {
         let mut queue = driver.take_queue().expect("one queue");
         assert!(driver.take_queue().is_none());
-        drive(&mut driver, &mut queue, &under, &tape, mapping.iova());
+        drive(&mut driver, &mut queue, &under, &tape, arena.data());
     }
-    let mut bytes = [0; 4096];
-    canary.span().read(&mut bytes);
-    assert!(bytes.iter().all(|&byte| byte == FILLER), "memory of no command changed");
-    // Nothing is given further than the largest command from the furthest offset.
-    let mut bytes = [0; 32_768];
-    memory.span().part(32_768, 32_768).expect("inside").read(&mut bytes);
-    assert!(bytes.iter().all(|&byte| byte == FILLER), "memory past the commands changed");
+    arena.check();
 }
 
 fn drive(
@@ -273,7 +305,7 @@ fn drive(
             ledger.poll(queue);
         }
         assert_eq!(queue.outstanding(), 0);
-        assert!(ledger.0.iter().all(|outstanding| !outstanding), "a command never ended");
+        assert!(ledger.is_settled(), "a command never ended");
     }
 }
 

@@ -9,6 +9,7 @@
 //! Not implemented, and not offered: packed virtqueues, secure erase, lifetime, reset of one queue.
 
 mod device;
+pub mod fuzz;
 mod interpose;
 mod late;
 mod queue;
