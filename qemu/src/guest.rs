@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::Lock;
 use crate::initramfs::Initramfs;
 use crate::kernel::Kernel;
-use crate::machine::{FIRST_NVME, Machine};
+use crate::machine::{FIRST_NVME, FIRST_VIRTIO, Machine};
 use crate::script::{Event, LoadModule, SCRIPT_PATH, Script, Step, Stream};
 use crate::static_build::{Artifact, build_static};
 
@@ -35,6 +35,11 @@ const BOOTS: u32 = 3;
 /// The PCI address of a machine's NVMe controller number `index`.
 pub fn nvme_address(index: usize) -> String {
     format!("0000:00:{:02x}.0", FIRST_NVME + index)
+}
+
+/// The PCI address of a machine's virtio block device number `index`.
+pub fn virtio_address(index: usize) -> String {
+    format!("0000:00:{:02x}.0", FIRST_VIRTIO + index)
 }
 
 /// A sparse image of `bytes` zeros called `name`, below `target/qemu/disks`; a former one of that name is emptied.

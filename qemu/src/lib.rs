@@ -30,11 +30,11 @@ mod module;
 mod script;
 mod static_build;
 
-pub use guest::{Exit, Guest, Outcome, nvme_address, print_event, scratch_disk};
+pub use guest::{Exit, Guest, Outcome, nvme_address, print_event, scratch_disk, virtio_address};
 pub use initramfs::Initramfs;
 pub use install::install;
 pub use kernel::Kernel;
-pub use machine::{Machine, Nvme};
+pub use machine::{Machine, Nvme, Virtio};
 pub use module::Modules;
 pub use script::{
     Command, End, Event, Expect, LoadModule, RESULTS_PORT, SCRIPT_PATH, Script, Step, Stream, User,

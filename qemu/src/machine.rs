@@ -14,6 +14,52 @@ pub(crate) const EXIT_PORT: u16 = 0x501;
 /// The first NVMe controller's device number on bus 0; the next ones follow.
 pub(crate) const FIRST_NVME: usize = 3;
 
+/// The first virtio block device's device number on bus 0; the next ones follow.
+pub(crate) const FIRST_VIRTIO: usize = 0x10;
+
+/// An emulated virtio block device behind the IOMMU, without the legacy interface.
+#[derive(Clone, Debug)]
+pub struct Virtio {
+    image: PathBuf,
+    serial: String,
+    options: Vec<String>,
+}
+
+impl Virtio {
+    /// On a raw image file of the host, with eight queues.
+    pub fn new(image: impl Into<PathBuf>) -> Self {
+        Self { image: image.into(), serial: "portcullis".into(), options: vec!["num-queues=8".into()] }
+    }
+
+    /// Its serial number.
+    #[must_use]
+    pub fn serial(mut self, serial: impl Into<String>) -> Self {
+        self.serial = serial.into();
+        self
+    }
+
+    /// An option of QEMU's device: `queue-size=64`. The last of a name counts.
+    #[must_use]
+    pub fn option(mut self, option: impl Into<String>) -> Self {
+        self.options.push(option.into());
+        self
+    }
+
+    /// What QEMU is told of it, the number `index`.
+    fn arguments(&self, index: usize) -> [OsString; 4] {
+        let drive = valued("format=raw,file=", &self.image, &format!(",if=none,id=virtio{index}"));
+        let serial = self.serial.replace(',', ",,");
+        let mut device = format!(
+            "virtio-blk-pci,drive=virtio{index},serial={serial},disable-legacy=on,iommu_platform=on,addr={:02x}.0",
+            FIRST_VIRTIO + index
+        );
+        for option in &self.options {
+            device.push_str(&format!(",{option}"));
+        }
+        ["-drive".into(), drive, "-device".into(), device.into()]
+    }
+}
+
 /// An emulated NVMe controller with one namespace.
 #[derive(Clone, Debug)]
 pub struct Nvme {
@@ -78,6 +124,7 @@ pub struct Machine {
     iommu: bool,
     interrupt_remapping: bool,
     nvme: Vec<Nvme>,
+    virtio: Vec<Virtio>,
     kernel_options: Vec<String>,
     qemu_options: Vec<String>,
     pub(crate) limit: Duration,
@@ -92,6 +139,7 @@ impl Default for Machine {
             iommu: true,
             interrupt_remapping: true,
             nvme: vec![],
+            virtio: vec![],
             kernel_options: vec![],
             qemu_options: vec![],
             limit: Duration::from_secs(60),
@@ -145,6 +193,13 @@ impl Machine {
     #[must_use]
     pub fn nvme(mut self, nvme: Nvme) -> Self {
         self.nvme.push(nvme);
+        self
+    }
+
+    /// Adds a virtio block device; see [`crate::virtio_address`] for where it is.
+    #[must_use]
+    pub fn virtio(mut self, virtio: Virtio) -> Self {
+        self.virtio.push(virtio);
         self
     }
 
@@ -217,6 +272,9 @@ impl Machine {
                 device.push_str(&format!(",{option}"));
             }
             command.args(["-device", &device]);
+        }
+        for (index, virtio) in self.virtio.iter().enumerate() {
+            command.args(virtio.arguments(index));
         }
         command.args(&self.qemu_options);
         command
@@ -291,6 +349,14 @@ mod tests {
     fn a_disk_may_be_of_nothing() {
         let text = line(&Machine::new().nvme(Nvme::without_medium(1 << 20)));
         assert!(text.contains("-drive driver=null-co,size=1048576,if=none,id=nvme0 "), "{text}");
+    }
+
+    #[test]
+    fn a_virtio_disk_is_behind_the_iommu() {
+        let text = line(&Machine::new().virtio(Virtio::new("/v,1").serial("s").option("queue-size=64")));
+        assert!(text.contains("format=raw,file=/v,,1,if=none,id=virtio0"), "{text}");
+        let device = "virtio-blk-pci,drive=virtio0,serial=s,disable-legacy=on,iommu_platform=on,addr=10.0,num-queues=8";
+        assert!(text.contains(&format!("{device},queue-size=64")), "{text}");
     }
 
     #[test]
