@@ -4,7 +4,7 @@ use wire::control::{Reply, Request as Control, SMALL_REPLY};
 use wire::frame::{decode_body, encode_body};
 
 use super::*;
-use crate::mailbox::{MANAGED, Managed, Ticket};
+use crate::mailbox::{Drained, MANAGED, Managed, Ticket};
 
 const QUERY: Control = Control::QueryFile { key: 5 };
 
@@ -288,7 +288,7 @@ fn the_memory_is_in_use_until_the_answer_is_written() {
     assert!(managed.begin());
     let quiesce = m.rig.tables.begin_region_delete(None, m.region).unwrap();
     let ticket = Ticket::new(1);
-    let drain = Command::Drain(crate::mailbox::Drained::Region(m.region.index()), ticket.clone());
+    let drain = Command::Drain(Drained::Region(m.region.index()), ticket.clone());
     assert!(m.rig.shared.send(drain).is_ok());
     m.rig.turns(3);
     assert!(!ticket.is_done());
