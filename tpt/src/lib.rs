@@ -39,6 +39,42 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A key may also name an opened file, which has extensions: contiguous ranges of blocks, each with a key of its own that
+//! means something only beside the file's. A request names a byte of the file and may reach over several extensions, or
+//! one of them and a byte of that. Extensions are appended while requests run; the keys that there are stay good.
+//!
+//! ```
+//! use tpt::*;
+//!
+//! let limits = Limits { entries: 64, lba_entries: 64, extensions: 64, regions: 1 };
+//! let mut tables = Tables::<32>::new(limits, KeyInstance(1));
+//! let mut directory = Directory::new(tables.published(), 4);
+//! let (domain, access) = (Domain(7), Access::READ | Access::WRITE | Access::TRIM);
+//!
+//! let extents = [LbaRange::new(1000, 8), LbaRange::new(20, 4), LbaRange::new(50, 4)].map(Option::unwrap);
+//! let spec = FileSpec { domain, access, block_shift: 12, extents: &extents, shared: false, context: 3 };
+//! let FileKeys { file, extensions } = tables.create_file(&spec)?;
+//!
+//! let memory = Memory { region: RegionKey::default(), offset: 0 };
+//! let (operation, none) = (Operation::Deallocate, ExtensionKey::NONE);
+//! let over = Request { operation, key: file, extension: none, offset: 7 * 4096, length: 8192, memory };
+//! let grant = directory.check(domain, &over)?;
+//! assert_eq!(directory.pieces(&grant, 0).map(|piece| piece.lba.0).collect::<Vec<_>>(), [1007, 20]);
+//! assert_eq!(directory.context(&grant), Some(3));
+//! directory.release(grant);
+//!
+//! // With the key of an extension its end is the end.
+//! let inside = Request { extension: extensions[1], offset: 3 * 4096, ..over };
+//! assert_eq!(directory.check(domain, &inside).unwrap_err(), Denied::Bounds);
+//!
+//! let more = tables.extend_file(Some(domain), file, &[LbaRange::new(70, 4).unwrap()])?;
+//! let appended = Request { extension: more[0], offset: 0, ..over };
+//! let grant = directory.check(domain, &appended)?;
+//! assert_eq!(directory.only_piece(&grant).map(|piece| (piece.lba.0, piece.blocks)), Some((70, 2)));
+//! directory.release(grant);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! What is deliberately not here: no ring, no device, no thread, no clock, no file, no unsafe code.
 #![no_std]
 #![forbid(unsafe_code)]

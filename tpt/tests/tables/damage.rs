@@ -263,3 +263,22 @@ fn s8_r11_s5_r7_an_extension_in_the_place_of_another_is_not_believed() {
         assert!(world.tables.self_check().is_err());
     }
 }
+
+/// S5.2: an extension has the last word on its rights, its stage and its domain, whatever its file says.
+#[test]
+fn s5_r8_r10_an_extension_that_gives_less_than_its_file_is_refused() {
+    // A right, the stage, the instance, and the domain.
+    for (word, bits, named, plain) in [
+        (0, 1 << 8, Denied::Access, Denied::TableCorrupt),
+        (0, 2, Denied::EntryInvalid, Denied::TableCorrupt),
+        (1, 1 << 32, Denied::Domain, Denied::TableCorrupt),
+    ] {
+        let (mut world, keys, _) = opened();
+        world.tables.damage_extension_for_test(5, word, bits);
+        let request = world.in_extension(keys.file, keys.extensions[1], 0, 1);
+        assert_eq!(world.blocks(&request), Err(named));
+        assert_eq!(world.blocks(&world.request(Operation::Read, keys.file, 4, 1)), Err(plain));
+        assert_eq!(world.blocks(&world.request(Operation::Read, keys.file, 0, 4)), Ok(vec![10, 11, 12, 13]));
+        assert_eq!(world.blocks(&world.request(Operation::Read, keys.file, 6, 3)), Ok(vec![20, 21, 22]));
+    }
+}
