@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use driver::dice::Dice;
+use driver::disk::Dice;
 use driver::disk::{Disk, MemoryDisk};
 
 use super::super::image::Image;
@@ -319,4 +319,44 @@ fn trees_that_mkfs_copied_agree_with_debugfs() {
     let mut disk = image.disk(9).unwrap();
     let mut ext4 = Ext4::open(&mut disk).unwrap();
     assert!(compare(&image, &mut disk, &mut ext4, "/") > 10);
+}
+
+#[test]
+fn what_is_overwritten_in_place_is_what_e2fsprogs_reads_and_nothing_else_changes() {
+    for block in [1024, 4096] {
+        let image = with_tree(block, &[]);
+        let before = fs::read(image.file()).unwrap();
+        let mut disk = image.disk(9).unwrap();
+        let mut ext4 = Ext4::open(&mut disk).unwrap();
+        let mut expected = before.clone();
+        let mut dice = Dice(11);
+        let mut contents = Vec::new();
+        for path in ["short", "exact", "long", "many", "end", "allocated", "a/b/c/deep"] {
+            let wanted = Rights::READ | Rights::WRITE;
+            let file = ext4.open_file(&mut disk, path.as_bytes(), &ROOT, wanted).unwrap();
+            for extent in &file.extents {
+                let bytes = (extent.range.count.0 * 512).min(file.length - extent.offset);
+                file.check_writable(extent.offset, bytes).unwrap();
+                let start = usize::try_from(extent.range.first.0).unwrap() * 512;
+                let data = dice.bytes(usize::try_from(bytes).unwrap());
+                expected[start..start + data.len()].copy_from_slice(&data);
+                let whole = data.len().next_multiple_of(512);
+                disk.write(extent.range.first.0, &expected[start..start + whole]).unwrap();
+            }
+            contents.push((path, content(&mut disk, &file)));
+        }
+        let mut after = before.clone();
+        for (lba, bytes) in disk.content() {
+            let start = usize::try_from(lba).unwrap() * 512;
+            after[start..start + 512].copy_from_slice(&bytes);
+        }
+        assert!(after == expected && after != before);
+        fs::write(image.file(), &after).unwrap();
+        assert!(image.check(&["-fn"]).unwrap(), "e2fsck has something to say");
+        for (path, content) in contents {
+            let copy = image.folder().join("dumped");
+            image.ask(&format!("dump \"{path}\" {}", copy.display())).unwrap();
+            assert!(fs::read(copy).unwrap() == content, "{path}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What is not served is refused with the reason, and what is damaged is not believed.
 
-use driver::dice::Dice;
+use driver::disk::Dice;
 use driver::disk::{Disk, MemoryDisk};
 
 use super::super::image::Image;

@@ -1,6 +1,6 @@
 //! Rights on an image are those that Linux gives.
 
-use driver::dice::Dice;
+use driver::disk::Dice;
 
 use super::super::image::Image;
 use super::super::{Ext4, Ext4Error};

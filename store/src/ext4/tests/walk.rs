@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use driver::dice::Dice;
+use driver::disk::Dice;
 
 use super::super::image::Image;
 use super::super::{Ext4, Ext4Error, MAX_LINKS};
