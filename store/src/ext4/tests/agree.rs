@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use driver::disk::Dice;
-use driver::disk::{Disk, MemoryDisk};
+use driver::disk::{Dice, Disk, MemoryDisk};
 
 use super::super::image::Image;
 use super::super::{Attributes, Ext4, FileExtent, HoleKind, Kind, MAX_LISTED, OpenedFile};

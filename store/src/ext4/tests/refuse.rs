@@ -1,7 +1,6 @@
 //! What is not served is refused with the reason, and what is damaged is not believed.
 
-use driver::disk::Dice;
-use driver::disk::{Disk, MemoryDisk};
+use driver::disk::{Dice, Disk, MemoryDisk};
 
 use super::super::image::Image;
 use super::super::{Ext4, Ext4Error, Hole, HoleKind, Kind, Place};
