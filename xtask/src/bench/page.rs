@@ -63,6 +63,11 @@ const LIMITS: &str = "\
 - **Real hardware.** The NVMe controllers are QEMU's. Without KVM the guest's instructions are translated, which makes the
   kernel's longer path look worse than it is: ratios to the kernel's driver are ratios of that emulator. On a real disk the
   disk takes most of the time, and what is measured here is what is added to it.
+- **Polling outside of QEMU.** Without KVM a guest's processor is a thread of QEMU. At each PAUSE instruction it leaves its loop and
+  takes a lock that the emulated device needs, too. The kernel has a PAUSE in its loop that polls; ours, which turn an adapter
+  or a driver, have none. Put into ours (tried by hand), one request at a time by the driver alone took 60 to 94 µs where it takes 27 to 39 µs,
+  which is more than the kernel's 47 to 60 µs. So most of the lead over polled `io_uring` at depth 1 is that instruction; on a
+  real processor it takes some ten nanoseconds.
 - **Another machine.** Absolute times belong to the machine above. On a virtual one the time between two cores changes several
   times over with where the hypervisor puts them; that is why there is a ping-pong beside each round, and why rounds in
   different states are not compared.
