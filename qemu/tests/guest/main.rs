@@ -1,5 +1,6 @@
 //! A real guest, from start to end. Ignored by default: needs QEMU and a kernel (`qemu::install()` gets both).
 
+mod bind;
 mod power;
 mod two_users;
 mod vfio;
