@@ -4,7 +4,7 @@ pub mod files;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,17 @@ enum Report {
     Touched,
 }
 
+/// The next message. While there is none, blocks are zeroed that files may need later.
+fn next(inbox: &Receiver<Message>, systems: &mut FileSystems) -> Option<Message> {
+    loop {
+        match inbox.try_recv() {
+            Ok(message) => return Some(message),
+            Err(TryRecvError::Empty) if systems.zero_some() => {}
+            Err(_) => return inbox.recv().ok(),
+        }
+    }
+}
+
 /// A reservation of instances that failed is tried again after this long.
 const RESERVE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -131,7 +142,7 @@ impl Storage {
             .name("portcullis-store".into())
             .spawn(move || {
                 let mut systems = FileSystems::default();
-                while let Ok(message) = inbox.recv() {
+                while let Some(message) = next(&inbox, &mut systems) {
                     let report = match message {
                         Message::Job(job) => {
                             systems.let_go(&store, &job);
@@ -158,6 +169,7 @@ impl Storage {
                     }
                     let _ = rustix::io::write(&signal, &1u64.to_ne_bytes()); // Never full: never read, one a report.
                 }
+                systems.close();
             })
             .map_err(os)?;
         let started = Self {

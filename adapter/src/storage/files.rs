@@ -22,6 +22,8 @@ use super::Job;
 const ENTRIES_PAGE: usize = 48;
 /// The same without attributes.
 const NAMES_PAGE: usize = 50;
+/// Bytes zeroed in advance between two looks for a job.
+const ZEROED: u64 = 4 << 20;
 /// Findings that a report of a check tells, and bytes of each.
 const FINDINGS: usize = 16;
 const FINDING_BYTES: usize = 400;
@@ -162,6 +164,23 @@ impl FileSystems {
             && let Ok(volume) = store.volume(name)
         {
             self.open.remove(&volume.id);
+        }
+    }
+
+    /// Zeroes a few blocks in advance. Whether there may be more to do.
+    pub(super) fn zero_some(&mut self) -> bool {
+        // One that fails tells who asks it for something next.
+        self.open
+            .values_mut()
+            .any(|system| system.guarded(|system| system.zero_some(ZEROED)).is_ok_and(|n| n > 0))
+    }
+
+    /// Makes everything durable and lets go.
+    pub(super) fn close(self) {
+        for (volume, mut system) in self.open {
+            if let Err(error) = system.guarded(FileSystem::sync) {
+                tracing::error!(%volume, %error, "the files of a volume are as they were at their last sync");
+            }
         }
     }
 
