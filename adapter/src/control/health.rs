@@ -41,3 +41,30 @@ impl Control {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wire::Status;
+    use wire::socket::Credentials;
+
+    use crate::Embedded;
+
+    #[test]
+    fn health_is_told_to_administrators_and_of_devices_that_keep_a_log() {
+        let adapter = Embedded::open("emu:64M").unwrap();
+        let health = adapter.session().unwrap().device_health().unwrap();
+        assert_eq!(
+            (health.uri.as_str(), health.temperature, health.available_spare),
+            ("emu:67108864", 300, 100)
+        );
+        assert!(health.data_units_written > 0 && health.errors.is_empty(), "the store was formatted");
+
+        let stranger = Credentials { uid: 4711, gid: 4711, pid: 1, groups: vec![] };
+        let refused = adapter.session_as(stranger).unwrap().device_health().unwrap_err();
+        assert_eq!(refused.status(), Some(Status::E_AUTH), "{refused}");
+
+        let none = Embedded::open("null:64M").unwrap().session().unwrap().device_health().unwrap_err();
+        assert_eq!(none.status(), Some(Status::E_OPCODE));
+        assert!(none.to_string().contains("null:67108864 keeps no health log"), "{none}");
+    }
+}

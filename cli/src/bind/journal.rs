@@ -49,11 +49,9 @@ impl State {
     /// Makes the directory if it is not there, and waits until no other bind or unbind uses it.
     pub(super) fn open(directory: &Path) -> Result<Self> {
         let shown = directory.display();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .with_context(|| format!("making {shown}; --state names another place"))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| {
+            format!("making {shown} (bind and unbind are for root: sudo); --state names another place")
+        })?;
         let meta = fs::metadata(directory).with_context(|| shown.to_string())?;
         // Whoever can write there could have the kernel's files written.
         if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o022 != 0 {

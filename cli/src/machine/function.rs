@@ -11,6 +11,8 @@ const CLASS_NVME: &str = "0x0108";
 /// PCI vendor of virtio devices (virtio 1.2, 4.1.2), and the class code of their block devices.
 const VENDOR_VIRTIO: &str = "0x1af4";
 const CLASS_SCSI: &str = "0x0100";
+/// Device ids of virtio-blk, transitional and not; that of virtio-scsi, of the same class, is another (virtio 1.2, 4.1.2.1).
+const VIRTIO_BLK: [&str; 2] = ["0x1001", "0x1042"];
 /// Class code of all bridges.
 const CLASS_BRIDGE: &str = "0x06";
 
@@ -55,7 +57,10 @@ impl Function {
         let (class, vendor) = (text("class"), text("vendor"));
         let kind = if class.starts_with(CLASS_NVME) {
             Some("NVMe")
-        } else if class.starts_with(CLASS_SCSI) && vendor == VENDOR_VIRTIO {
+        } else if class.starts_with(CLASS_SCSI)
+            && vendor == VENDOR_VIRTIO
+            && VIRTIO_BLK.contains(&text("device").as_str())
+        {
             Some("virtio-blk")
         } else {
             None
@@ -143,6 +148,20 @@ mod tests {
         assert_eq!(function_of(&function.place(&fake.machine()).unwrap()), "0000:01:00.0".parse().ok());
         assert_eq!(Function::at(&fake.machine(), "0000:01:00.1".parse().unwrap()), None);
         assert_eq!(Function::disks(&fake.machine()).len(), 1);
+    }
+
+    #[test]
+    fn virtio_disks_are_told_from_what_else_is_of_their_class() {
+        let fake = Fake::new();
+        for (device, kind) in
+            [("0x1001", Some("virtio-blk")), ("0x1042", Some("virtio-blk")), ("0x1048", None)]
+        {
+            fake.member("0000:01:00.0", "0x010000", Some("virtio-pci"));
+            let at = "sys/devices/pci0000:00/0000:01:00.0";
+            fake.file(&format!("{at}/vendor"), "0x1af4\n")
+                .file(&format!("{at}/device"), &format!("{device}\n"));
+            assert_eq!(fake.function().kind, kind, "{device}");
+        }
     }
 
     #[test]
