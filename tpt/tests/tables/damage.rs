@@ -252,7 +252,8 @@ fn s8_r11_every_bit_of_an_extension_is_watched() {
 /// S5-R7: a good entry of the FEPT in the place of another, of the same file or of another's, is not believed.
 #[test]
 fn s8_r11_s5_r7_an_extension_in_the_place_of_another_is_not_believed() {
-    for (position, with) in [(5, 6), (6, 5), (5, 8), (4, 9), (6, 0)] {
+    // Of another number, and of the same one of another file.
+    for (position, with) in [(5, 6), (6, 5), (5, 8), (4, 9), (6, 0), (4, 8), (5, 9), (6, 2)] {
         let (mut world, keys, plain) = opened();
         world.tables.overwrite_extension_for_test(position, with);
         let answers = parts_of_file(&mut world, &keys, &plain);
