@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Completion, Trial};
+use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
 use crate::process::play_role;
 use crate::system::{Case, Rig};
@@ -31,5 +31,23 @@ pub fn run(kind: &str, any: &[Case], software: &[Case]) -> ExitCode {
     };
     let any = any.iter().map(|case| trial(case, false));
     let trials = any.chain(software.iter().map(|case| trial(case, true))).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    count(&conclusion, &uri);
+    conclusion.exit_code()
+}
+
+/// Says for the reader of the output on which kind of device how many tests passed.
+pub fn count(conclusion: &Conclusion, uri: &str) {
+    println!("counted: {} tests passed on {}", conclusion.num_passed, kind_of(uri));
+}
+
+/// The kind of device that a URI names.
+pub(crate) fn kind_of(uri: &str) -> String {
+    let (scheme, rest) = uri.split_once(':').unwrap_or((uri, ""));
+    if scheme != "vfio" {
+        return format!("{scheme}:");
+    }
+    // What is not NVMe is virtio: there is no third driver.
+    let class = std::fs::read_to_string(format!("/sys/bus/pci/devices/{rest}/class")).unwrap_or_default();
+    format!("vfio: {}", if class.trim() == "0x010802" { "NVMe" } else { "virtio-blk" })
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use driver::emu::FileMedia;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::conformance::{Bench, Case, all, size};
+use tests::suite::count;
 
 fn run(uri: &str, case: &Case) -> Result<Completion, Failed> {
     let mut bench = Bench::new(uri).map_err(|error| format!("{error:#}"))?;
@@ -57,5 +58,6 @@ fn main() -> std::process::ExitCode {
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(disk);
+    count(&conclusion, &uri);
     conclusion.exit_code()
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use qemu::{Artifact, Command, Event, Exit, Expect, Guest, Machine, Nvme, Step, Stream, User};
+use qemu::{Artifact, Command, Event, Exit, Expect, Guest, Machine, Nvme, Step, Stream, User, Virtio};
 
 use crate::process::cargo;
 use crate::test::{self, Watcher};
@@ -23,16 +23,37 @@ const MEMLOCK: u64 = 256 << 20;
 /// How long one suite may take in a guest, in seconds; it has no KVM on most machines.
 const SUITE_S: u64 = 900;
 
-/// `vfio:` and the address of the guest's first NVMe controller.
-fn device() -> String {
-    format!("vfio:{}", qemu::nvme_address(0))
+/// What kind of disk a guest has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Disk {
+    Nvme,
+    Virtio,
 }
 
-/// A machine with a zeroed disk behind an IOMMU that belongs to the adapter's user.
-fn machine(disk: &str, disk_bytes: u64, limit: Duration) -> Result<Guest> {
-    let disk = qemu::scratch_disk(disk, disk_bytes)?;
-    let machine = Machine::new().iommu(true).nvme(Nvme::new(disk)).limit(limit);
-    Ok(Guest::new(machine).step(Step::bind_vfio(qemu::nvme_address(0), Some(ADAPTER))))
+impl Disk {
+    /// Where it is on the bus.
+    fn address(self) -> String {
+        match self {
+            Self::Nvme => qemu::nvme_address(0),
+            Self::Virtio => qemu::virtio_address(0),
+        }
+    }
+
+    /// The URI of it.
+    fn device(self) -> String {
+        format!("vfio:{}", self.address())
+    }
+
+    /// A machine with such a disk, zeroed, behind an IOMMU, that belongs to the adapter's user.
+    fn machine(self, name: &str, bytes: u64, limit: Duration) -> Result<Guest> {
+        let image = qemu::scratch_disk(name, bytes)?;
+        let machine = Machine::new().iommu(true).limit(limit);
+        let machine = match self {
+            Self::Nvme => machine.nvme(Nvme::new(image)),
+            Self::Virtio => machine.virtio(Virtio::new(image)),
+        };
+        Ok(Guest::new(machine).step(Step::bind_vfio(self.address(), Some(ADAPTER))))
+    }
 }
 
 /// Suites that bring software devices of their own: in a guest they would show nothing new.
@@ -45,19 +66,22 @@ pub(crate) fn suites(watcher: &mut Watcher) -> Result<Option<String>> {
     command.args(["test", "--package", "qemu", "--test", "guest", "--", "--ignored", "--test-threads=1"]);
     let mut trouble: Vec<String> = watcher.run(&mut command)?.into_iter().collect();
     for suite in test::suites()?.iter().filter(|suite| !WITHOUT_DEVICE.contains(&suite.as_str())) {
-        trouble.extend(run_suite(watcher, suite)?);
+        trouble.extend(run_suite(watcher, suite, Disk::Nvme)?);
+    }
+    for suite in test::ON_EACH_DEVICE {
+        trouble.extend(run_suite(watcher, suite, Disk::Virtio)?);
     }
     Ok(Some(trouble.join("; ")).filter(|trouble| !trouble.is_empty()))
 }
 
 /// Runs one test program as the adapter's user; what went wrong beyond failed tests.
-fn run_suite(watcher: &mut Watcher, name: &str) -> Result<Option<String>> {
-    eprintln!("   {name} on {} in a guest", device());
+fn run_suite(watcher: &mut Watcher, name: &str, disk: Disk) -> Result<Option<String>> {
+    eprintln!("   {name} on {} ({disk:?}) in a guest", disk.device());
     let program = qemu::build_static("tests", Artifact::Test(name))?;
-    let mut command = Command::new(name).arg("--test-threads=1").env("PORTCULLIS_DEVICE", device());
+    let mut command = Command::new(name).arg("--test-threads=1").env("PORTCULLIS_DEVICE", disk.device());
     command = command.user(ADAPTER).memlock(MEMLOCK).limit_s(SUITE_S);
     let limit = Duration::from_secs(SUITE_S + 60);
-    let guest = machine(name, 256 << 20, limit)?.program(program, name).step(Step::run(command));
+    let guest = disk.machine(name, 256 << 20, limit)?.program(program, name).step(Step::run(command));
     let failed_before = watcher.tally.failed;
     watcher.tally.enter(name);
     let outcome = guest.run(&mut |event| {
@@ -68,7 +92,7 @@ fn run_suite(watcher: &mut Watcher, name: &str) -> Result<Option<String>> {
         }
     })?;
     let explained = watcher.tally.failed > failed_before;
-    Ok((outcome.exit != Exit::Passed && !explained).then(|| format!("{name}: {outcome}")))
+    Ok((outcome.exit != Exit::Passed && !explained).then(|| format!("{name} on {disk:?}: {outcome}")))
 }
 
 #[derive(clap::Args)]
@@ -96,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let serve = portcullis().args([
         "serve",
         "--device",
-        &device(),
+        &Disk::Nvme.device(),
         "--socket",
         SOCKET,
         "--format=blank",
@@ -106,7 +130,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         .args(args.arguments.iter().map(String::as_str))
         .user(if args.admin { ADAPTER } else { APPLICATION })
         .limit_s(SUITE_S);
-    let guest = machine("qemu-command", args.disk << 20, Duration::from_secs(SUITE_S + 60))?
+    let guest = Disk::Nvme
+        .machine("qemu-command", args.disk << 20, Duration::from_secs(SUITE_S + 60))?
         .program(program, "portcullis")
         .step(Step::spawn("serve", serve.user(ADAPTER).memlock(MEMLOCK)))
         .step(Step::wait_for_path(SOCKET))

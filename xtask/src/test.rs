@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that CI runs after `check`, stage by stage, counted at the end.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Command;
 use std::sync::Mutex;
@@ -133,34 +134,41 @@ pub(crate) fn suites() -> Result<Vec<String>> {
     Ok(tests.map(|target| target.name.clone()).collect())
 }
 
+/// The suites that must hold on each kind of device that there is a driver for; the others show the same on any.
+pub(crate) const ON_EACH_DEVICE: [&str; 2] = ["conformance", "system"];
+
 /// How many suites run beside one another: on two cores one of them often waits.
 const BESIDE: usize = 2;
 
 /// Builds the suites, then runs each as a process of its own, some beside others.
 fn suites_on_emu(watcher: &mut Watcher, device: &str) -> Result<Option<String>> {
-    let tests = || {
+    let tests = |device: &str| {
         let mut command = cargo();
         command.args(["test", "--package", "tests", "--no-fail-fast"]).env("PORTCULLIS_DEVICE", device);
         command
     };
-    if let Some(trouble) = watcher.run(tests().args(["--lib", "--bins", "--tests", "--no-run"]))? {
+    if let Some(trouble) = watcher.run(tests(device).args(["--lib", "--bins", "--tests", "--no-run"]))? {
         return Ok(Some(trouble));
     }
     let suites = suites()?;
     // From the end: the last is begun first.
-    let waiting: Vec<&str> = ["lib"].into_iter().chain(suites.iter().map(String::as_str)).collect();
+    let on_it = ["lib"].into_iter().chain(suites.iter().map(String::as_str)).map(|suite| (suite, device));
+    let virtio = device.strip_prefix("emu:").map(|rest| format!("emu-virtio:{rest}"));
+    let on_virtio = virtio.iter().flat_map(|device| ON_EACH_DEVICE.map(|suite| (suite, device.as_str())));
+    let waiting: Vec<(&str, &str)> = on_virtio.chain(on_it).collect();
     let waiting = Mutex::new(waiting);
     let run = || -> Result<Vec<(Tally, Option<String>)>> {
         let mut ended = Vec::new();
         loop {
             let next = waiting.lock().map_err(|_| anyhow!("another suite's run panicked"))?.pop();
-            let Some(name) = next else { return Ok(ended) };
-            let mut command = tests();
+            let Some((name, device)) = next else { return Ok(ended) };
+            let mut command = tests(device);
             match name {
                 "lib" => command.arg("--lib"),
                 suite => command.args(["--test", suite]),
             };
-            let mut watcher = Watcher::new(&format!("emu-{name}"))?;
+            let kind = device.split_once(':').map_or(device, |(kind, _)| kind);
+            let mut watcher = Watcher::new(&format!("{kind}-{name}"))?;
             let trouble = watcher.run(&mut command)?;
             ended.push((watcher.tally, trouble));
         }
@@ -317,6 +325,9 @@ fn summary(outcomes: &[Outcome]) -> Result<u64> {
     if let Some(line) = devices(outcomes) {
         println!("{line}");
     }
+    if let Some(line) = by_device(outcomes) {
+        println!("{line}");
+    }
     failed += requirements(outcomes)?;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed)
@@ -364,9 +375,32 @@ fn devices(outcomes: &[Outcome]) -> Option<String> {
     Some(line)
 }
 
+/// How many tests of the suites passed on each device, as the suites counted them.
+fn by_device(outcomes: &[Outcome]) -> Option<String> {
+    let mut devices = BTreeMap::<&str, u64>::new();
+    for (what, number) in outcomes.iter().flat_map(|outcome| &outcome.tally.counts) {
+        if let Some(device) = what.strip_prefix("tests passed on ") {
+            *devices.entry(device).or_default() += number;
+        }
+    }
+    let all: Vec<String> = devices.iter().map(|(device, number)| format!("{number} on {device}")).collect();
+    (!all.is_empty()).then(|| format!("tests passed by device: {}", all.join(", ")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_are_counted_by_device() {
+        let mut outcomes = [outcome(Stage::Emu, &["a"]), outcome(Stage::Guest, &["a"])];
+        assert_eq!(by_device(&outcomes), None);
+        outcomes[0].tally.line("counted: 75 tests passed on emu:");
+        outcomes[0].tally.line("counted: 60 tests passed on emu:");
+        outcomes[1].tally.line("counted: 24 tests passed on vfio: virtio-blk");
+        let line = by_device(&outcomes).unwrap();
+        assert_eq!(line, "tests passed by device: 135 on emu:, 24 on vfio: virtio-blk");
+    }
 
     fn outcome(stage: Stage, names: &[&str]) -> Outcome {
         let mut tally = Tally::default();

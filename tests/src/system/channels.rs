@@ -219,7 +219,7 @@ fn source_only(rig: &Rig) {
     let target = client.session.register(4096, portcullis::MemoryAccess::DeviceWrites).unwrap();
     for (code, region, expected) in [
         (opcode::WRITE, source.key(), Status::OK),
-        (opcode::COMPARE, source.key(), Status::OK),
+        (opcode::COMPARE, source.key(), rig.compared()),
         (opcode::READ, source.key(), Status::E_LOCAL_MEM),
         (opcode::READ, target.key(), Status::OK),
         (opcode::WRITE, target.key(), Status::E_LOCAL_MEM),

@@ -62,6 +62,16 @@ impl Rig {
         !matches!(self.device, DeviceUri::Vfio(_))
     }
 
+    /// What becomes of a compare of what is equal: virtio block devices have none.
+    pub fn compared(&self) -> Status {
+        if self.is_virtio() { Status::E_OPCODE } else { Status::OK }
+    }
+
+    /// Whether it is a virtio block device.
+    pub fn is_virtio(&self) -> bool {
+        crate::suite::kind_of(&self.device.to_string()).contains("virtio")
+    }
+
     /// Where adapters listen.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")

@@ -251,16 +251,15 @@ fn strangers(rig: &Rig) {
 }
 
 fn restart(rig: &Rig) {
-    if rig.is_software() && rig.device.to_string().parse() == Ok(adapter::DeviceUri::EmuRam(64 << 20)) {
-        return restart_in_a_file(rig);
-    }
-    restart_on(&rig.options());
-}
-
-fn restart_in_a_file(rig: &Rig) {
     let path = rig.socket().with_extension("img");
+    // What is in memory is gone with the adapter.
+    let device = match rig.options().device {
+        adapter::DeviceUri::EmuRam(_) => adapter::DeviceUri::EmuFile(path.clone()),
+        adapter::DeviceUri::EmuVirtioRam(_) => adapter::DeviceUri::EmuVirtioFile(path.clone()),
+        other => return restart_on(&adapter::Options { device: other, ..rig.options() }),
+    };
     std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
-    restart_on(&adapter::Options { device: adapter::DeviceUri::EmuFile(path), ..rig.options() });
+    restart_on(&adapter::Options { device, ..rig.options() });
 }
 
 fn restart_on(options: &adapter::Options) {
