@@ -13,6 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use crate::dma::{DmaBuffer, PAGE};
 use crate::hal::{DmaAccess, DmaError, Iova, Mapper, Registers};
 use crate::spec::nvme::{cq_head_doorbell, offset};
+use crate::spec::virtio::split::passes;
 
 /// A page of shadow doorbells and, after it, a page of event indexes, laid out as the registers are.
 pub(super) struct ShadowDoorbells(DmaBuffer);
@@ -43,6 +44,7 @@ impl ShadowDoorbells {
         let event = store_and_look(store, || self.0.load32(PAGE + at, Ordering::Relaxed));
         #[expect(clippy::cast_possible_truncation, reason = "indexes have 16 bits")]
         let event = event as u16;
+        // Indexes of a queue wrap earlier than 2^16; those that do not exist are passed with the wrap and are nobody's event.
         passes(event, old, new)
     }
 
@@ -61,13 +63,6 @@ fn store_and_look(store: impl FnOnce(), look: impl FnOnce() -> u32) -> u32 {
     store();
     fence(Ordering::SeqCst);
     look()
-}
-
-/// Whether an index on its way from `old` to `new` passes `event`, modulo 2^16 (virtio 1.2, 2.7.10: `vring_need_event`).
-/// Indexes of a queue wrap earlier than that; those that do not exist are passed with the wrap and are nobody's event.
-#[inline]
-const fn passes(event: u16, old: u16, new: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
 /// One doorbell.
