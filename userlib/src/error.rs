@@ -102,6 +102,29 @@ impl Error {
     }
 }
 
+/// What [`std::io`] calls it, with the error inside.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.status() {
+            Some(Status::E_NO_RESOURCE) => io::ErrorKind::NotFound,
+            Some(Status::E_EXISTS) => io::ErrorKind::AlreadyExists,
+            Some(Status::E_AUTH | Status::E_ACCESS) => io::ErrorKind::PermissionDenied,
+            Some(Status::E_NO_RESOURCES) => io::ErrorKind::StorageFull,
+            Some(Status::E_BUSY_TIMEOUT) => io::ErrorKind::ResourceBusy,
+            Some(Status::E_DEADLINE) => io::ErrorKind::TimedOut,
+            Some(Status::E_PARAM | Status::E_ALIGN) => io::ErrorKind::InvalidInput,
+            Some(Status::E_BOUNDS) => io::ErrorKind::UnexpectedEof,
+            Some(Status::E_PATH) => io::ErrorKind::BrokenPipe,
+            Some(Status::E_OPCODE) => io::ErrorKind::Unsupported,
+            _ => match &error {
+                Error::Connect { source, .. } | Error::Os { source, .. } => source.kind(),
+                _ => io::ErrorKind::Other,
+            },
+        };
+        Self::new(kind, error)
+    }
+}
+
 impl From<Refused> for Error {
     /// Gives up the request and its buffer.
     fn from(refused: Refused) -> Self {
@@ -182,6 +205,9 @@ fn operation_name(opcode: u8) -> &'static str {
         opcode::DEALLOCATE => "deallocate",
         opcode::COMPARE => "compare",
         opcode::CANCEL => "cancel",
+        opcode::WRITE_BYTES => "write of bytes",
+        opcode::APPEND => "append",
+        opcode::MANAGE => "management request",
         _ => "unknown operation",
     }
 }

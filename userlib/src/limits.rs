@@ -25,7 +25,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn set_limits(&self, of: Limited, change: LimitChange) -> Result<LimitInfo, Error> {
-        match self.link().call(&Request::SetLimits { of, change })? {
+        match self.ask(&Request::SetLimits { of, change })? {
             Reply::Limits { mut limits, .. } if limits.len() == 1 => Ok(limits.remove(0)),
             other => Err(unexpected(&other)),
         }
@@ -50,7 +50,7 @@ impl Session {
         let mut all: Vec<LimitInfo> = Vec::new();
         loop {
             let after = all.last().map(|info| info.of.clone());
-            let (page, more) = match self.link().call(&Request::ListLimits { after: after.clone() })? {
+            let (page, more) = match self.ask(&Request::ListLimits { after: after.clone() })? {
                 Reply::Limits { limits, more } => (limits, more),
                 other => return Err(unexpected(&other)),
             };

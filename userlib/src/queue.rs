@@ -9,25 +9,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wire::Status;
+use wire::control::{self, Reply};
 use wire::layout::{CompletionEntry, MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
 
 use crate::channel::Channel;
 use crate::error::{Error, IoError, Refused};
+use crate::file::File;
 use crate::memory::Buffer;
-use crate::request::{Completion, Data, Request, Ticket};
+use crate::request::{Completion, Data, Request, Ticket, encode_managed, reply_in};
 use crate::session::Link;
 use crate::slots::{Flight, Slots};
+use crate::target::{Of, Target};
 use crate::volume::Volume;
 
 mod lists;
 mod transfer;
 
 use lists::Lists;
-use transfer::Pieces;
+pub(crate) use transfer::{Pieces, before_block, next_write};
 
 /// What the blocking calls copy through: so many buffers of so many bytes.
 const BOUNCE_BUFFERS: usize = 8;
-const BOUNCE_BYTES: usize = 128 << 10;
+pub(crate) const BOUNCE_BYTES: usize = 128 << 10;
 
 /// A pair of rings in shared memory. [`Queue::prepare`] and [`Queue::poll`] make no system call and allocate nothing;
 /// [`Queue::ring`] makes one only where the adapter sleeps.
@@ -226,6 +229,7 @@ impl Queue {
             length,
             region,
             region_offset,
+            extension: request.extension,
             ..SubmissionEntry::default()
         };
         if self.channel.end.push(&entry).is_err() {
@@ -353,12 +357,44 @@ impl Queue {
         let ticket = self.submit(request, None)?;
         self.ring()?;
         loop {
-            let (done, flight, result) = self.next_ended()?;
-            if done == ticket {
-                return Ok(completion(done, flight, result));
+            let ended = self.next_ended()?;
+            if ended.ticket == ticket {
+                return Ok(ended.into());
             }
-            self.keep(done, flight, result);
+            self.keep(ended);
         }
+    }
+
+    /// Sends a management request by the queue and waits for its reply: as any call of the session, without a system call
+    /// while the adapter is awake.
+    ///
+    /// # Errors
+    /// As [`Request::manage`], [`Queue::execute`] and [`Completion::reply`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// use portcullis::wire::control::{Reply, Request};
+    /// let mut queue = session.queue(4)?;
+    /// let made = queue.call(&Request::CreateVolume { name: "v".into(), bytes: 1 << 20 })?;
+    /// assert!(matches!(made, Reply::Volume(volume) if volume.name == "v"));
+    /// # Ok(()) }
+    /// ```
+    pub fn call(&mut self, request: &control::Request) -> Result<Reply, Error> {
+        self.provide_bounce()?;
+        let Some(mut buffer) = self.bounce.pop() else { return Err(Error::QueueFull) };
+        let manage = match encode_managed(request, &mut buffer) {
+            Ok((length, room)) => Request::managed(length, room, buffer),
+            Err(error) => {
+                self.bounce.push(buffer);
+                return Err(error);
+            }
+        };
+        let done = self.execute(manage)?;
+        let reply = reply_in(done.result, done.buffer.as_deref());
+        self.bounce.extend(done.buffer);
+        reply
     }
 
     /// Reads `target.len()` bytes from `offset` through buffers of the queue's own. Offset, length and memory may be any.
@@ -379,8 +415,7 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn read_at(&mut self, volume: &Volume, offset: u64, target: &mut [u8]) -> Result<(), Error> {
-        let block = volume.block_size() as usize;
-        self.transfer(volume, offset, Pieces::Read { target, offset, block })
+        self.transfer(Of::volume(volume), offset, Pieces::Read(target)).map(drop)
     }
 
     /// Writes `source` to `offset` through buffers of the queue's own. Offset, length and memory may be any. Blocks that
@@ -405,7 +440,20 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn write_at(&mut self, volume: &Volume, offset: u64, source: &[u8]) -> Result<(), Error> {
-        self.transfer(volume, offset, Pieces::Write(source))
+        self.transfer(Of::volume(volume), offset, Pieces::Write(source)).map(drop)
+    }
+
+    /// Appends at most [`Request::MAX_WRITE_BYTES`] bytes to a file, through a buffer of the queue's own. Where they landed.
+    pub(crate) fn append(&mut self, file: &File, source: &[u8]) -> Result<u64, Error> {
+        self.provide_bounce()?;
+        let Some(mut buffer) = self.bounce.pop() else { return Err(Error::QueueFull) };
+        buffer[..source.len()].copy_from_slice(source);
+        let done = self.execute(Request::append(file, buffer).length(source.len() as u64))?;
+        self.bounce.extend(done.buffer);
+        match usize::try_from(done.result?) {
+            Ok(bytes) if bytes == source.len() => Ok(done.value),
+            other => Err(Error::Protocol(format!("{other:?} bytes of {} were appended", source.len()))),
+        }
     }
 
     /// Makes all completed writes to the volume durable, and waits for it.
@@ -424,7 +472,7 @@ impl Queue {
     /// queue.flush(&volume)?; // now it survives a power cut
     /// # Ok(()) }
     /// ```
-    pub fn flush(&mut self, volume: &Volume) -> Result<(), Error> {
+    pub fn flush(&mut self, volume: &impl Target) -> Result<(), Error> {
         self.execute(Request::flush(volume))?.result.map(drop)
     }
 
@@ -457,18 +505,18 @@ impl Queue {
         }
         let result = outcome(flight, entry);
         let (buffer, buffers) = data.into_parts();
-        Ok(Some(Completion { ticket, tag: flight.tag, result, buffer, buffers }))
+        Ok(Some(Completion { ticket, tag: flight.tag, result, value: entry.value, buffer, buffers }))
     }
 
-    fn resolve(&mut self, entry: &CompletionEntry) -> Result<(Ticket, Flight, Result<u32, Error>), Error> {
+    fn resolve(&mut self, entry: &CompletionEntry) -> Result<Ended, Error> {
         let Some((ticket, flight)) = self.slots.end(entry.user_data) else { return Err(stray(entry)) };
         let result = outcome(flight, entry);
         let flight = Flight { data: flight.take_data(), ..*flight };
-        Ok((ticket, flight, result))
+        Ok(Ended { ticket, flight, result, value: entry.value })
     }
 
     /// Waits for whichever request ends next.
-    fn next_ended(&mut self) -> Result<(Ticket, Flight, Result<u32, Error>), Error> {
+    fn next_ended(&mut self) -> Result<Ended, Error> {
         match self.channel.wait(None)? {
             Some(entry) => self.resolve(&entry),
             None => Err(Error::Protocol("a wait without an end has ended".to_owned())),
@@ -476,11 +524,11 @@ impl Queue {
     }
 
     /// Keeps the completion of a request that the running blocking call did not make.
-    fn keep(&mut self, ticket: Ticket, flight: Flight, result: Result<u32, Error>) {
-        if flight.transfer.is_some() {
-            self.bounce.extend(flight.data.into_one());
+    fn keep(&mut self, ended: Ended) {
+        if ended.flight.transfer.is_some() {
+            self.bounce.extend(ended.flight.data.into_one());
         } else {
-            self.stash.push_back(completion(ticket, flight, result));
+            self.stash.push_back(ended.into());
         }
     }
 
@@ -488,17 +536,27 @@ impl Queue {
     fn make_room(&mut self) -> Result<(), Error> {
         while self.slots.is_full() {
             self.ring()?;
-            let (ticket, flight, result) = self.next_ended()?;
-            self.keep(ticket, flight, result);
+            let ended = self.next_ended()?;
+            self.keep(ended);
         }
         Ok(())
     }
 }
 
-#[inline]
-fn completion(ticket: Ticket, flight: Flight, result: Result<u32, Error>) -> Completion {
-    let (buffer, buffers) = flight.data.into_parts();
-    Completion { ticket, tag: flight.tag, result, buffer, buffers }
+/// A request that ended, with what was kept of it.
+struct Ended {
+    ticket: Ticket,
+    flight: Flight,
+    result: Result<u32, Error>,
+    value: u64,
+}
+
+impl From<Ended> for Completion {
+    #[inline]
+    fn from(Ended { ticket, flight, result, value }: Ended) -> Self {
+        let (buffer, buffers) = flight.data.into_parts();
+        Self { ticket, tag: flight.tag, result, value, buffer, buffers }
+    }
 }
 
 #[inline]
@@ -506,18 +564,22 @@ fn outcome(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
     if Status(entry.status).is_ok() && entry.bytes <= flight.length {
         Ok(entry.bytes)
     } else {
-        Err(failure(flight, entry))
+        no_success(flight, entry)
     }
 }
 
 #[cold]
-fn failure(flight: &Flight, entry: &CompletionEntry) -> Error {
+fn no_success(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
     let status = Status(entry.status);
     let Flight { opcode, offset, length, .. } = *flight;
-    if status.is_ok() {
-        return Error::Protocol(format!("{} bytes moved of {length} asked for", entry.bytes));
+    // Its offset is the room for a reply, and that says what failed, if anything did.
+    if opcode == opcode::MANAGE && entry.bytes > 0 && u64::from(entry.bytes) <= offset {
+        return Ok(entry.bytes);
     }
-    IoError { status, device_status: entry.device_status, opcode, offset, length }.into()
+    if status.is_ok() {
+        return Err(Error::Protocol(format!("{} bytes moved of {length} asked for", entry.bytes)));
+    }
+    Err(IoError { status, device_status: entry.device_status, opcode, offset, length }.into())
 }
 
 #[cold]
@@ -535,7 +597,7 @@ fn checked_length(request: &Request) -> Result<u32, Error> {
         Data::One(buffer) => buffer.len() as u64,
         Data::None | Data::Several(_) => u64::MAX,
     };
-    let writes_bytes = request.opcode == opcode::WRITE_BYTES;
+    let writes_bytes = matches!(request.opcode, opcode::WRITE_BYTES | opcode::APPEND);
     let most_of_opcode = if writes_bytes { MAX_WRITE_BYTES } else { u32::MAX };
     match u32::try_from(request.length) {
         Ok(length) if request.length <= most && length <= most_of_opcode => Ok(length),
@@ -546,7 +608,8 @@ fn checked_length(request: &Request) -> Result<u32, Error> {
 #[cold]
 fn too_long(request: &Request, most: u64) -> Error {
     let length = request.length;
-    Error::Argument(if request.opcode == opcode::WRITE_BYTES && length > u64::from(MAX_WRITE_BYTES) {
+    let writes_bytes = matches!(request.opcode, opcode::WRITE_BYTES | opcode::APPEND);
+    Error::Argument(if writes_bytes && length > u64::from(MAX_WRITE_BYTES) {
         format!(
             "a write of {length} bytes at once: at most {MAX_WRITE_BYTES} can be written where they are not whole blocks"
         )

@@ -1,17 +1,20 @@
-//! What can be asked of a volume, and what comes back.
+//! What can be asked of a volume, a file or the adapter itself, and what comes back.
 
 use std::time::Duration;
 
+use wire::control::{self, MAX_MESSAGE, Reply};
+use wire::frame::{decode_body, encode_body};
 use wire::layout::{MAX_SEGMENTS, MAX_WRITE_BYTES, flag, opcode};
 
 use crate::error::Error;
+use crate::file::File;
 use crate::memory::Buffer;
-use crate::volume::Volume;
+use crate::target::Target;
 
 /// One request, to be given to [`crate::Queue::prepare`] or [`crate::Queue::execute`].
 ///
-/// Offsets and lengths are in bytes and must be multiples of the volume's block size, but for
-/// [`Request::write_bytes`]. The length is that of the buffer or of all buffers, which move into the request and come
+/// Offsets and lengths are in bytes and must be multiples of the block size of the volume or file, but for
+/// [`Request::write_bytes`] and [`Request::append`]. The length is that of the buffer or of all buffers, which move into the request and come
 /// back with the [`Completion`].
 ///
 /// ```
@@ -39,6 +42,7 @@ pub struct Request {
     pub(crate) key: u64,
     pub(crate) offset: u64,
     pub(crate) length: u64,
+    pub(crate) extension: u64,
     pub(crate) tag: u64,
     pub(crate) data: Data,
 }
@@ -75,17 +79,27 @@ impl Request {
     /// The most bytes of one [`Request::write_bytes`].
     pub const MAX_WRITE_BYTES: usize = MAX_WRITE_BYTES as usize;
 
-    fn new(opcode: u8, volume: &Volume, offset: u64, length: u64, data: Data) -> Self {
-        Self { opcode, flags: 0, deadline_us: 0, key: volume.key(), offset, length, tag: 0, data }
+    fn new(opcode: u8, target: &impl Target, offset: u64, length: u64, data: Data) -> Self {
+        Self {
+            opcode,
+            flags: 0,
+            deadline_us: 0,
+            key: target.key(),
+            offset,
+            length,
+            extension: 0,
+            tag: 0,
+            data,
+        }
     }
 
-    fn with_buffer(opcode: u8, volume: &Volume, offset: u64, buffer: Buffer) -> Self {
-        Self::new(opcode, volume, offset, buffer.len() as u64, Data::One(buffer))
+    fn with_buffer(opcode: u8, target: &impl Target, offset: u64, buffer: Buffer) -> Self {
+        Self::new(opcode, target, offset, buffer.len() as u64, Data::One(buffer))
     }
 
-    fn with_buffers(opcode: u8, volume: &Volume, offset: u64, buffers: Vec<Buffer>) -> Self {
+    fn with_buffers(opcode: u8, target: &impl Target, offset: u64, buffers: Vec<Buffer>) -> Self {
         let length = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-        Self::new(opcode, volume, offset, length, Data::Several(buffers.into()))
+        Self::new(opcode, target, offset, length, Data::Several(buffers.into()))
     }
 
     /// Reads as many bytes as `buffer` has from `offset` of the volume. Needs [`crate::Access::READ`].
@@ -103,8 +117,8 @@ impl Request {
     /// assert!(buffer.iter().all(|byte| *byte == 0), "a new volume is zeroed");
     /// # Ok(()) }
     /// ```
-    pub fn read(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
-        Self::with_buffer(opcode::READ, volume, offset, buffer)
+    pub fn read(target: &impl Target, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::READ, target, offset, buffer)
     }
 
     /// Writes all of `buffer` to `offset` of the volume. Durable after a flush, or with [`Request::fua`]. Needs
@@ -125,8 +139,8 @@ impl Request {
     /// # assert_eq!(&back[..5], b"hello");
     /// # Ok(()) }
     /// ```
-    pub fn write(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
-        Self::with_buffer(opcode::WRITE, volume, offset, buffer)
+    pub fn write(target: &impl Target, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::WRITE, target, offset, buffer)
     }
 
     /// Writes all of `buffer` to `offset`, which may be any, as may be the buffer's length up to
@@ -151,8 +165,8 @@ impl Request {
     /// # assert_eq!(&back, b"\0it was so cold\0");
     /// # Ok(()) }
     /// ```
-    pub fn write_bytes(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
-        Self::with_buffer(opcode::WRITE_BYTES, volume, offset, buffer)
+    pub fn write_bytes(target: &impl Target, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::WRITE_BYTES, target, offset, buffer)
     }
 
     /// Reads into `buffers`, one after the other, as one request. They may be of different memory regions; the length of
@@ -172,8 +186,8 @@ impl Request {
     /// assert_eq!(done.buffers[1].len(), 8192);
     /// # Ok(()) }
     /// ```
-    pub fn read_vectored(volume: &Volume, offset: u64, buffers: Vec<Buffer>) -> Self {
-        Self::with_buffers(opcode::READ, volume, offset, buffers)
+    pub fn read_vectored(target: &impl Target, offset: u64, buffers: Vec<Buffer>) -> Self {
+        Self::with_buffers(opcode::READ, target, offset, buffers)
     }
 
     /// Writes `buffers`, one after the other, as one request. See [`Request::read_vectored`].
@@ -195,8 +209,8 @@ impl Request {
     /// # assert!(back[..4096] == [1; 4096] && back[4096..] == [2; 4096]);
     /// # Ok(()) }
     /// ```
-    pub fn write_vectored(volume: &Volume, offset: u64, buffers: Vec<Buffer>) -> Self {
-        Self::with_buffers(opcode::WRITE, volume, offset, buffers)
+    pub fn write_vectored(target: &impl Target, offset: u64, buffers: Vec<Buffer>) -> Self {
+        Self::with_buffers(opcode::WRITE, target, offset, buffers)
     }
 
     /// Compares all of `buffer` with the blocks at `offset`; ends with E_MISCOMPARE if they differ. Needs
@@ -215,8 +229,8 @@ impl Request {
     /// assert_eq!(error.status(), Some(portcullis::Status::E_MISCOMPARE));
     /// # Ok(()) }
     /// ```
-    pub fn compare(volume: &Volume, offset: u64, buffer: Buffer) -> Self {
-        Self::with_buffer(opcode::COMPARE, volume, offset, buffer)
+    pub fn compare(target: &impl Target, offset: u64, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::COMPARE, target, offset, buffer)
     }
 
     /// Makes every write to the volume that has completed durable. Needs [`crate::Access::WRITE`].
@@ -231,8 +245,8 @@ impl Request {
     /// queue.execute(portcullis::Request::flush(&volume))?.result?;
     /// # Ok(()) }
     /// ```
-    pub fn flush(volume: &Volume) -> Self {
-        Self::new(opcode::FLUSH, volume, 0, 0, Data::None)
+    pub fn flush(target: &impl Target) -> Self {
+        Self::new(opcode::FLUSH, target, 0, 0, Data::None)
     }
 
     /// Makes `length` bytes from `offset` read as zero. Needs [`crate::Access::WRITE`], and [`crate::Access::TRIM`] as
@@ -249,8 +263,8 @@ impl Request {
     /// queue.execute(Request::write_zeroes(&volume, 0, 65536).may_deallocate())?.result?;
     /// # Ok(()) }
     /// ```
-    pub fn write_zeroes(volume: &Volume, offset: u64, length: u64) -> Self {
-        Self::new(opcode::WRITE_ZEROES, volume, offset, length, Data::None)
+    pub fn write_zeroes(target: &impl Target, offset: u64, length: u64) -> Self {
+        Self::new(opcode::WRITE_ZEROES, target, offset, length, Data::None)
     }
 
     /// Gives up the content of `length` bytes from `offset`, which read as zero afterwards. Needs
@@ -266,8 +280,70 @@ impl Request {
     /// queue.execute(portcullis::Request::deallocate(&volume, 0, 65536))?.result?;
     /// # Ok(()) }
     /// ```
-    pub fn deallocate(volume: &Volume, offset: u64, length: u64) -> Self {
-        Self::new(opcode::DEALLOCATE, volume, offset, length, Data::None)
+    pub fn deallocate(target: &impl Target, offset: u64, length: u64) -> Self {
+        Self::new(opcode::DEALLOCATE, target, offset, length, Data::None)
+    }
+
+    /// Writes a buffer of any length up to [`Request::MAX_WRITE_BYTES`] behind the last byte of a file, wherever that is when
+    /// the adapter does it: [`Completion::value`] is the offset where it landed. Appends of several processes at once
+    /// each have a place of their own.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+    /// use portcullis::{OpenOptions, Request};
+    /// let files = session.files()?;
+    /// let log = OpenOptions::new().append(true).create(true).open(&files, "notes:/log")?;
+    /// let mut queue = session.queue(8)?;
+    /// let mut line = session.buffer(6)?;
+    /// line.copy_from_slice(b"hello\n");
+    /// let done = queue.execute(Request::append(&log, line))?;
+    /// println!("{} bytes at {}", done.result?, done.value);
+    /// # Ok(()) }
+    /// ```
+    pub fn append(file: &File, buffer: Buffer) -> Self {
+        Self::append_to(file, buffer)
+    }
+
+    pub(crate) fn append_to(file: &impl Target, buffer: Buffer) -> Self {
+        Self::with_buffer(opcode::APPEND, file, 0, buffer)
+    }
+
+    /// A management request: anything that the control socket takes, but for what needs descriptors. The buffer carries it and
+    /// takes the reply, so it has at least [`control::Request::reply_room`] bytes, and the device may read and write its
+    /// memory; [`Completion::reply`] gives the reply.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a buffer that is too small, and for requests that go by the socket only.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// use portcullis::{Request, wire::control};
+    /// let mut queue = session.queue(8)?;
+    /// let ask = Request::manage(&control::Request::ShowDevice, session.buffer(16 << 10)?)?;
+    /// println!("{:?}", queue.execute(ask)?.reply()?);
+    /// # Ok(()) }
+    /// ```
+    pub fn manage(request: &control::Request, mut buffer: Buffer) -> Result<Self, Error> {
+        let (length, room) = encode_managed(request, &mut buffer)?;
+        Ok(Self::managed(length, room, buffer))
+    }
+
+    /// With the request in the first `length` bytes of the buffer, and room for `room` bytes of reply.
+    pub(crate) fn managed(length: usize, room: usize, buffer: Buffer) -> Self {
+        Self {
+            opcode: opcode::MANAGE,
+            flags: 0,
+            deadline_us: 0,
+            key: 0,
+            offset: room as u64,
+            length: length as u64,
+            extension: 0,
+            tag: 0,
+            data: Data::One(buffer),
+        }
     }
 
     /// Cancels the request with `ticket`. It completes itself, with OK or with E_NOT_FOUND where that request has
@@ -294,6 +370,7 @@ impl Request {
             key: 0,
             offset: ticket.user_data(),
             length: 0,
+            extension: 0,
             tag: 0,
             data: Data::None,
         }
@@ -359,6 +436,24 @@ impl Request {
         // Zero means none on the wire: the shortest deadline is 1 µs.
         let microseconds = after.as_nanos().div_ceil(1000).max(1);
         self.deadline_us = u32::try_from(microseconds).unwrap_or(u32::MAX);
+        self
+    }
+
+    /// Keeps the request inside one extension of its file, [`wire::files::ExtensionInfo::key`]; the offset counts from where
+    /// that begins.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+    /// # let files = session.files()?;
+    /// # let file = files.open("notes:/log")?;
+    /// let first = file.extensions()?[0];
+    /// let read = portcullis::Request::read(&file, 0, session.buffer(4096)?).within(first.key);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn within(mut self, extension: u64) -> Self {
+        self.extension = extension;
         self
     }
 
@@ -509,12 +604,68 @@ pub struct Completion {
     pub ticket: Ticket,
     /// From [`Request::tag`].
     pub tag: u64,
-    /// Bytes moved, or why it failed.
+    /// Bytes moved, or why it failed. Of a read of a file, the bytes before its end. Of a management request, those of the
+    /// reply, which may tell of a failure.
     pub result: Result<u32, Error>,
+    /// Of an append, the offset where it landed; else 0.
+    pub value: u64,
     /// The buffer that the request was given.
     pub buffer: Option<Buffer>,
     /// The buffers, if it was given several.
     pub buffers: Vec<Buffer>,
+}
+
+impl Completion {
+    /// The reply to a [`Request::manage`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the adapter refused it; that of [`Completion::result`] if there is no reply;
+    /// [`Error::Protocol`] if it is none.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// use portcullis::{Request, Status, wire::control};
+    /// let mut queue = session.queue(8)?;
+    /// let ask = control::Request::ShowVolume { name: "none".into() };
+    /// let done = queue.execute(Request::manage(&ask, session.buffer(16 << 10)?)?)?;
+    /// assert_eq!(done.reply().unwrap_err().status(), Some(Status::E_NO_RESOURCE));
+    /// # Ok(()) }
+    /// ```
+    pub fn reply(self) -> Result<Reply, Error> {
+        reply_in(self.result, self.buffer.as_deref())
+    }
+}
+
+/// Writes a management request to the beginning of a buffer. Returns its bytes, and the room that there is for the reply.
+pub(crate) fn encode_managed(request: &control::Request, buffer: &mut [u8]) -> Result<(usize, usize), Error> {
+    let (room, needed) = (buffer.len().min(MAX_MESSAGE), request.reply_room());
+    if !request.goes_by_queue() {
+        let text = "this request goes by the control socket only: a queue carries no descriptors";
+        return Err(Error::Argument(text.to_owned()));
+    }
+    if room < needed {
+        let text = format!("a buffer of {room} bytes for a request whose reply may take {needed}");
+        return Err(Error::Argument(text));
+    }
+    match encode_body(request, &mut buffer[..room]) {
+        Ok(length) => Ok((length, room)),
+        Err(error) => Err(Error::Argument(error.to_string())),
+    }
+}
+
+/// The reply of a management request that ended with `result` and this buffer.
+pub(crate) fn reply_in(result: Result<u32, Error>, buffer: Option<&[u8]>) -> Result<Reply, Error> {
+    let bytes = usize::try_from(result?).unwrap_or(usize::MAX);
+    let Some(body) = buffer.and_then(|buffer| buffer.get(..bytes)) else {
+        return Err(Error::Argument("a request that manages nothing has no reply".to_owned()));
+    };
+    match decode_body(body) {
+        Ok(Reply::Error { status, detail }) => Err(Error::Refused { status, detail }),
+        Ok(reply) => Ok(reply),
+        Err(error) => Err(Error::Protocol(format!("what came is no reply: {error}"))),
+    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wire::Status;
-use wire::control::{DeviceInfo, HealthInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo, Welcome};
+use wire::control::{
+    DeviceInfo, HealthInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo, Welcome,
+};
 
 use crate::access::Access;
 use crate::error::Error;
+use crate::files::Files;
 use crate::memory::{Buffer, Memory, MemoryAccess, unexpected};
 use crate::queue::Queue;
 use crate::transport::{EmbeddedAdapter, Transport};
@@ -104,6 +107,18 @@ pub struct Revoked {
 #[derive(Clone)]
 pub struct Session {
     link: Arc<Link>,
+    /// By which management requests go; without, they go by the transport.
+    desk: Option<Arc<Desk>>,
+}
+
+/// A queue that several threads use.
+pub(crate) struct Desk(Mutex<Queue>);
+
+impl Desk {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Queue> {
+        // A panic in a call leaves the queue with requests in flight that nobody waits for: it knows what to do with them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Session {
@@ -168,7 +183,66 @@ impl Session {
             other => return Err(unexpected(&other)),
         };
         let embedded = transport.embedded();
-        Ok(Self { link: Arc::new(Link { transport: Mutex::new(transport), embedded, welcome }) })
+        let link = Arc::new(Link { transport: Mutex::new(transport), embedded, welcome });
+        Ok(Self { link, desk: None })
+    }
+
+    /// Sends a request by the session's queue, if it has one and the queue carries it, else by its transport.
+    pub(crate) fn ask(&self, request: &Request) -> Result<Reply, Error> {
+        match &self.desk {
+            Some(desk) if request.goes_by_queue() => desk.lock().call(request),
+            _ => self.link.call(request),
+        }
+    }
+
+    /// For requests that are answered by Done.
+    pub(crate) fn done(&self, request: &Request) -> Result<(), Error> {
+        match self.ask(request)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The queue by which its calls go.
+    pub(crate) fn desk(&self) -> Option<&Desk> {
+        self.desk.as_deref()
+    }
+
+    /// The same session, whose calls go by a processing queue of `entries` requests: while the adapter is awake they make no
+    /// system call. Threads that call at the same time wait for one another, as they do on the socket. What needs
+    /// descriptors (queues, memory) goes by the socket all the same.
+    ///
+    /// # Errors
+    /// As [`Session::queue`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let session = adapter.session()?;
+    /// let managed = session.managed(4)?;
+    /// managed.create_volume("v", 1 << 20)?;
+    /// assert_eq!(managed.volume_info("v")?, session.volume_info("v")?);
+    /// # Ok(()) }
+    /// ```
+    pub fn managed(&self, entries: u32) -> Result<Self, Error> {
+        let queue = self.queue(entries)?;
+        Ok(Self { link: self.link.clone(), desk: Some(Arc::new(Desk(Mutex::new(queue)))) })
+    }
+
+    /// The way to files in volumes, with a queue of its own. See [`Files`].
+    ///
+    /// # Errors
+    /// As [`Session::queue`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+    /// let files = session.files()?;
+    /// println!("{} bytes", files.metadata("notes:/log")?.length);
+    /// # Ok(()) }
+    /// ```
+    pub fn files(&self) -> Result<Files, Error> {
+        Files::new(self)
     }
 
     /// The session's number, as the adapter's log and statistics show it.
@@ -226,8 +300,8 @@ impl Session {
     /// ```
     pub fn open(&self, name: &str, access: Access) -> Result<Volume, Error> {
         let request = Request::OpenVolume { name: name.to_owned(), access: access.bits() };
-        match self.link.call(&request)? {
-            Reply::Grant(grant) => Volume::new(self.link.clone(), &grant),
+        match self.ask(&request)? {
+            Reply::Grant(grant) => Volume::new(self.clone(), &grant),
             other => Err(unexpected(&other)),
         }
     }
@@ -359,7 +433,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn rename_volume(&self, from: &str, to: &str) -> Result<(), Error> {
-        match self.link.call(&Request::RenameVolume { from: from.to_owned(), to: to.to_owned() })? {
+        match self.ask(&Request::RenameVolume { from: from.to_owned(), to: to.to_owned() })? {
             Reply::Done | Reply::Volume(_) => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -433,7 +507,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn device_info(&self) -> Result<DeviceInfo, Error> {
-        match self.link.call(&Request::ShowDevice)? {
+        match self.ask(&Request::ShowDevice)? {
             Reply::Device(device) => Ok(device),
             other => Err(unexpected(&other)),
         }
@@ -454,7 +528,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn device_health(&self) -> Result<HealthInfo, Error> {
-        match self.link.call(&Request::ShowHealth)? {
+        match self.ask(&Request::ShowHealth)? {
             Reply::Health(health) => Ok(*health),
             other => Err(unexpected(&other)),
         }
@@ -473,7 +547,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn statistics(&self) -> Result<Statistics, Error> {
-        match self.link.call(&Request::Statistics)? {
+        match self.ask(&Request::Statistics)? {
             Reply::Statistics(statistics) => Ok(statistics),
             other => Err(unexpected(&other)),
         }
@@ -507,14 +581,14 @@ impl Session {
     }
 
     fn volume_reply(&self, request: &Request) -> Result<VolumeInfo, Error> {
-        match self.link.call(request)? {
+        match self.ask(request)? {
             Reply::Volume(volume) => Ok(volume),
             other => Err(unexpected(&other)),
         }
     }
 
     fn revoked_reply(&self, request: &Request) -> Result<Revoked, Error> {
-        match self.link.call(request)? {
+        match self.ask(request)? {
             Reply::Done => Ok(Revoked::default()),
             Reply::Revoked { grants, draining } => Ok(Revoked { grants, draining }),
             other => Err(unexpected(&other)),
@@ -552,7 +626,7 @@ pub struct Volumes<'a> {
 impl Volumes<'_> {
     fn fetch(&mut self) -> Result<(), Error> {
         let request = Request::ListVolumes { after: self.after.clone() };
-        let (volumes, more) = match self.session.link.call(&request)? {
+        let (volumes, more) = match self.session.ask(&request)? {
             Reply::Volumes { volumes, more } => (volumes, more),
             other => return Err(unexpected(&other)),
         };

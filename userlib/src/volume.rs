@@ -1,7 +1,6 @@
 //! An open volume.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use wire::control::{GrantInfo, Reply, Request};
@@ -9,7 +8,7 @@ use wire::control::{GrantInfo, Reply, Request};
 use crate::access::Access;
 use crate::error::Error;
 use crate::memory::unexpected;
-use crate::session::Link;
+use crate::session::Session;
 
 /// A grant over the blocks of a volume, valid in the session that opened it. Closed when it is dropped.
 ///
@@ -29,7 +28,7 @@ use crate::session::Link;
 /// # Ok(()) }
 /// ```
 pub struct Volume {
-    link: Arc<Link>,
+    session: Session,
     key: u64,
     bytes: AtomicU64,
     block_size: u32,
@@ -38,7 +37,7 @@ pub struct Volume {
 }
 
 impl Volume {
-    pub(crate) fn new(link: Arc<Link>, grant: &GrantInfo) -> Result<Self, Error> {
+    pub(crate) fn new(session: Session, grant: &GrantInfo) -> Result<Self, Error> {
         let access = Access::from_bits(grant.access).ok_or_else(|| {
             Error::Protocol(format!("a grant came with unknown rights {:#x}", grant.access))
         })?;
@@ -46,7 +45,7 @@ impl Volume {
             return Err(Error::Protocol(format!("a grant came with a block size of {}", grant.block_size)));
         }
         let bytes = AtomicU64::new(grant.bytes);
-        Ok(Self { link, key: grant.key, bytes, block_size: grant.block_size, access, open: true })
+        Ok(Self { session, key: grant.key, bytes, block_size: grant.block_size, access, open: true })
     }
 
     /// What the grant is named by on the wire: an index and a key instance. A name, not a secret.
@@ -128,7 +127,7 @@ impl Volume {
     /// # Ok(()) }
     /// ```
     pub fn refresh(&self) -> Result<GrantInfo, Error> {
-        match self.link.call(&Request::Query { key: self.key })? {
+        match self.session.ask(&Request::Query { key: self.key })? {
             Reply::Grant(grant) => {
                 self.bytes.store(grant.bytes, Ordering::Relaxed);
                 Ok(grant)
@@ -152,7 +151,7 @@ impl Volume {
     /// ```
     pub fn close(mut self) -> Result<(), Error> {
         self.open = false;
-        self.link.done(&Request::Close { key: self.key })
+        self.session.done(&Request::Close { key: self.key })
     }
 }
 
@@ -160,7 +159,7 @@ impl Drop for Volume {
     /// Best effort: who wants to know calls [`Volume::close`].
     fn drop(&mut self) {
         if self.open {
-            let _ = self.link.call(&Request::Close { key: self.key });
+            let _ = self.session.ask(&Request::Close { key: self.key });
         }
     }
 }

@@ -55,6 +55,26 @@ fn bytes_are_copied_from_where_they_lie_whatever_the_alignment() {
 }
 
 #[test]
+fn bytes_are_put_where_they_belong_and_nowhere_else() {
+    let (memory, _fd) = SharedMemory::create("wire-test", 4096).unwrap();
+    let source: Vec<u8> = (1..=40).collect();
+    for offset in 0..24 {
+        for length in 0..source.len() {
+            memory.copy_in(0, &[0; 128]).unwrap();
+            memory.copy_in(offset, &source[..length]).unwrap();
+            let mut all = [9; 128];
+            memory.copy_out(0, &mut all).unwrap();
+            assert_eq!(all[offset..offset + length], source[..length]);
+            assert!(all[..offset].iter().chain(&all[offset + length..]).all(|byte| *byte == 0));
+        }
+    }
+    for offset in [4096 - 39, 4096, 5000, usize::MAX, usize::MAX - 39] {
+        assert!(memory.copy_in(offset, &source).is_none(), "{offset}");
+    }
+    memory.copy_in(4096 - 40, &source).unwrap();
+}
+
+#[test]
 fn both_sides_see_each_others_stores() {
     let (ours, fd) = SharedMemory::create("wire-test", 8192).unwrap();
     let theirs = SealedMemory::adopt(fd.try_clone().unwrap(), 8192, MAX).unwrap();

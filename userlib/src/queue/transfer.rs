@@ -4,29 +4,32 @@ use std::num::NonZeroU64;
 
 use wire::layout::MAX_WRITE_BYTES;
 
-use super::{BOUNCE_BUFFERS, BOUNCE_BYTES, Queue};
+use super::{BOUNCE_BUFFERS, BOUNCE_BYTES, Ended, Queue};
 use crate::error::Error;
 use crate::memory::{Memory, MemoryAccess};
 use crate::request::Request;
 use crate::slots::Flight;
-use crate::volume::Volume;
+use crate::target::{Of, Target};
 
 impl Queue {
-    pub(super) fn transfer(
-        &mut self,
-        volume: &Volume,
-        offset: u64,
-        mut pieces: Pieces<'_>,
-    ) -> Result<(), Error> {
-        let block = volume.block_size() as usize;
+    /// Registers memory for copies, if all of it is gone.
+    pub(super) fn provide_bounce(&mut self) -> Result<(), Error> {
         if self.bounce.is_empty() {
             let memory =
                 Memory::register(&self.channel.link, BOUNCE_BUFFERS * BOUNCE_BYTES, MemoryAccess::Both)?;
             self.bounce = memory.buffers(BOUNCE_BYTES, 4096)?;
         }
+        Ok(())
+    }
+
+    /// Returns how many bytes from the first on were moved: fewer than asked for only where a file ends.
+    pub(crate) fn transfer(&mut self, of: Of, offset: u64, mut pieces: Pieces<'_>) -> Result<usize, Error> {
+        let block = of.block_size() as usize;
+        self.provide_bounce()?;
         self.transfers += 1;
         let this = NonZeroU64::new(self.transfers);
         let (total, mut begun, mut running) = (pieces.len(), 0, 0usize);
+        let mut moved = total;
         let mut failed = None;
         loop {
             while begun < total
@@ -41,16 +44,16 @@ impl Queue {
                 let at = offset.saturating_add(begun as u64);
                 let skip = before_block(at, block);
                 let (request, bytes) = match &mut pieces {
-                    Pieces::Read { .. } => {
+                    Pieces::Read(_) => {
                         let bytes = (BOUNCE_BYTES - skip).min(total - begun);
                         let whole = (skip + bytes).next_multiple_of(block);
-                        (Request::read(volume, at - skip as u64, buffer).length(whole as u64), bytes)
+                        (Request::read(&of, at - skip as u64, buffer).length(whole as u64), bytes)
                     }
                     Pieces::Write(source) => {
                         let (bytes, whole) = next_write(skip, total - begun, block);
                         buffer[..bytes].copy_from_slice(&source[begun..begun + bytes]);
                         let write = if whole { Request::write } else { Request::write_bytes };
-                        (write(volume, at, buffer).length(bytes as u64), bytes)
+                        (write(&of, at, buffer).length(bytes as u64), bytes)
                     }
                 };
                 match self.submit(request.tag(begun as u64), this) {
@@ -62,17 +65,19 @@ impl Queue {
                 }
             }
             if running == 0 {
-                return failed.map_or(Ok(()), Err);
+                return failed.map_or(Ok(moved), Err);
             }
             self.ring()?;
-            let (ticket, flight, result) = self.next_ended()?;
-            if flight.transfer != this {
-                self.keep(ticket, flight, result);
+            let ended = self.next_ended()?;
+            if ended.flight.transfer != this {
+                self.keep(ended);
                 continue;
             }
             running -= 1;
-            if let Err(error) = result.and_then(|bytes| pieces.arrived(&flight, bytes)) {
-                failed.get_or_insert(error);
+            let Ended { flight, result, .. } = ended;
+            match result.and_then(|bytes| pieces.arrived(&of, offset, &flight, bytes)) {
+                Ok(until) => moved = moved.min(until),
+                Err(error) => drop(failed.get_or_insert(error)),
             }
             self.bounce.extend(flight.data.into_one());
         }
@@ -80,13 +85,13 @@ impl Queue {
 }
 
 /// Bytes of the block that `at` is in before it.
-fn before_block(at: u64, block: usize) -> usize {
+pub(crate) fn before_block(at: u64, block: usize) -> usize {
     usize::try_from(at & (block as u64 - 1)).unwrap_or(0)
 }
 
 /// How many bytes are written next, and whether they are whole blocks: all that is left with one request if that takes
 /// them, else up to the next block, then whole blocks.
-fn next_write(skip: usize, left: usize, block: usize) -> (usize, bool) {
+pub(crate) fn next_write(skip: usize, left: usize, block: usize) -> (usize, bool) {
     if skip == 0 && left.is_multiple_of(block) {
         (left.min(BOUNCE_BYTES), true)
     } else if left <= MAX_WRITE_BYTES as usize {
@@ -99,37 +104,40 @@ fn next_write(skip: usize, left: usize, block: usize) -> (usize, bool) {
 }
 
 /// The caller's side of a blocking transfer.
-pub(super) enum Pieces<'a> {
-    Read { target: &'a mut [u8], offset: u64, block: usize },
+pub(crate) enum Pieces<'a> {
+    Read(&'a mut [u8]),
     Write(&'a [u8]),
 }
 
 impl Pieces<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::Read { target, .. } => target.len(),
+            Self::Read(target) => target.len(),
             Self::Write(source) => source.len(),
         }
     }
 
-    /// Takes a piece that ended well; its tag is its place in the slice.
-    fn arrived(&mut self, flight: &Flight, bytes: u32) -> Result<(), Error> {
-        if bytes != flight.length {
+    /// Takes a piece that ended well, of a transfer from `offset`; its tag is its place in the slice. Returns how far the
+    /// transfer can be whole: to the end of the slice, or to where this piece met the end of a file.
+    fn arrived(&mut self, of: &Of, offset: u64, flight: &Flight, bytes: u32) -> Result<usize, Error> {
+        let total = self.len();
+        if bytes != flight.length && !(of.ends() && matches!(self, Self::Read(_))) {
             return Err(Error::Protocol(format!(
                 "{bytes} bytes of {} were moved without an error",
                 flight.length
             )));
         }
-        if let (Self::Read { target, offset, block }, Some(buffer)) = (self, flight.data.one()) {
-            let (at, length) = (usize::try_from(flight.tag), usize::try_from(bytes));
-            let (Ok(at), Ok(length)) = (at, length) else {
-                return Ok(());
-            };
-            let skip = before_block(offset.saturating_add(flight.tag), *block);
-            let wanted = (length - skip).min(target.len() - at);
-            target[at..at + wanted].copy_from_slice(&buffer[skip..skip + wanted]);
-        }
-        Ok(())
+        let (Self::Read(target), Some(buffer)) = (self, flight.data.one()) else { return Ok(total) };
+        let (Ok(at), Ok(bytes), Ok(asked)) =
+            (usize::try_from(flight.tag), usize::try_from(bytes), usize::try_from(flight.length))
+        else {
+            return Ok(total);
+        };
+        let skip = before_block(offset.saturating_add(flight.tag), of.block_size() as usize);
+        let wanted = (asked - skip).min(total - at);
+        let here = bytes.saturating_sub(skip).min(wanted);
+        target[at..at + here].copy_from_slice(&buffer[skip..skip + here]);
+        Ok(if here < wanted { at + here } else { total })
     }
 }
 
