@@ -256,6 +256,8 @@ fn what_was_not_announced_cannot_be_over() {
     queue.commit();
     queue.submit(&read(2)).unwrap(); // in place 1
     rigging.behave();
+    // All that it writes would do for a request that it was told of.
+    queue.memory().parts().1.store8(192 + 1, block::status::OK);
     rigging.forge(|using| using.id = 1);
     controller.device().emulator.release_held();
     assert!(ended(&mut queue).is_empty());
