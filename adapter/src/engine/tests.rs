@@ -21,6 +21,7 @@ use super::*;
 
 mod bytes;
 mod ends;
+mod files;
 mod limits;
 mod lists;
 mod manage;

@@ -14,25 +14,27 @@ const REGIONS: u64 = 0x7000_0000_0000;
 type Media = Arc<Mutex<BTreeMap<u64, [u8; BLOCK]>>>;
 
 /// A command that the device has.
-struct Running {
+pub(super) struct Running {
     command: Block,
     executed: bool,
 }
 
 /// A queue of a device that all queues share. It executes and completes what it is told, in any order.
-struct Disk {
+pub(super) struct Disk {
     geometry: Geometry,
     room: usize,
     media: Media,
     bounce: Option<Arc<DmaBuffer>>,
     regions: Vec<(u64, Arc<SharedMemory>)>,
-    running: Vec<Running>,
+    pub(super) running: Vec<Running>,
     ended: Vec<Completed>,
+    /// Applications read, too; what they get is not looked at.
+    pub(super) reads_reach_applications: bool,
     /// Everything at once, at each poll.
-    automatic: bool,
-    seen: Vec<Block>,
+    pub(super) automatic: bool,
+    pub(super) seen: Vec<Block>,
     state: QueueState,
-    status: DeviceStatus,
+    pub(super) status: DeviceStatus,
 }
 
 impl Disk {
@@ -63,6 +65,7 @@ impl Disk {
                     block = self.media.lock().unwrap().get(&lba).copied().unwrap_or([0; BLOCK]);
                     match self.bounce_at(iova) {
                         Some((memory, at)) => memory.copy_in(at, &block),
+                        None if self.reads_reach_applications => {}
                         None => panic!("a read into memory of an application"),
                     }
                 }
@@ -78,7 +81,7 @@ impl Disk {
         }
     }
 
-    fn complete(&mut self, index: usize) {
+    pub(super) fn complete(&mut self, index: usize) {
         self.execute(index);
         let Running { command, .. } = self.running.remove(index);
         self.ended.push(Completed { tag: command.tag, status: self.status });
@@ -128,27 +131,29 @@ impl BlockQueue for Disk {
 }
 
 /// Engines of one device, and an application.
-struct Many {
-    engines: Vec<Engine<Disk, Hand>>,
+pub(super) struct Many {
+    pub(super) engines: Vec<Engine<Disk, Hand>>,
     shareds: Vec<Arc<PollerShared>>,
-    tables: Tables,
+    pub(super) tables: Tables,
     media: Media,
     clock: Hand,
     next_queue: u32,
+    pub(super) lengths: Arc<Lengths>,
 }
 
 /// An application with a queue on one of the engines.
-struct Writer {
-    app: App,
+pub(super) struct Writer {
+    pub(super) app: App,
     memory: Arc<SharedMemory>,
 }
 
 impl Many {
-    fn new(count: usize) -> Self {
-        let limits = tpt::Limits { entries: 1024, lba_entries: 1024, extensions: 0, regions: 64 };
+    pub(super) fn new(count: usize) -> Self {
+        let limits = tpt::Limits { entries: 1024, lba_entries: 1024, extensions: 64, regions: 64 };
         let tables = Tables::new(limits, KeyInstance(1));
         let (media, clock) = (Media::default(), Hand::default());
         let gates = Gates::new(count).unwrap();
+        let lengths = Arc::new(Lengths::new(4));
         let (mut engines, mut shareds) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let shared = Arc::new(PollerShared::default());
@@ -161,6 +166,7 @@ impl Many {
                 regions: Vec::new(),
                 running: Vec::new(),
                 ended: Vec::new(),
+                reads_reach_applications: false,
                 automatic: true,
                 seen: Vec::new(),
                 state: QueueState::Running,
@@ -170,14 +176,30 @@ impl Many {
             let mut engine = Engine::new(disk, clock.clone(), directory, shared.clone(), 256);
             engine.set_bounce(bounce);
             engine.set_gates(gates.clone());
+            engine.set_lengths(lengths.clone());
             engines.push(engine);
             shareds.push(shared);
         }
-        Self { engines, shareds, tables, media, clock, next_queue: 1 }
+        Self { engines, shareds, tables, media, clock, next_queue: 1, lengths }
     }
 
     /// With a grant of these ranges, and memory.
     fn writer(&mut self, engine: usize, access: Access, ranges: &[(u64, u64)]) -> Writer {
+        self.holder(engine, access, ranges, None)
+    }
+
+    /// With a file that lies there, and memory.
+    pub(super) fn opener(
+        &mut self,
+        engine: usize,
+        access: Access,
+        file: u32,
+        extents: &[(u64, u64)],
+    ) -> Writer {
+        self.holder(engine, access, extents, Some(file))
+    }
+
+    fn holder(&mut self, engine: usize, access: Access, ranges: &[(u64, u64)], file: Option<u32>) -> Writer {
         let domain = Domain(self.next_queue);
         let id = QueueId(self.next_queue);
         self.next_queue += 1;
@@ -187,10 +209,17 @@ impl Many {
         let port = Port::new(id, u64::from(domain.0), domain, view(), entries);
         assert!(self.shareds[engine].send(Command::Attach(Box::new(port))).is_ok());
         let ranges: Vec<_> = ranges.iter().map(|r| LbaRange::new(r.0, r.1).unwrap()).collect();
-        let spec = GrantSpec { domain, access, block_shift: 9, ranges: &ranges, shared: true };
-        let key = self.tables.create(&spec).unwrap();
+        let (block_shift, shared) = (9, true);
+        let key = match file {
+            None => self.tables.create(&GrantSpec { domain, access, block_shift, ranges: &ranges, shared }),
+            Some(context) => {
+                let spec = tpt::FileSpec { domain, access, block_shift, extents: &ranges, shared, context };
+                self.tables.create_file(&spec).map(|keys| keys.file)
+            }
+        };
+        let key = key.unwrap();
         let iova = Iova(REGIONS + u64::from(domain.0) * REGION_BYTES);
-        let spec = RegionSpec { domain, access: Access::READ, iova, bytes: REGION_BYTES };
+        let spec = RegionSpec { domain, access: Access::READ_WRITE, iova, bytes: REGION_BYTES };
         let region = self.tables.create_region(&spec).unwrap();
         let memory = Arc::new(SharedMemory::create("engine-test", REGION_BYTES as usize).unwrap().0);
         for (engine, shared) in self.engines.iter_mut().zip(&self.shareds) {
@@ -201,7 +230,7 @@ impl Many {
         Writer { app: App { end: ApplicationEnd::new(view(), entries), id, key, region }, memory }
     }
 
-    fn turns(&mut self, count: usize) {
+    pub(super) fn turns(&mut self, count: usize) {
         for _ in 0..count {
             for engine in &mut self.engines {
                 engine.turn();
@@ -209,23 +238,23 @@ impl Many {
         }
     }
 
-    fn turn(&mut self, engine: usize) {
+    pub(super) fn turn(&mut self, engine: usize) {
         self.engines[engine].turn();
     }
 
-    fn read(&self, first: u64, at: usize, bytes: usize) -> Vec<u8> {
+    pub(super) fn read(&self, first: u64, at: usize, bytes: usize) -> Vec<u8> {
         let media = self.media.lock().unwrap();
         let block = |lba| media.get(&lba).copied().unwrap_or([0; BLOCK]);
         (at..at + bytes).map(|at| block(first + (at / BLOCK) as u64)[at % BLOCK]).collect()
     }
 
-    fn fill(&self, first: u64, blocks: u64, byte: u8) {
+    pub(super) fn fill(&self, first: u64, blocks: u64, byte: u8) {
         let mut media = self.media.lock().unwrap();
         media.extend((first..first + blocks).map(|lba| (lba, [byte; BLOCK])));
     }
 
     /// Nothing is left of requests that have ended.
-    fn assert_clean(&mut self, writer: &Writer) {
+    pub(super) fn assert_clean(&mut self, writer: &Writer) {
         self.turns(4);
         for engine in &mut self.engines {
             let state = &engine.state;
@@ -241,22 +270,22 @@ impl Many {
 
 impl Writer {
     /// Makes all of its memory this byte.
-    fn fill(&self, byte: u8) {
+    pub(super) fn fill(&self, byte: u8) {
         let word = u64::from_ne_bytes([byte; 8]);
         for at in (0..REGION_BYTES as usize).step_by(8) {
             self.memory.atomic_u64(at).unwrap().store(word, Ordering::Relaxed);
         }
     }
 
-    fn bytes(&self, user_data: u64, offset: u64, length: u32) -> SubmissionEntry {
+    pub(super) fn bytes(&self, user_data: u64, offset: u64, length: u32) -> SubmissionEntry {
         self.app.request(user_data, opcode::WRITE_BYTES, offset, length)
     }
 
-    fn submit(&mut self, entry: &SubmissionEntry) {
+    pub(super) fn submit(&mut self, entry: &SubmissionEntry) {
         self.app.submit(entry);
     }
 
-    fn cancel(&mut self, user_data: u64, target: u64) {
+    pub(super) fn cancel(&mut self, user_data: u64, target: u64) {
         let entry = SubmissionEntry {
             opcode: opcode::CANCEL,
             user_data,
