@@ -245,6 +245,8 @@ fn s6_r11_a_closed_files_keys_stay_closed() {
             let keys = world.open(&[range(0, 4), range(10, 4)]);
             let extent = [range(10, 4)];
             let again = FileModification { keep: Some(Blocks(4)), ..append(&extent) };
+            let fresh = former.iter().all(|(_, extension)| !keys.extensions.contains(extension));
+            assert!(fresh, "{:?} were handed out before", keys.extensions);
             former.extend(keys.extensions.iter().map(|extension| (keys.file, *extension)));
             let new = world.change(keys.file, &again).unwrap();
             assert_eq!(world.blocks(&world.in_extension(keys.file, new[0], 0, 1)), Ok(vec![10]));
