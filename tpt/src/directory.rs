@@ -79,7 +79,7 @@ impl Entry {
 
     /// As [`Entry::find`], of a file: if one extension has all blocks. Beside the entry's line one of that extension is read,
     /// and those that are passed on the way to it.
-    #[inline]
+    #[inline(never)]
     fn find_in_file(
         &self,
         table: &[Extension],
@@ -285,41 +285,20 @@ impl<S: SegmentSource> Directory<S> {
         if *pointer == Pointer::Dropped {
             return None;
         }
-        let Some(place) = entry.find(domain, request) else {
-            return self.grant_in_file::<MEMORY>(domain, request);
+        let Place { lba, blocks, upper, .. } = match entry.find(domain, request) {
+            Some(place) => place,
+            None => entry.find_in_file(&self.extensions, domain, request, &self.trace)?,
         };
-        let memory = Self::memory_at_once::<MEMORY>(&self.regions, domain, request)?;
+        let memory = if MEMORY {
+            if request.memory.offset & 3 != 0 {
+                return None;
+            }
+            published::memory(&self.regions, domain, request.operation, request.memory, request.length)?
+        } else {
+            (NONE, 0)
+        };
         *pointer = Pointer::Used;
-        Some(self.count(request, place.into(), memory))
-    }
-
-    /// The same of a request that is in another extension than the first, or names one. The segment is at hand.
-    ///
-    /// By itself, so that the way of those in the first range does not lose a register to it.
-    #[cold]
-    #[inline(never)]
-    fn grant_in_file<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
-        let entry = self.entries.get(request.key.index().0 as usize)?;
-        let place = entry.find_in_file(&self.extensions, domain, request, &self.trace)?;
-        let memory = Self::memory_at_once::<MEMORY>(&self.regions, domain, request)?;
-        self.pointers[segment_of(request.key)] = Pointer::Used;
-        Some(self.count(request, place.into(), memory))
-    }
-
-    /// Where the memory of a request is, if it is to be looked at and is aligned.
-    #[inline(always)]
-    fn memory_at_once<const MEMORY: bool>(
-        regions: &[Region],
-        domain: Domain,
-        request: &Request,
-    ) -> Option<(u32, u64)> {
-        if !MEMORY {
-            return Some((NONE, 0));
-        }
-        if request.memory.offset & 3 != 0 {
-            return None;
-        }
-        published::memory(regions, domain, request.operation, request.memory, request.length)
+        Some(self.count(request, Located { first: lba.0, blocks, root: NONE, upper }, memory))
     }
 
     /// Counts a request as active and makes the token of it.
@@ -466,13 +445,6 @@ struct Located {
     root: u32,
     /// Of the entry's shape.
     upper: u16,
-}
-
-impl From<Place> for Located {
-    #[inline(always)]
-    fn from(place: Place) -> Self {
-        Self { first: place.lba.0, blocks: place.blocks, root: NONE, upper: place.upper }
-    }
 }
 
 #[cfg(test)]
