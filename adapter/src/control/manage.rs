@@ -210,3 +210,6 @@ impl Control {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
