@@ -165,7 +165,7 @@ impl OpenOptions {
     pub fn open(&self, files: &Files, place: impl ToPlace) -> Result<File, Error> {
         let request = Request::OpenFile(self.request(&place.to_place()?)?);
         match files.call(&request)? {
-            Reply::File(info) => File::new(files, info, self.append),
+            Reply::File(info) => File::new(files, &info, self.append),
             other => Err(unexpected(&other)),
         }
     }
@@ -207,9 +207,9 @@ pub struct File {
 }
 
 impl File {
-    fn new(files: &Files, info: FileInfo, append: bool) -> Result<Self, Error> {
-        let access = checked(&info)?;
-        let FileInfo { key, block_size, room, .. } = info;
+    fn new(files: &Files, info: &FileInfo, append: bool) -> Result<Self, Error> {
+        let access = checked(info)?;
+        let FileInfo { key, block_size, room, .. } = *info;
         let (room, position) = (AtomicU64::new(room), Mutex::new(0));
         Ok(Self { files: files.clone(), key, access, block_size, append, room, position, open: true })
     }

@@ -494,11 +494,11 @@ impl Dir {
             page: VecDeque::new(),
             next: Some(Cursor::default()),
         };
-        dir.fetch(Cursor::default())?; // So that it is known whether there is such a directory.
+        dir.fetch(&Cursor::default())?; // So that it is known whether there is such a directory.
         Ok(dir)
     }
 
-    fn fetch(&mut self, from: Cursor) -> Result<(), Error> {
+    fn fetch(&mut self, from: &Cursor) -> Result<(), Error> {
         let (volume, path) = self.place.wire();
         let request =
             Request::ListDirectory { volume, path, from: from.clone(), attributes: self.attributes };
@@ -507,7 +507,7 @@ impl Dir {
             other => return Err(unexpected(&other)),
         };
         // Each page must lead on, or a broken adapter would keep us here for ever.
-        if next.is_some() && (entries.is_empty() || next.as_ref() == Some(&from)) {
+        if next.is_some() && (entries.is_empty() || next.as_ref() == Some(from)) {
             let text = format!("a page of the directory {} does not lead on", self.place);
             return Err(Error::Protocol(text));
         }
@@ -523,7 +523,7 @@ impl Iterator for Dir {
     fn next(&mut self) -> Option<Self::Item> {
         while self.page.is_empty() {
             let from = self.next.take()?;
-            if let Err(error) = self.fetch(from) {
+            if let Err(error) = self.fetch(&from) {
                 return Some(Err(error)); // And that is the end.
             }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use wire::files::{FilePath, check_path};
-use wire::name::{check_name, escape};
+use wire::name::{beginning, check_name, escape};
 
 use crate::error::Error;
 
@@ -54,8 +54,8 @@ impl Place {
             short.push(b'/');
         }
         let refused = |why: &dyn fmt::Display| {
-            let mut shown = wire::name::escape_bytes(&short);
-            shown.truncate(shown.floor_char_boundary(200));
+            let shown = wire::name::escape_bytes(&short);
+            let shown = beginning(&shown, 200);
             Error::Argument(format!("path \"{shown}\" in volume \"{}\": {why}", escape(volume)))
         };
         check_path(&short).map_err(|error| refused(&error))?;

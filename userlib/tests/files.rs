@@ -285,7 +285,7 @@ fn more_bytes_than_a_request_has_are_not_believed() {
     assert!(matches!(file.write_all_at(&[0; 100], 0), Err(Error::Protocol(_))));
     assert!(matches!(file.append(&[0; 100]), Err(Error::Protocol(_))));
     line.with(|disk| {
-        disk.lie = Some(|entry, done| done.bytes = if entry.opcode == opcode::MANAGE { u32::MAX } else { 3 })
+        disk.lie = Some(|entry, done| done.bytes = if entry.opcode == opcode::MANAGE { u32::MAX } else { 3 });
     });
     assert!(file.len().is_err());
     assert!(matches!(file.write_all_at(&[0; 100], 0), Err(Error::Protocol(_))), "a write is whole");

@@ -65,6 +65,12 @@ pub fn escape_bytes(name: &[u8]) -> String {
     shown
 }
 
+/// The beginning of a text: at most so many bytes, and whole characters.
+pub fn beginning(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    end.and_then(|end| text.get(..end)).unwrap_or("")
+}
+
 fn escape_char(c: char) -> String {
     format!("'{}'", escape(c.encode_utf8(&mut [0; 4])))
 }

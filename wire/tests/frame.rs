@@ -18,7 +18,7 @@ use wire::frame::{
     EncodeError, FrameError, HEADER, decode_body, decode_reply, decode_request, encode, encode_body,
     encoded_len,
 };
-use wire::name::{NameError, check_name, escape, escape_bytes};
+use wire::name::{NameError, beginning, check_name, escape, escape_bytes};
 use wire::{Status, fuzz};
 
 fn subject() -> impl Strategy<Value = Subject> {
@@ -599,6 +599,13 @@ fn good_and_bad_names() {
         assert_eq!(check_name(name), Err(error), "{name:?}");
     }
     assert!(NameError::Character('\u{1b}').to_string().contains(r"'\u{1b}'"));
+}
+
+#[test]
+fn a_beginning_has_whole_characters() {
+    for (most, shown) in [(0, ""), (1, "a"), (2, "a"), (3, "aü"), (4, "aüb"), (99, "aüb")] {
+        assert_eq!(beginning("aüb", most), shown);
+    }
 }
 
 #[test]

@@ -112,7 +112,8 @@ impl Refusal {
 
     pub(crate) fn into_reply(self) -> Reply {
         let Self { status, mut detail } = self;
-        detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+        let most = wire::name::beginning(&detail, MAX_DETAIL).len();
+        detail.truncate(most);
         Reply::Error { status, detail }
     }
 }

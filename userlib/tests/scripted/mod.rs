@@ -19,7 +19,7 @@ use wire::shm::SharedMemory;
 use wire::view::QueueView;
 
 /// Bytes of a block.
-pub const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 /// Entries of a directory that one reply carries.
 const PAGE: usize = 3;
 
@@ -33,33 +33,33 @@ struct Node {
 }
 
 /// See the module.
-pub struct Disk {
+pub(crate) struct Disk {
     nodes: BTreeMap<Vec<u8>, Node>,
     open: HashMap<u64, Vec<u8>>,
     next: u64,
     regions: HashMap<u64, Arc<SharedMemory>>,
     queues: HashMap<u32, AdapterEnd<QueueView>>,
     /// No file gets more room.
-    pub most: u64,
+    pub(crate) most: u64,
     /// What came by the socket, and what by queues.
-    pub by_socket: Vec<String>,
-    pub by_queue: Vec<String>,
+    pub(crate) by_socket: Vec<String>,
+    pub(crate) by_queue: Vec<String>,
     /// Entries of each operation.
-    pub entries: HashMap<u8, usize>,
+    pub(crate) entries: HashMap<u8, usize>,
     /// Changes completions before they are posted.
-    pub lie: Option<fn(&SubmissionEntry, &mut Completion)>,
+    pub(crate) lie: Option<fn(&SubmissionEntry, &mut Completion)>,
     /// Changes replies to management requests.
-    pub twist: Option<fn(&Request, Reply) -> Reply>,
+    pub(crate) twist: Option<fn(&Request, Reply) -> Reply>,
     /// Nothing is answered any more.
-    pub dead: bool,
+    pub(crate) dead: bool,
 }
 
 /// A connection to a [`Disk`].
 #[derive(Clone)]
-pub struct Line(pub Arc<Mutex<Disk>>);
+pub(crate) struct Line(pub(crate) Arc<Mutex<Disk>>);
 
 impl Line {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = Node { kind: FileKind::Directory, mode: 0o755, bytes: Vec::new(), length: 0 };
         Self(Arc::new(Mutex::new(Disk {
             nodes: BTreeMap::from([(b"/".to_vec(), root)]),
@@ -77,25 +77,25 @@ impl Line {
         })))
     }
 
-    pub fn session(&self) -> Session {
+    pub(crate) fn session(&self) -> Session {
         Session::with_transport(Box::new(self.clone())).unwrap()
     }
 
-    pub fn files(&self) -> Files {
+    pub(crate) fn files(&self) -> Files {
         self.session().files().unwrap()
     }
 
-    pub fn with<T>(&self, with: impl FnOnce(&mut Disk) -> T) -> T {
+    pub(crate) fn with<T>(&self, with: impl FnOnce(&mut Disk) -> T) -> T {
         with(&mut self.0.lock().unwrap())
     }
 
     /// How often requests of this name came by queues.
-    pub fn asked(&self, name: &str) -> usize {
+    pub(crate) fn asked(&self, name: &str) -> usize {
         self.with(|disk| disk.by_queue.iter().filter(|it| it.as_str() == name).count())
     }
 
     /// The bytes of a file, as they lie there.
-    pub fn content(&self, path: &str) -> Vec<u8> {
+    pub(crate) fn content(&self, path: &str) -> Vec<u8> {
         self.with(|disk| {
             let node = &disk.nodes[path.as_bytes()];
             node.bytes[..node.length as usize].to_vec()
@@ -213,7 +213,10 @@ impl Disk {
             return Completion::failed(user_data, Status::E_KEY_INSTANCE);
         };
         let blocks = matches!(entry.opcode, opcode::READ | opcode::WRITE);
-        assert!(!blocks || offset % BLOCK == 0 && length as u64 % BLOCK == 0, "{entry:?}");
+        assert!(
+            !blocks || offset.is_multiple_of(BLOCK) && (length as u64).is_multiple_of(BLOCK),
+            "{entry:?}"
+        );
         assert!(blocks || length <= 64 << 10, "{entry:?}");
         if entry.opcode == opcode::READ {
             let bytes = node.length.saturating_sub(offset).min(length as u64);

@@ -79,7 +79,6 @@ const QUERY: Request = Request::Query { key: 1 };
 #[test]
 fn no_more_wait_for_an_answer_than_may_by_socket_and_queue_together() {
     let mut rig = Rig::new(2);
-    let who = rig.session();
     let (first, second) = (rig.session(), rig.session());
     // The end of a queue is answered when the engine has let go of it, and this one is not turned.
     rig.control.request(Caller::new(first.0, 9), Request::DestroyQueue { queue: first.1 }, Vec::new());
@@ -124,7 +123,6 @@ fn what_was_withdrawn_is_not_done_and_goes_back() {
     let back = commands
         .find_map(|command| if let Command::Answer(managed) = command { Some(managed) } else { None });
     let managed = back.expect("it goes back");
-    drop(commands);
     assert_eq!((managed.place, managed.outcome().1.len()), (3, 0));
     assert!(!rig.control.lane.is_running() && rig.control.management.begun.is_empty());
 }
