@@ -8,9 +8,10 @@ use zerocopy::{FromBytes, transmute};
 use crate::dma::{DmaBuffer, PAGE};
 use crate::hal::{DmaAccess, Iova, Mapper, Registers};
 use crate::spec::nvme::{
-    Aqa, AsyncEvent, CQE_LEN, Cqe, CreateCqCdw11, CreateSqCdw11, Csts, ErrorLogEntry, EventNotices, FeatureCdw10,
-    IDENTIFY_LEN, IdentifyCdw10, LogCdw10, NAMESPACE_LIST_LEN, NSID_ALL, NumberOfQueues, QueueCdw10, SQE_LEN,
-    SmartLog, Sqe, admin, cns, cq_head_doorbell, css, feature, log_page, offset, sq_tail_doorbell,
+    Aqa, AsyncEvent, CQE_LEN, Cqe, CreateCqCdw11, CreateSqCdw11, Csts, ErrorLogEntry, EventNotices,
+    FeatureCdw10, IDENTIFY_LEN, IdentifyCdw10, LogCdw10, NAMESPACE_LIST_LEN, NSID_ALL, NumberOfQueues,
+    QueueCdw10, SQE_LEN, SmartLog, Sqe, admin, cns, cq_head_doorbell, css, feature, log_page, offset,
+    sq_tail_doorbell,
 };
 
 use super::NvmeError;

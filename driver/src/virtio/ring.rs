@@ -22,6 +22,14 @@ pub(super) const LEAST_ENTRIES: u16 = 4;
 /// Descriptors of a request besides its buffers: header and status.
 const BESIDES: u16 = 2;
 
+/// Lengths as a descriptor says them.
+#[expect(clippy::cast_possible_truncation, reason = "it is 16")]
+const HEADER_BYTES: u32 = HEADER_LEN as u32;
+#[expect(clippy::cast_possible_truncation, reason = "it is 16")]
+const RANGE_BYTES: u32 = RANGE_LEN as u32;
+#[expect(clippy::cast_possible_truncation, reason = "it is 16")]
+const DESCRIPTOR_BYTES: u32 = DESCRIPTOR_LEN as u32;
+
 /// Buffers of a request that a ring of `size` entries has room for. No chain is longer than its ring (2.7.5.3.1); chains that
 /// lie in the ring itself leave room for others.
 pub(super) const fn room(size: u16, indirect: bool) -> u16 {
@@ -160,14 +168,14 @@ impl Chain<'_> {
     pub(super) fn header(&mut self, header: RequestHeader) {
         let words: [u64; 2] = transmute!(header);
         self.memory.lists.write(self.list(), words);
-        self.push(self.memory.lists.iova(self.list()).0, HEADER_LEN as u32, false);
+        self.push(self.memory.lists.iova(self.list()).0, HEADER_BYTES, false);
     }
 
     /// Appends a range.
     pub(super) fn range(&mut self, range: Range) {
         let (at, words): (usize, [u64; 2]) = (self.list() + HEADER_LEN, transmute!(range));
         self.memory.lists.write(at, words);
-        self.push(self.memory.lists.iova(at).0, RANGE_LEN as u32, false);
+        self.push(self.memory.lists.iova(at).0, RANGE_BYTES, false);
     }
 
     /// Appends the status, and ends the chain. Returns its head.
@@ -188,7 +196,7 @@ impl Chain<'_> {
         self.memory.lists.write(table + usize::from(self.count - 1) * DESCRIPTOR_LEN, words);
         let lead = Descriptor {
             addr: self.memory.lists.iova(table).0,
-            len: u32::from(self.count) * DESCRIPTOR_LEN as u32,
+            len: u32::from(self.count) * DESCRIPTOR_BYTES,
             flags: descriptor::INDIRECT,
             next: 0,
         };

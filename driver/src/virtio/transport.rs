@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::hal::{CONFIG_LEN, NarrowRegisters};
 use crate::pci::Config;
 use crate::spec::pci::capability;
-use crate::spec::virtio::pci::{cap, common, structure};
+use crate::spec::virtio::pci::{cap, common_cfg, structure};
 
 use super::VirtioError;
 use super::identity::BlockConfig;
@@ -98,7 +98,7 @@ impl<R: NarrowRegisters> Transport<R> {
         bar: impl Fn(usize) -> io::Result<Arc<R>>,
     ) -> Result<Self, VirtioError> {
         let places = Places { config, bar };
-        let (common, _) = places.first("common configuration", structure::COMMON, common::BYTES, 4)?;
+        let (common, _) = places.first("common configuration", structure::COMMON, common_cfg::BYTES, 4)?;
         let (notify, at) = places.first("notification structure", structure::NOTIFY, 2, 2)?;
         let (block, _) = places.first("device configuration", structure::DEVICE, 8, 4)?;
         let multiplier = le32(config, at + cap::NOTIFY_MULTIPLIER) as usize;
@@ -106,25 +106,25 @@ impl<R: NarrowRegisters> Transport<R> {
     }
 
     pub(super) fn status(&self) -> u8 {
-        self.common.read8(common::DEVICE_STATUS)
+        self.common.read8(common_cfg::DEVICE_STATUS)
     }
 
     pub(super) fn set_status(&self, status: u8) {
-        self.common.write8(common::DEVICE_STATUS, status);
+        self.common.write8(common_cfg::DEVICE_STATUS, status);
     }
 
     /// Whether every register reads as all ones: nothing answers on the bus.
     pub(super) fn absent(&self) -> bool {
         self.status() == u8::MAX
-            && self.common.read16(common::NUM_QUEUES) == u16::MAX
-            && self.common.read32(common::DEVICE_FEATURE) == u32::MAX
+            && self.common.read16(common_cfg::NUM_QUEUES) == u16::MAX
+            && self.common.read32(common_cfg::DEVICE_FEATURE) == u32::MAX
     }
 
     /// What the device offers.
     pub(super) fn offered(&self) -> u64 {
         let half = |select| {
-            self.common.write32(common::DEVICE_FEATURE_SELECT, select);
-            u64::from(self.common.read32(common::DEVICE_FEATURE))
+            self.common.write32(common_cfg::DEVICE_FEATURE_SELECT, select);
+            u64::from(self.common.read32(common_cfg::DEVICE_FEATURE))
         };
         half(0) | half(1) << 32
     }
@@ -132,13 +132,13 @@ impl<R: NarrowRegisters> Transport<R> {
     /// What the driver accepts.
     pub(super) fn accept(&self, features: u64) {
         for (select, half) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
-            self.common.write32(common::DRIVER_FEATURE_SELECT, select);
-            self.common.write32(common::DRIVER_FEATURE, u32::try_from(half).unwrap_or_default());
+            self.common.write32(common_cfg::DRIVER_FEATURE_SELECT, select);
+            self.common.write32(common_cfg::DRIVER_FEATURE, u32::try_from(half).unwrap_or_default());
         }
     }
 
     pub(super) fn generation(&self) -> u8 {
-        self.common.read8(common::CONFIG_GENERATION)
+        self.common.read8(common_cfg::CONFIG_GENERATION)
     }
 
     /// The block device's configuration, all of one generation (2.5.1), and which one that is.
@@ -156,13 +156,13 @@ impl<R: NarrowRegisters> Transport<R> {
 
     /// The virtqueues that there may be.
     pub(super) fn num_queues(&self) -> u16 {
-        self.common.read16(common::NUM_QUEUES)
+        self.common.read16(common_cfg::NUM_QUEUES)
     }
 
     /// Entries of a queue that is not enabled, at most; 0 if it is not there.
     pub(super) fn queue_size(&self, queue: u16) -> u16 {
-        self.common.write16(common::QUEUE_SELECT, queue);
-        self.common.read16(common::QUEUE_SIZE)
+        self.common.write16(common_cfg::QUEUE_SELECT, queue);
+        self.common.read16(common_cfg::QUEUE_SIZE)
     }
 
     /// Enables a queue of `size` entries at these addresses: descriptor table, available ring, used ring (4.1.5.1.3).
@@ -174,20 +174,22 @@ impl<R: NarrowRegisters> Transport<R> {
         places: [u64; 3],
     ) -> Result<(), VirtioError> {
         let absurd = |what: String| Err(VirtioError::Unsupported(what));
-        self.common.write16(common::QUEUE_SELECT, queue);
-        self.common.write16(common::QUEUE_SIZE, size);
-        self.common.write16(common::QUEUE_MSIX_VECTOR, vector);
+        self.common.write16(common_cfg::QUEUE_SELECT, queue);
+        self.common.write16(common_cfg::QUEUE_SIZE, size);
+        self.common.write16(common_cfg::QUEUE_MSIX_VECTOR, vector);
         // A device without the means for a vector says so (4.1.5.1.2.2).
-        let taken = self.common.read16(common::QUEUE_MSIX_VECTOR);
+        let taken = self.common.read16(common_cfg::QUEUE_MSIX_VECTOR);
         if taken != vector {
             return absurd(format!("queue {queue} takes interrupt vector {taken:#x} instead of {vector:#x}"));
         }
-        for (at, place) in [common::QUEUE_DESC, common::QUEUE_DRIVER, common::QUEUE_DEVICE].iter().zip(places)
+        for (at, place) in
+            [common_cfg::QUEUE_DESC, common_cfg::QUEUE_DRIVER, common_cfg::QUEUE_DEVICE].iter().zip(places)
         {
             self.common.write64(*at, place);
         }
-        self.common.write16(common::QUEUE_ENABLE, 1);
-        let (now, on) = (self.common.read16(common::QUEUE_SIZE), self.common.read16(common::QUEUE_ENABLE));
+        self.common.write16(common_cfg::QUEUE_ENABLE, 1);
+        let (now, on) =
+            (self.common.read16(common_cfg::QUEUE_SIZE), self.common.read16(common_cfg::QUEUE_ENABLE));
         if (now, on) != (size, 1) {
             return absurd(format!("queue {queue} has {now} entries instead of {size}, enabled {on}"));
         }
@@ -196,8 +198,8 @@ impl<R: NarrowRegisters> Transport<R> {
 
     /// Where a queue's buffers are announced (4.1.4.4).
     pub(super) fn notifier(&self, queue: u16) -> Result<Notifier<R>, VirtioError> {
-        self.common.write16(common::QUEUE_SELECT, queue);
-        let off = usize::from(self.common.read16(common::QUEUE_NOTIFY_OFF));
+        self.common.write16(common_cfg::QUEUE_SELECT, queue);
+        let off = usize::from(self.common.read16(common_cfg::QUEUE_NOTIFY_OFF));
         let at = off.checked_mul(self.multiplier).filter(|at| at % 2 == 0 && self.notify.has(*at, 2));
         let Some(at) = at else {
             let what = format!(

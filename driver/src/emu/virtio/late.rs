@@ -14,7 +14,7 @@ use crate::dice::Dice;
 use crate::hal::{CONFIG_LEN, Device, Mapper, NarrowRegisters, PciFunction, Registers};
 use crate::spec::virtio::block::RequestHeader;
 use crate::spec::virtio::block::request;
-use crate::spec::virtio::pci::common;
+use crate::spec::virtio::pci::common_cfg;
 use crate::spec::virtio::status;
 
 /// What the parts share.
@@ -136,7 +136,7 @@ pub struct VirtioLateRegisters {
 impl VirtioLateRegisters {
     /// The common configuration comes first in the BAR.
     fn is_status(&self, at: usize) -> bool {
-        self.is_bar && at == common::DEVICE_STATUS
+        self.is_bar && at == common_cfg::DEVICE_STATUS
     }
 
     /// The host looks whether the device is reset: it may still do something, or at last follow.
@@ -150,7 +150,7 @@ impl VirtioLateRegisters {
         };
         drop(asked);
         if looks == 0 {
-            self.under.write8(common::DEVICE_STATUS, status::RESET);
+            self.under.write8(common_cfg::DEVICE_STATUS, status::RESET);
         } else if looks != u32::MAX && self.mind.dice().below(3) == 0 {
             stir(&self.emulator, &self.mind);
         }

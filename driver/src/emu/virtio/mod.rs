@@ -109,7 +109,7 @@ impl VirtioEmulator {
         if !matches!(config.block_size, 512 | 4096) {
             return invalid(format!("blocks of {} bytes; 512 and 4096 are possible", config.block_size));
         }
-        if bytes == 0 || bytes % u64::from(config.block_size) != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(u64::from(config.block_size)) {
             return invalid(format!("{bytes} bytes are not one or more blocks of {}", config.block_size));
         }
         let entries = config.entries;

@@ -13,6 +13,9 @@ use crate::spec::virtio::block::RequestHeader;
 use crate::spec::virtio::pci::NO_VECTOR;
 use crate::spec::virtio::split::{DESCRIPTOR_LEN, Descriptor, available, descriptor, passes, used};
 
+#[expect(clippy::cast_possible_truncation, reason = "it is 16")]
+const LEN: u32 = DESCRIPTOR_LEN as u32;
+
 /// Room for a queue.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -192,9 +195,8 @@ impl Virtqueue {
             window.find(at, DESCRIPTOR_LEN, Direction::FromHost)?.read(&mut bytes);
             let entry: Descriptor = transmute!(bytes);
             if entry.flags & descriptor::INDIRECT != 0 {
-                let count = entry.len / DESCRIPTOR_LEN as u32;
-                let whole =
-                    entry.len.is_multiple_of(DESCRIPTOR_LEN as u32) && entry.flags & descriptor::NEXT == 0;
+                let count = entry.len / LEN;
+                let whole = entry.len.is_multiple_of(LEN) && entry.flags & descriptor::NEXT == 0;
                 if indirect || !whole || count == 0 || count > self.size.into() {
                     return Err(Broken("an indirect table that makes none"));
                 }
@@ -264,12 +266,12 @@ impl Function {
         }
         drop(window);
         drop(state);
-        self.settle(slot, outcome);
+        self.settle(slot, &outcome);
         ran > 0
     }
 
     /// Interrupts if that is wanted; fails if something was broken.
-    fn settle(&self, slot: &QueueSlot, outcome: Result<bool, Broken>) {
+    fn settle(&self, slot: &QueueSlot, outcome: &Result<bool, Broken>) {
         match outcome {
             Ok(true) => self.signal(slot),
             Ok(false) => {}
@@ -390,7 +392,7 @@ impl Function {
             self.run(&window, virtqueue, &chain, None).and_then(|()| Ok(virtqueue.interrupts(&window)?));
         drop(window);
         drop(state);
-        self.settle(slot, outcome);
+        self.settle(slot, &outcome);
         true
     }
 }

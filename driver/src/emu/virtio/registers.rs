@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::device::Function;
 use crate::hal::{CONFIG_LEN, NarrowRegisters, Registers};
 use crate::spec::pci::{capability, class, config};
-use crate::spec::virtio::pci::{MODERN_BLOCK, VENDOR, cap, common, structure};
+use crate::spec::virtio::pci::{MODERN_BLOCK, VENDOR, cap, common_cfg, structure};
 
 /// The BAR in which all structures are, as in QEMU.
 pub(super) const BAR: usize = 4;
@@ -36,7 +36,7 @@ pub(super) fn config_space() -> [u8; CONFIG_LEN] {
     put(at(config::SUBSYSTEM_VENDOR_ID), &VENDOR.to_le_bytes());
     put(at(config::SUBSYSTEM_ID), &SUBSYSTEM.to_le_bytes());
     let structures = [
-        (structure::COMMON, COMMON, common::BYTES),
+        (structure::COMMON, COMMON, common_cfg::BYTES),
         (structure::NOTIFY, NOTIFY, LEN - NOTIFY),
         (structure::ISR, ISR, 1),
         (structure::DEVICE, BLOCK, crate::spec::virtio::block::config::BYTES),
@@ -166,28 +166,32 @@ impl Function {
     fn read_common(&self, at: usize) -> u64 {
         let queue = self.selected();
         match at {
-            common::DEVICE_FEATURE_SELECT => self.device_select.load(Ordering::SeqCst).into(),
-            common::DEVICE_FEATURE => match self.device_select.load(Ordering::SeqCst) {
+            common_cfg::DEVICE_FEATURE_SELECT => self.device_select.load(Ordering::SeqCst).into(),
+            common_cfg::DEVICE_FEATURE => match self.device_select.load(Ordering::SeqCst) {
                 select @ 0..2 => self.shape.offered >> (32 * select) & 0xffff_ffff,
                 _ => 0,
             },
-            common::DRIVER_FEATURE_SELECT => self.driver_select.load(Ordering::SeqCst).into(),
-            common::DRIVER_FEATURE => match self.driver_select.load(Ordering::SeqCst) {
+            common_cfg::DRIVER_FEATURE_SELECT => self.driver_select.load(Ordering::SeqCst).into(),
+            common_cfg::DRIVER_FEATURE => match self.driver_select.load(Ordering::SeqCst) {
                 select @ 0..2 => self.accepted.load(Ordering::SeqCst) >> (32 * select) & 0xffff_ffff,
                 _ => 0,
             },
-            common::CONFIG_MSIX_VECTOR => self.config_vector.load(Ordering::SeqCst).into(),
-            common::NUM_QUEUES => self.shape.queues.into(),
-            common::DEVICE_STATUS => self.status.load(Ordering::SeqCst).into(),
-            common::CONFIG_GENERATION => self.generation.load(Ordering::SeqCst).into(),
-            common::QUEUE_SELECT => self.queue_select.load(Ordering::SeqCst).into(),
-            common::QUEUE_SIZE => queue.map_or(0, |queue| queue.size.load(Ordering::SeqCst).into()),
-            common::QUEUE_MSIX_VECTOR => queue.map_or(0, |queue| queue.vector.load(Ordering::SeqCst).into()),
-            common::QUEUE_ENABLE => queue.map_or(0, |queue| queue.exists().into()),
-            common::QUEUE_NOTIFY_OFF => queue.map_or(0, |_| self.queue_select.load(Ordering::SeqCst).into()),
-            common::QUEUE_DESC..common::BYTES => {
+            common_cfg::CONFIG_MSIX_VECTOR => self.config_vector.load(Ordering::SeqCst).into(),
+            common_cfg::NUM_QUEUES => self.shape.queues.into(),
+            common_cfg::DEVICE_STATUS => self.status.load(Ordering::SeqCst).into(),
+            common_cfg::CONFIG_GENERATION => self.generation.load(Ordering::SeqCst).into(),
+            common_cfg::QUEUE_SELECT => self.queue_select.load(Ordering::SeqCst).into(),
+            common_cfg::QUEUE_SIZE => queue.map_or(0, |queue| queue.size.load(Ordering::SeqCst).into()),
+            common_cfg::QUEUE_MSIX_VECTOR => {
+                queue.map_or(0, |queue| queue.vector.load(Ordering::SeqCst).into())
+            }
+            common_cfg::QUEUE_ENABLE => queue.map_or(0, |queue| queue.exists().into()),
+            common_cfg::QUEUE_NOTIFY_OFF => {
+                queue.map_or(0, |_| self.queue_select.load(Ordering::SeqCst).into())
+            }
+            common_cfg::QUEUE_DESC..common_cfg::BYTES => {
                 let Some(queue) = queue else { return 0 };
-                let place = queue.places[(at - common::QUEUE_DESC) / 8].load(Ordering::SeqCst);
+                let place = queue.places[(at - common_cfg::QUEUE_DESC) / 8].load(Ordering::SeqCst);
                 if at & 4 == 0 { place } else { place >> 32 }
             }
             _ => 0,
@@ -197,28 +201,28 @@ impl Function {
     #[expect(clippy::cast_possible_truncation, reason = "as wide as was written")]
     fn write_common(&self, at: usize, value: u64) {
         match at {
-            common::DEVICE_FEATURE_SELECT => self.device_select.store(value as u32, Ordering::SeqCst),
-            common::DRIVER_FEATURE_SELECT => self.driver_select.store(value as u32, Ordering::SeqCst),
-            common::DRIVER_FEATURE => self.accept(value as u32),
-            common::CONFIG_MSIX_VECTOR => self.config_vector.store(value as u16, Ordering::SeqCst),
-            common::DEVICE_STATUS => self.configure(value as u8),
-            common::QUEUE_SELECT => self.queue_select.store(value as u16, Ordering::SeqCst),
+            common_cfg::DEVICE_FEATURE_SELECT => self.device_select.store(value as u32, Ordering::SeqCst),
+            common_cfg::DRIVER_FEATURE_SELECT => self.driver_select.store(value as u32, Ordering::SeqCst),
+            common_cfg::DRIVER_FEATURE => self.accept(value as u32),
+            common_cfg::CONFIG_MSIX_VECTOR => self.config_vector.store(value as u16, Ordering::SeqCst),
+            common_cfg::DEVICE_STATUS => self.configure(value as u8),
+            common_cfg::QUEUE_SELECT => self.queue_select.store(value as u16, Ordering::SeqCst),
             _ => {
                 // What an enabled queue is made of does not change.
                 let Some(queue) = self.selected().filter(|queue| !queue.exists()) else { return };
                 match at {
-                    common::QUEUE_SIZE => queue.size.store(value as u16, Ordering::SeqCst),
-                    common::QUEUE_MSIX_VECTOR => {
+                    common_cfg::QUEUE_SIZE => queue.size.store(value as u16, Ordering::SeqCst),
+                    common_cfg::QUEUE_MSIX_VECTOR => {
                         let vector = value as u16;
                         let there = u32::from(vector) < u32::from(self.shape.queues);
                         let none = crate::spec::virtio::pci::NO_VECTOR;
                         queue.vector.store(if there { vector } else { none }, Ordering::SeqCst);
                     }
-                    common::QUEUE_ENABLE if value == 1 => {
-                        self.enable(self.queue_select.load(Ordering::SeqCst))
+                    common_cfg::QUEUE_ENABLE if value == 1 => {
+                        self.enable(self.queue_select.load(Ordering::SeqCst));
                     }
-                    common::QUEUE_DESC..common::BYTES => {
-                        let place = &queue.places[(at - common::QUEUE_DESC) / 8];
+                    common_cfg::QUEUE_DESC..common_cfg::BYTES => {
+                        let place = &queue.places[(at - common_cfg::QUEUE_DESC) / 8];
                         let old = place.load(Ordering::SeqCst);
                         let new = if at & 4 == 0 {
                             old & !0xffff_ffff | value & 0xffff_ffff

@@ -9,7 +9,7 @@ pub const TRANSITIONAL_BLOCK: u16 = 0x1001;
 
 /// Types of structures that a vendor capability points at (4.1.4: `cfg_type`).
 pub mod structure {
-    /// Common configuration: [`super::common`].
+    /// Common configuration: [`super::common_cfg`].
     pub const COMMON: u8 = 1;
     /// Where buffers are announced.
     pub const NOTIFY: u8 = 2;
@@ -42,7 +42,7 @@ pub mod cap {
 }
 
 /// Offsets in `struct virtio_pci_common_cfg` (4.1.4.3), in bytes. Each is accessed with its own width (4.1.3.1).
-pub mod common {
+pub mod common_cfg {
     /// Which 32 feature bits `DEVICE_FEATURE` shows, 32 bits.
     pub const DEVICE_FEATURE_SELECT: usize = 0x00;
     /// What the device offers, 32 bits.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::rig::*;
 use crate::block::{BlockQueue, DeviceStatus, Operation, QueueState, SubmitError, Watch};
 use crate::emu::virtio::{Using, VirtioConfig};
-use crate::spec::virtio::pci::common;
+use crate::spec::virtio::pci::common_cfg;
 use crate::spec::virtio::{block, feature, status};
 use crate::virtio::{Controller, VirtioError};
 
@@ -65,16 +65,16 @@ fn capabilities_that_lead_nowhere_are_refused_with_the_reason() {
 #[test]
 fn notifications_lie_inside_their_structure() {
     let (device, rigging) = rigged(512);
-    rigging.read_as(common::QUEUE_NOTIFY_OFF, 0x400);
+    rigging.read_as(common_cfg::QUEUE_NOTIFY_OFF, 0x400);
     assert!(matches!(refusal(device), VirtioError::Capability { structure: "notification structure", .. }));
     let (device, rigging) = rigged(512);
     *rigging.config.lock().unwrap() =
         Some(Box::new(|space| space[NOTIFY_CAP + 16..NOTIFY_CAP + 20].fill(0xff)));
-    rigging.read_as(common::QUEUE_NOTIFY_OFF, 0xffff);
+    rigging.read_as(common_cfg::QUEUE_NOTIFY_OFF, 0xffff);
     assert!(matches!(refusal(device), VirtioError::Capability { .. }));
     let (device, rigging) = rigged(512);
     *rigging.config.lock().unwrap() = Some(Box::new(|space| space[NOTIFY_CAP + 16] = 3));
-    rigging.read_as(common::QUEUE_NOTIFY_OFF, 1);
+    rigging.read_as(common_cfg::QUEUE_NOTIFY_OFF, 1);
     assert!(matches!(refusal(device), VirtioError::Capability { .. }));
 }
 
@@ -87,7 +87,7 @@ fn features_that_cannot_be_done_without() {
         assert!(error.to_string().contains(word), "{error}");
     }
     let (device, rigging) = rigged(512);
-    rigging.read_as(common::DEVICE_STATUS, 0);
+    rigging.read_as(common_cfg::DEVICE_STATUS, 0);
     assert!(matches!(refusal(device), VirtioError::Refused { .. }));
 }
 
@@ -98,15 +98,15 @@ fn absurd_registers() {
         rigging.read_as(at, value);
         refusal(device)
     };
-    assert!(matches!(opening(common::DEVICE_STATUS, 1), VirtioError::Timeout { what: "its reset", .. }));
-    assert!(matches!(opening(common::DEVICE_STATUS, 0xff), VirtioError::Timeout { .. }));
-    assert!(matches!(opening(common::NUM_QUEUES, 0), VirtioError::Queues { asked: 1, granted: 0 }));
+    assert!(matches!(opening(common_cfg::DEVICE_STATUS, 1), VirtioError::Timeout { what: "its reset", .. }));
+    assert!(matches!(opening(common_cfg::DEVICE_STATUS, 0xff), VirtioError::Timeout { .. }));
+    assert!(matches!(opening(common_cfg::NUM_QUEUES, 0), VirtioError::Queues { asked: 1, granted: 0 }));
     for size in [0, 1, 3] {
-        assert!(matches!(opening(common::QUEUE_SIZE, size), VirtioError::Unsupported(_)), "{size}");
+        assert!(matches!(opening(common_cfg::QUEUE_SIZE, size), VirtioError::Unsupported(_)), "{size}");
     }
-    assert!(matches!(opening(common::QUEUE_SIZE, 0xffff), VirtioError::Unsupported(_)));
-    assert!(matches!(opening(common::QUEUE_ENABLE, 0), VirtioError::Unsupported(_)));
-    assert!(matches!(opening(common::QUEUE_MSIX_VECTOR, 7), VirtioError::Unsupported(_)));
+    assert!(matches!(opening(common_cfg::QUEUE_SIZE, 0xffff), VirtioError::Unsupported(_)));
+    assert!(matches!(opening(common_cfg::QUEUE_ENABLE, 0), VirtioError::Unsupported(_)));
+    assert!(matches!(opening(common_cfg::QUEUE_MSIX_VECTOR, 7), VirtioError::Unsupported(_)));
     let (device, rigging) = rigged(512);
     rigging.vanish();
     assert!(matches!(refusal(device), VirtioError::Gone));
@@ -140,7 +140,7 @@ fn absurd_configurations() {
         assert!(geometry.write_zeroes && !geometry.deallocate_zeroes, "{unmap}");
     }
     let (device, rigging) = rigged_as(VirtioConfig { without: 0, ..config(512) });
-    rigging.read_as(common::CONFIG_GENERATION, 3);
+    rigging.read_as(common_cfg::CONFIG_GENERATION, 3);
     assert!(Controller::open_with(device, &options(1)).is_ok());
 }
 
@@ -148,7 +148,7 @@ fn absurd_configurations() {
 fn a_read_only_device_is_refused() {
     let (device, rigging) = rigged(512);
     // Whichever half is read: RO among the low bits, VERSION_1 and ACCESS_PLATFORM among the high ones.
-    rigging.read_as(common::DEVICE_FEATURE, block::feature::RO | 3);
+    rigging.read_as(common_cfg::DEVICE_FEATURE, block::feature::RO | 3);
     assert!(matches!(refusal(device), VirtioError::Refused { .. } | VirtioError::ReadOnly));
 }
 
@@ -373,7 +373,7 @@ proptest! {
         *rigging.config.lock().unwrap() =
             Some(Box::new(move |space| edits.iter().for_each(|(at, byte)| space[*at] = *byte)));
         if off % 2 == 1 {
-            rigging.read_as(common::QUEUE_NOTIFY_OFF, off.into());
+            rigging.read_as(common_cfg::QUEUE_NOTIFY_OFF, off.into());
         }
         _ = Controller::open_with(device, &crate::virtio::Options {
             patience: std::time::Duration::from_millis(5),
@@ -391,9 +391,9 @@ fn a_status_that_asks_for_a_reset_is_seen() {
     assert!(reset(&mut controller, &mut queue).is_empty());
     assert_eq!(controller.watch(), Watch::Running);
     // It stopped on its own.
-    rigging.read_as(common::DEVICE_STATUS, 0);
+    rigging.read_as(common_cfg::DEVICE_STATUS, 0);
     assert_eq!(controller.watch(), Watch::Failed);
-    rigging.read_as(common::DEVICE_STATUS, u64::from(status::FAILED | status::DRIVER_OK));
+    rigging.read_as(common_cfg::DEVICE_STATUS, u64::from(status::FAILED | status::DRIVER_OK));
     assert_eq!(controller.watch(), Watch::Failed);
     rigging.read_true();
     assert!(reset(&mut controller, &mut queue).is_empty());

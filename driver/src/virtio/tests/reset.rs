@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::rig::*;
 use crate::block::{BlockQueue, DeviceStatus, Operation, QueueState, ResetProgress, SubmitError, Watch};
 use crate::hal::Device;
-use crate::spec::virtio::pci::common;
+use crate::spec::virtio::pci::common_cfg;
 use crate::virtio::{Controller, VirtioError};
 
 #[test]
@@ -144,7 +144,7 @@ fn a_device_that_does_not_follow_its_reset_is_reset_as_a_function() {
     rigging.hold();
     queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
     queue.commit();
-    rigging.deaf.lock().unwrap().push(common::DEVICE_STATUS);
+    rigging.deaf.lock().unwrap().push(common_cfg::DEVICE_STATUS);
     controller.begin_reset();
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     assert!(ended(&mut queue).is_empty());
@@ -167,7 +167,7 @@ fn nothing_ends_when_nothing_proves_that_the_device_has_stopped() {
     rigging.hold();
     queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
     queue.commit();
-    rigging.deaf.lock().unwrap().push(common::DEVICE_STATUS);
+    rigging.deaf.lock().unwrap().push(common_cfg::DEVICE_STATUS);
     rigging.no_reset.store(true, Ordering::Relaxed);
     controller.begin_reset();
     assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Stuck);
@@ -191,7 +191,7 @@ fn the_memory_of_a_device_that_does_not_stop_stays_mapped() {
     let mapper = device.mapper();
     let controller = Controller::open_with(device, &options(1)).unwrap();
     let mapped = mapper.mappings();
-    rigging.deaf.lock().unwrap().push(common::DEVICE_STATUS);
+    rigging.deaf.lock().unwrap().push(common_cfg::DEVICE_STATUS);
     rigging.no_reset.store(true, Ordering::Relaxed);
     drop(controller);
     assert_eq!(mapper.mappings(), mapped);
@@ -248,7 +248,7 @@ fn a_device_that_looks_gone_but_is_not() {
     rigging.hold();
     queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
     queue.commit();
-    rigging.read_as(common::DEVICE_STATUS, u64::MAX);
+    rigging.read_as(common_cfg::DEVICE_STATUS, u64::MAX);
     rigging.no_reset.store(true, Ordering::Relaxed);
     controller.begin_reset();
     assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Stuck);
@@ -262,7 +262,7 @@ fn a_device_that_does_not_come_back_is_tried_twice() {
     controller.begin_reset();
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     assert!(ended(&mut queue).is_empty());
-    rigging.read_as(common::QUEUE_ENABLE, 0);
+    rigging.read_as(common_cfg::QUEUE_ENABLE, 0);
     assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Gone);
     assert!(ended(&mut queue).is_empty());
     assert_eq!(queue.state(), QueueState::Gone);
@@ -272,7 +272,7 @@ fn a_device_that_does_not_come_back_is_tried_twice() {
     controller.begin_reset();
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     assert!(ended(&mut queue).is_empty());
-    rigging.read_as(common::QUEUE_ENABLE, 0);
+    rigging.read_as(common_cfg::QUEUE_ENABLE, 0);
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
     rigging.read_true();
     assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
@@ -309,7 +309,7 @@ fn a_device_that_has_grown_is_used_as_before_and_any_other_change_ends_it() {
 fn another_device_after_a_reset_is_refused() {
     use crate::spec::virtio::block::config;
     for (at, value) in
-        [(0x2000 + config::SEG_MAX, 9), (0x2000 + config::BLK_SIZE, 4096), (common::QUEUE_SIZE, 8)]
+        [(0x2000 + config::SEG_MAX, 9), (0x2000 + config::BLK_SIZE, 4096), (common_cfg::QUEUE_SIZE, 8)]
     {
         let (mut controller, mut queue, rigging) = opened(512);
         rigging.read_as(at, value);

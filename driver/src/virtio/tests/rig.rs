@@ -13,10 +13,12 @@ use crate::emu::RamMedia;
 use crate::emu::virtio::{Fate, RequestInterposer, Using, VirtioConfig, VirtioEmulator, VirtioRegisters};
 use crate::hal::{CONFIG_LEN, Device, DmaAccess, Iova, Mapper, NarrowRegisters, PciFunction, Registers};
 use crate::spec::virtio::block::{RequestHeader, request};
-use crate::spec::virtio::pci::common;
+use crate::spec::virtio::pci::common_cfg;
 use crate::virtio::{Controller, Options, Queue, VirtioError};
 
 pub(super) type Judge = fn(u16, &RequestHeader) -> Fate;
+/// What becomes of an event index.
+pub(super) type Bend = fn(u16) -> u16;
 pub(super) type Forge = Box<dyn Fn(&mut Using) + Send>;
 pub(super) type Edit = Box<dyn Fn(&mut [u8; CONFIG_LEN]) + Send>;
 
@@ -33,7 +35,7 @@ pub(super) struct Rigging {
     pub(super) bus_master: AtomicBool,
     pub(super) fate: Mutex<Option<Judge>>,
     pub(super) using: Mutex<Option<Forge>>,
-    pub(super) event: Mutex<Option<fn(u16) -> u16>>,
+    pub(super) event: Mutex<Option<Bend>>,
     pub(super) config: Mutex<Option<Edit>>,
 }
 
@@ -48,9 +50,12 @@ impl Rigging {
 
     /// Nothing answers on the bus.
     pub(super) fn vanish(&self) {
-        for offset in
-            [common::DEVICE_STATUS, common::NUM_QUEUES, common::DEVICE_FEATURE, common::CONFIG_GENERATION]
-        {
+        for offset in [
+            common_cfg::DEVICE_STATUS,
+            common_cfg::NUM_QUEUES,
+            common_cfg::DEVICE_FEATURE,
+            common_cfg::CONFIG_GENERATION,
+        ] {
             self.read_as(offset, u64::MAX);
         }
     }
