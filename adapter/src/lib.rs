@@ -26,5 +26,6 @@ pub mod storage;
 pub use assembly::{Format, Options, StartError};
 pub use daemon::Adapter;
 pub use device::DeviceUri;
+pub use driver::vfio::PciAddress;
 pub use embedded::Embedded;
 pub use store::Content;

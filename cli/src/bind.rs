@@ -12,8 +12,8 @@ mod tests;
 
 use std::process::ExitCode;
 
+use adapter::PciAddress;
 use anyhow::{Context, Result, bail};
-use driver::vfio::PciAddress;
 use serde_json::{Value, json};
 
 use crate::arguments::{BindOptions, UnbindOptions};

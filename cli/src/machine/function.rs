@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use driver::vfio::PciAddress;
+use adapter::PciAddress;
 
 use super::Machine;
 
