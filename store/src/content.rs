@@ -7,7 +7,7 @@ use crate::probe::find_superblock;
 use crate::signature::{Ends, WINDOW};
 use crate::superblock::Kind;
 
-/// What is on a device, as far as its first and last [`WINDOW`] bytes tell.
+/// What is on a device, as far as its first and last 128 KiB tell.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Content {
     /// Nothing: they are all zero.

@@ -275,7 +275,11 @@ fn hostile(rig: &Rig) {
         panic!("it is no path")
     };
     assert!(!detail.chars().any(char::is_control) && detail.len() < 2048, "{detail}");
-    assert_eq!(desk.call(&Request::ShowDevice), Reply::Device(session.device_info().unwrap()), "and it goes on");
+    assert_eq!(
+        desk.call(&Request::ShowDevice),
+        Reply::Device(session.device_info().unwrap()),
+        "and it goes on"
+    );
     assert_eq!(holds(&witness.session), before);
     assert_eq!(witness.status(&witness.request(opcode::READ)), Status::OK);
 }
