@@ -149,8 +149,7 @@ fn main() {
     if let Some(socket) = std::env::var_os(SOCKET) {
         return be_the_daemon(Path::new(&socket));
     }
-    let name = "a_confined_daemon_serves_and_can_do_nothing_else";
-    let trial = Trial::test(name, || {
+    let trial = Trial::test("a_confined_daemon_serves_and_can_do_nothing_else", || {
         serves_and_can_do_nothing_else();
         Ok(())
     });
