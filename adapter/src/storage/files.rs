@@ -1,5 +1,6 @@
 //! File systems in volumes, on the store's thread: each is opened when first asked for, and does one job after another.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use store::files::{
@@ -145,7 +146,7 @@ impl FileSystems {
         who: &Who,
         job: FileJob,
     ) -> Result<FileDone, FileFailure> {
-        let found = store.volumes().map_err(failed)?.into_iter().find(|its| its.id == volume);
+        let found = store.volumes()?.into_iter().find(|its| its.id == volume);
         let Some(found) = found else {
             self.open.remove(&volume);
             let detail = "the volume was deleted".to_owned();
@@ -155,7 +156,7 @@ impl FileSystems {
             return self.format(store, &found, who, force);
         }
         let system = self.mounted(store, &found)?;
-        system.guarded(|system| perform(system, &found, who, job)).map_err(refused)?
+        system.guarded(|system| perform(system, &found, who, job))?
     }
 
     /// Closes the file system in a volume that the job is going to take away.
@@ -190,21 +191,22 @@ impl FileSystems {
     }
 
     fn mounted(&mut self, store: &mut Store, volume: &Volume) -> Result<&mut FileSystem, FileFailure> {
-        if !self.open.contains_key(&volume.id) {
-            let disk = Box::new(store.window(&volume.name).map_err(failed)?);
-            let system = FileSystem::open(disk).map_err(|error| match error {
-                FileError::Store(StoreError::Blank | StoreError::Foreign { .. }) => FileFailure {
-                    status: Status::E_STORE,
-                    detail: format!(
-                        "volume {:?} holds no files; `portcullis volume format {}` makes an empty file system in it",
-                        volume.name, volume.name
-                    ),
-                },
-                error => refused(error),
-            })?;
-            self.open.insert(volume.id, system);
-        }
-        Ok(self.open.get_mut(&volume.id).expect("it was put there"))
+        let place = match self.open.entry(volume.id) {
+            Entry::Occupied(place) => return Ok(place.into_mut()),
+            Entry::Vacant(place) => place,
+        };
+        let disk = Box::new(store.window(&volume.name)?);
+        let system = FileSystem::open(disk).map_err(|error| match error {
+            FileError::Store(StoreError::Blank | StoreError::Foreign { .. }) => FileFailure {
+                status: Status::E_STORE,
+                detail: format!(
+                    "volume {:?} holds no files; `portcullis volume format {}` makes an empty file system in it",
+                    volume.name, volume.name
+                ),
+            },
+            error => error.into(),
+        })?;
+        Ok(place.insert(system))
     }
 }
 
@@ -217,11 +219,11 @@ impl FileSystems {
         force: bool,
     ) -> Result<FileDone, FileFailure> {
         self.open.remove(&volume.id);
-        let disk = Box::new(store.window(&volume.name).map_err(failed)?);
+        let disk = Box::new(store.window(&volume.name)?);
         let options = FormatOptions { force, uid: who.uid, gid: who.gid, ..FormatOptions::default() };
-        let mut system = FileSystem::format(disk, options).map_err(refused)?;
-        let info = volume_info(&mut system, who).map_err(refused)?;
-        store.set_kind(&volume.name, VolumeKind::Files).map_err(failed)?;
+        let mut system = FileSystem::format(disk, options)?;
+        let info = volume_info(&mut system, who)?;
+        store.set_kind(&volume.name, VolumeKind::Files)?;
         self.open.insert(volume.id, system);
         Ok(FileDone::Reply(Reply::FileSystem(info)))
     }
@@ -240,11 +242,12 @@ fn perform(
         FileJob::Open(open) => {
             let opened = system.open_file(&as_who, open.path.as_bytes(), how(&open))?;
             let number = opened.inode;
-            if open.allocate > opened.attributes.allocated && opened.truncation.is_none() {
-                if let Err(error) = system.grow(number, open.allocate) {
-                    system.release(number)?;
-                    return Err(error);
-                }
+            if open.allocate > opened.attributes.allocated
+                && opened.truncation.is_none()
+                && let Err(error) = system.grow(number, open.allocate)
+            {
+                system.release(number)?;
+                return Err(error);
             }
             let truncation = opened.truncation;
             let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
@@ -527,25 +530,29 @@ fn acl_of(mode: u16, named: &[(Subject, u8)]) -> Result<Acl, FileFailure> {
     Acl::new(entries).map_err(|error| refuse(error.to_string()))
 }
 
-fn failed(error: StoreError) -> FileFailure {
-    refused(error.into())
+impl From<StoreError> for FileFailure {
+    fn from(error: StoreError) -> Self {
+        FileError::from(error).into()
+    }
 }
 
-fn refused(error: FileError) -> FileFailure {
-    let status = match &error {
-        FileError::NotFound { .. } => Status::E_NO_RESOURCE,
-        FileError::Exists { .. } => Status::E_EXISTS,
-        FileError::Denied { .. } | FileError::NotPermitted { .. } => Status::E_AUTH,
-        FileError::NotOpen(_) => Status::E_NOT_OPEN,
-        FileError::Changed(_) | FileError::Store(StoreError::InUse { .. }) => Status::E_BUSY_TIMEOUT,
-        FileError::NoSpace { .. }
-        | FileError::MetadataFull { .. }
-        | FileError::TooFragmented
-        | FileError::Quota { .. }
-        | FileError::OpenTooOften(_) => Status::E_NO_RESOURCES,
-        FileError::Store(StoreError::Occupied { .. }) => Status::E_EXISTS,
-        FileError::Store(_) => Status::E_STORE,
-        _ => Status::E_PARAM,
-    };
-    FileFailure { status, detail: error.to_string() }
+impl From<FileError> for FileFailure {
+    fn from(error: FileError) -> Self {
+        let status = match &error {
+            FileError::NotFound { .. } => Status::E_NO_RESOURCE,
+            FileError::Exists { .. } => Status::E_EXISTS,
+            FileError::Denied { .. } | FileError::NotPermitted { .. } => Status::E_AUTH,
+            FileError::NotOpen(_) => Status::E_NOT_OPEN,
+            FileError::Changed(_) | FileError::Store(StoreError::InUse { .. }) => Status::E_BUSY_TIMEOUT,
+            FileError::NoSpace { .. }
+            | FileError::MetadataFull { .. }
+            | FileError::TooFragmented
+            | FileError::Quota { .. }
+            | FileError::OpenTooOften(_) => Status::E_NO_RESOURCES,
+            FileError::Store(StoreError::Occupied { .. }) => Status::E_EXISTS,
+            FileError::Store(_) => Status::E_STORE,
+            _ => Status::E_PARAM,
+        };
+        Self { status, detail: error.to_string() }
+    }
 }
