@@ -282,8 +282,11 @@ fn a_free_disk_is_bound_handed_over_and_given_back() {
     assert!(error.contains("not bound to vfio-pci but to nvme"), "{error}");
 }
 
+/// What a machine is called, and how it is made.
+type Beginning = (&'static str, fn() -> Fake);
+
 /// Machines to begin with.
-fn machines() -> [(&'static str, fn() -> Fake); 3] {
+fn machines() -> [Beginning; 3] {
     [
         ("with a disk", Fake::with_disk),
         ("without a driver", || {
