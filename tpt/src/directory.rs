@@ -208,11 +208,16 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     /// The grant of a request that is as nearly all are: its segment is at hand, all its blocks are in the first range of its
-    /// entry, or in one extension of its file, and nothing is wrong. `None` says no more than that [`Directory::check`] is to decide; nothing has changed
+    /// entry, and nothing is wrong. `None` says no more than that [`Directory::check`] is to decide; nothing has changed
     /// then.
     #[inline]
     pub fn check_plain(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
         self.grant_at_once::<true>(domain, request)
+    }
+
+    /// As [`Directory::check_plain`], if all its blocks are in one extension of a file, whichever.
+    pub fn check_in_file(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
+        self.grant_in_file::<true>(domain, request)
     }
 
     /// The part of the decision that the table of entries has: whether its entry admits a request of `domain` by index,
@@ -249,6 +254,12 @@ impl<S: SegmentSource> Directory<S> {
         Ok(Hold { iova, region, directory: self.number })
     }
 
+    /// Whether so many segments are at hand that it pays to ask for entries before they are needed.
+    #[inline]
+    pub fn is_far(&self) -> bool {
+        self.counters.fetches - self.counters.evictions > NEAR
+    }
+
     /// A hint: brings nearer what a check of the key will read. Changes nothing and answers nothing.
     ///
     /// It pays before several checks: their entries then come from memory all at once and not one after another. Of few
@@ -256,7 +267,7 @@ impl<S: SegmentSource> Directory<S> {
     #[inline]
     pub fn prefetch(&self, key: Key) {
         let index = key.index().0;
-        if self.counters.fetches - self.counters.evictions > NEAR && self.is_at_hand(segment_of(key)) {
+        if self.is_far() && self.is_at_hand(segment_of(key)) {
             // Nobody waits for what is loaded here.
             hint::black_box(self.entries[index as usize].shape());
             hint::black_box(self.active[index as usize]);
@@ -270,25 +281,47 @@ impl<S: SegmentSource> Directory<S> {
         domain: Domain,
         request: &Request,
     ) -> Result<Grant, Denied> {
-        match self.grant_at_once::<MEMORY>(domain, request) {
+        if let Some(grant) = self.grant_at_once::<MEMORY>(domain, request) {
+            return Ok(grant);
+        }
+        match self.grant_in_file::<MEMORY>(domain, request) {
             Some(grant) => Ok(grant),
             None => self.check_in_order::<MEMORY>(domain, request),
         }
     }
 
-    /// The decision for nearly all requests: the segment is at hand, all blocks are in the first range or in one extension,
-    /// and nothing is wrong. Whatever else it is, the check in order tells.
+    /// The decision for nearly all requests: the segment is at hand, all blocks are in the first range, and nothing is wrong.
+    /// Whatever else it is, the check in order tells.
     #[inline(always)]
     fn grant_at_once<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
         let entry = self.entries.get(request.key.index().0 as usize)?;
-        let pointer = self.pointers.get_mut(segment_of(request.key))?;
-        if *pointer == Pointer::Dropped {
+        if *self.pointers.get(segment_of(request.key))? == Pointer::Dropped {
             return None;
         }
-        let Place { lba, blocks, upper, .. } = match entry.find(domain, request) {
-            Some(place) => place,
-            None => entry.find_in_file(&self.extensions, domain, request, &self.trace)?,
-        };
+        let place = entry.find(domain, request)?;
+        self.grant_place::<MEMORY>(domain, request, place)
+    }
+
+    /// As [`Self::grant_at_once`], if all blocks are in one extension of a file, whichever. Apart from the other: what both need
+    /// would not stay in registers.
+    #[inline(never)]
+    fn grant_in_file<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
+        let entry = self.entries.get(request.key.index().0 as usize)?;
+        if *self.pointers.get(segment_of(request.key))? == Pointer::Dropped {
+            return None;
+        }
+        let place = entry.find_in_file(&self.extensions, domain, request, &self.trace)?;
+        self.grant_place::<MEMORY>(domain, request, place)
+    }
+
+    /// The rest of the decision about a request whose blocks were found.
+    #[inline(always)]
+    fn grant_place<const MEMORY: bool>(
+        &mut self,
+        domain: Domain,
+        request: &Request,
+        place: Place,
+    ) -> Option<Grant> {
         let memory = if MEMORY {
             if request.memory.offset & 3 != 0 {
                 return None;
@@ -297,7 +330,8 @@ impl<S: SegmentSource> Directory<S> {
         } else {
             (NONE, 0)
         };
-        *pointer = Pointer::Used;
+        *self.pointers.get_mut(segment_of(request.key))? = Pointer::Used;
+        let Place { lba, blocks, upper, .. } = place;
         Some(self.count(request, Located { first: lba.0, blocks, root: NONE, upper }, memory))
     }
 

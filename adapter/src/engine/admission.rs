@@ -103,12 +103,20 @@ impl State {
         let Some(port) = ports[index].as_mut() else { return Batch { number: 0, end: End::Empty } };
         let into = &mut taken[..most.min(BATCH)];
         let (most, mut enough) = (into.len(), false);
-        let number = port.ring.take_into(into, |entry| {
-            directory.prefetch(Key(entry.key));
+        let mut goes_on = |entry: &SubmissionEntry| {
             enough =
                 !allowance.take(entry) || entry.opcode == opcode::CANCEL || opcode::manages(entry.opcode);
             !enough
-        });
+        };
+        // Twice: a hint in the loop would have it read again what it knows, of which the near one has no need.
+        let number = if directory.is_far() {
+            port.ring.take_into(into, |entry| {
+                directory.prefetch(Key(entry.key));
+                goes_on(entry)
+            })
+        } else {
+            port.ring.take_into(into, goes_on)
+        };
         match number {
             Ok(number) if enough || number == most => Batch { number, end: End::Full },
             Ok(number) => Batch { number, end: End::Empty },
@@ -127,13 +135,22 @@ impl State {
     ) -> usize {
         let (mut at, mut cost) = (0, 0);
         loop {
-            let (begun, granted) = self.begin_plain(queue, index, at, number);
+            let (begun, mut granted) = self.begin_plain::<Q, false>(queue, index, at, number);
             at += begun;
             cost += begun;
             if at >= number {
                 return cost;
             }
-            let entry = self.taken[at];
+            if granted.is_none() {
+                let (begun, its) = self.begin_in_file(queue, index, at, number);
+                at += begun;
+                cost += begun;
+                if begun > 0 && its.is_none() {
+                    continue;
+                }
+                granted = its;
+            }
+            let Some(&entry) = self.taken.get(at).filter(|_| at < number) else { return cost };
             cost += self.process(queue, index, &entry, granted);
             at += 1;
         }
@@ -143,8 +160,10 @@ impl State {
     /// a size that the device takes, under no limit and with no gate in sight, while the device has room. Nothing is written
     /// of them but what their end will need, and only when the device has taken their one command. Begins those from `at` to
     /// the first of which any of this is not so. Returns how many have begun, and the grant of that one, if it has it.
-    #[inline]
-    fn begin_plain<Q: BlockQueue>(
+    ///
+    /// With `IN_FILE` the same of files and any one of their extensions.
+    #[inline(always)]
+    fn begin_plain<Q: BlockQueue, const IN_FILE: bool>(
         &mut self,
         queue: &mut Q,
         index: usize,
@@ -155,7 +174,8 @@ impl State {
         let (Some(port), Some(entries)) = (ports[index].as_mut(), taken.get(at..number)) else {
             return (0, None);
         };
-        let (mut begun, mut granted) = (0, None);
+        let mut granted = None;
+        let before = slots.used();
         for entry in entries {
             let Some(request) = parse::plain(entry) else { break };
             let operation = match request.operation {
@@ -166,7 +186,12 @@ impl State {
             if throttle.limits(request.key) {
                 break;
             }
-            let Some(grant) = directory.check_plain(port.domain, &request) else { break };
+            let grant = if IN_FILE {
+                directory.check_in_file(port.domain, &request)
+            } else {
+                directory.check_plain(port.domain, &request)
+            };
+            let Some(grant) = grant else { break };
             let Some(piece) = directory.only_piece(&grant) else {
                 granted = Some(grant);
                 break;
@@ -186,10 +211,22 @@ impl State {
                 break;
             }
             slots.allocate(index, entry.user_data).begin(grant, blocks, *now_ns);
-            begun += 1;
         }
+        let begun = slots.used() - before;
         port.in_flight += begun;
         (begun, granted)
+    }
+
+    /// The short way in the other extensions of files, apart from that of nearly all, which it would make longer.
+    #[inline(never)]
+    fn begin_in_file<Q: BlockQueue>(
+        &mut self,
+        queue: &mut Q,
+        index: usize,
+        at: usize,
+        number: usize,
+    ) -> (usize, Option<Grant>) {
+        self.begin_plain::<Q, true>(queue, index, at, number)
     }
 
     /// The long way, for anything that an entry may ask for, and may be `granted` already. Returns what it costs of the
