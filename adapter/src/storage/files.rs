@@ -115,6 +115,8 @@ pub enum FileDone {
     },
     /// What would go.
     Planned(Truncation),
+    /// Names changed, and with them what is known of these files.
+    Renamed(Vec<FileAttributes>),
     /// Nothing to be told.
     Done,
 }
@@ -251,7 +253,7 @@ fn perform(
             }
             let truncation = opened.truncation;
             let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
-            FileDone::Opened { attributes: told(&system.attributes(number)?), extents, truncation }
+            FileDone::Opened { attributes: known(system, number)?, extents, truncation }
         }
         FileJob::Grow { number, bytes } => {
             system.grow(InodeNumber(number), bytes)?;
@@ -271,8 +273,8 @@ fn perform(
                 Ok(changes) => changes,
                 Err(failure) => return Ok(Err(failure)),
             };
-            let attributes = system.set_attributes(&as_who, number, &changes)?;
-            FileDone::Reply(Reply::Attributes(told(&attributes)))
+            system.set_attributes(&as_who, number, &changes)?;
+            FileDone::Reply(Reply::Attributes(known(system, number)?))
         }
         FileJob::Release { told, opens } => {
             report(system, told)?;
@@ -298,12 +300,14 @@ fn alone(
     let as_who = Credentials { uid: who.uid, gid: who.gid, groups: &who.groups };
     let reply = match request {
         Request::RenameFile { from, to, replace, .. } => {
+            let both = [&from, &to].map(|path| system.resolve(&as_who, path.as_bytes()).ok());
             system.rename(&as_who, from.as_bytes(), to.as_bytes(), replace)?;
-            Reply::Done
+            return Ok(Ok(renamed(system, &both)));
         }
         Request::UnlinkFile { path, .. } => {
+            let file = system.resolve(&as_who, path.as_bytes()).ok();
             system.unlink(&as_who, path.as_bytes())?;
-            Reply::Done
+            return Ok(Ok(renamed(system, &[file])));
         }
         Request::MakeDirectory { path, mode, .. } => {
             system.make_directory(&as_who, path.as_bytes(), mode)?;
@@ -354,7 +358,18 @@ fn alone(
 fn changed(system: &mut FileSystem, volume: &Volume, number: u64) -> Result<FileDone, FileError> {
     let number = InodeNumber(number);
     let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
-    Ok(FileDone::Changed { attributes: told(&system.attributes(number)?), extents })
+    Ok(FileDone::Changed { attributes: known(system, number)?, extents })
+}
+
+/// What had these names, as far as it is still there.
+fn renamed(system: &mut FileSystem, files: &[Option<InodeNumber>]) -> FileDone {
+    FileDone::Renamed(files.iter().flatten().filter_map(|number| known(system, *number).ok()).collect())
+}
+
+/// What is known of a file that may have lost its name.
+fn known(system: &mut FileSystem, number: InodeNumber) -> Result<FileAttributes, FileError> {
+    let links = u32::from(system.has_name(number));
+    Ok(FileAttributes { links, ..told(&system.attributes(number)?) })
 }
 
 fn report(system: &mut FileSystem, told: Told) -> Result<(), FileError> {
@@ -446,6 +461,7 @@ fn on_device(volume: &Volume, extents: &[Extent]) -> Vec<LbaRange> {
 }
 
 /// What is told of a file or directory.
+/// What is known of something with a name; in this format it has one.
 fn told(its: &Attributes) -> FileAttributes {
     let Permissions { mode, uid, gid, acl } = &its.permissions;
     let named = acl.iter().flat_map(|acl| acl.entries()).filter_map(|(party, rights)| match *party {

@@ -379,6 +379,11 @@ impl FileSystem {
         self.open.iter().map(|(number, open)| (InodeNumber(*number), open.count, open.orphan))
     }
 
+    /// Whether a file has a name; one that is open may have lost it.
+    pub fn has_name(&self, inode: InodeNumber) -> bool {
+        !self.open.get(&inode.0).is_some_and(|open| open.orphan)
+    }
+
     /// Removes an inode that has no name and that nobody has open, and all that it has.
     pub(super) fn destroy(&mut self, number: u64, inode: &Inode) -> Result<(), FileError> {
         self.cut_pieces(number, 0)?;

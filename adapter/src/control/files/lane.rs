@@ -311,6 +311,10 @@ impl Control {
                 self.files.remove(volume, number);
                 return Ok(());
             }
+            (_, FileDone::Renamed(all)) => {
+                all.into_iter().for_each(|its| self.files.learn(volume, its));
+                Reply::Done
+            }
             (_, FileDone::Reply(mut reply)) => {
                 self.bring_up_to_date(volume, &mut reply);
                 reply
@@ -340,9 +344,7 @@ impl Control {
         match reply {
             Reply::Attributes(its) => {
                 length(&self.files, its);
-                if let Some(file) = self.files.find_mut(volume, its.number) {
-                    file.attributes = its.clone();
-                }
+                self.files.learn(volume, its.clone());
             }
             Reply::Directory { entries, .. } => {
                 let all = entries.iter_mut().filter_map(|entry| entry.attributes.as_mut());

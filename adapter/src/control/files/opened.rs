@@ -55,6 +55,13 @@ impl OpenFiles {
         self.find(volume, number).expect("a file is open as long as there is a key of it")
     }
 
+    /// The file system has said this of a file, which may be open.
+    pub(in crate::control) fn learn(&mut self, volume: VolumeId, attributes: FileAttributes) {
+        if let Some(file) = self.find_mut(volume, attributes.number) {
+            file.attributes = attributes;
+        }
+    }
+
     /// How many are open.
     #[cfg(test)]
     pub(in crate::control) fn len(&self) -> usize {

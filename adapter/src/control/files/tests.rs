@@ -240,6 +240,8 @@ fn a_file_without_a_name_lives_until_its_last_key_goes() {
     rig.file(session, Request::SetLength { key: file.key, bytes: 8 * BLOCK });
     rig.done(session, Request::UnlinkFile { volume: "v".into(), path: path("/a") });
     assert_eq!(free(&mut rig), before - 8 * BLOCK);
+    let found = rig.file(session, Request::QueryFile { key: file.key });
+    assert_eq!((found.attributes.links, found.attributes.length), (0, 8 * BLOCK));
     assert_eq!(rig.refused(session, Request::OpenFile(open("/a", Create::Never))), Status::E_NO_RESOURCE);
     rig.file(session, Request::GrowFile { key: file.key, bytes: 9 * BLOCK });
     rig.done(session, Request::Close { key: file.key });
