@@ -7,6 +7,7 @@ mod attack;
 mod bytes;
 mod channels;
 pub mod confined;
+mod files;
 mod grants;
 mod guess;
 mod hostile;
@@ -108,6 +109,7 @@ pub fn all() -> Vec<Case> {
         bytes::CASES,
         limits::CASES,
         manage::CASES,
+        files::CASES,
     ]
     .concat()
 }
