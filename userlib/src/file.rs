@@ -26,18 +26,22 @@ pub(crate) const GROW_TRIES: usize = 16;
 
 /// How a file is opened, as [`std::fs::OpenOptions`] has it.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+/// # let adapter = adapter::Embedded::open("emu:32M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("notes", 16 << 20)?;
 /// # let files = session.files()?;
+/// # files.format("notes", false)?;
 /// use portcullis::OpenOptions;
 /// let table = OpenOptions::new()
 ///     .read(true)
 ///     .write(true)
 ///     .create(true)
 ///     .mode(0o600)
-///     .allocate(1 << 30)
+///     .allocate(1 << 20)
 ///     .open(&files, "notes:/table")?;
+/// assert_eq!(table.len()?, 0);
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -182,10 +186,13 @@ impl OpenOptions {
 /// A file is also a [`crate::Target`]: for many requests in flight, or memory without copies, give it to [`crate::Request`]s of a queue
 /// of your own.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+/// # let adapter = adapter::Embedded::open("emu:32M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("notes", 16 << 20)?;
 /// # let files = session.files()?;
+/// # files.format("notes", false)?;
 /// let file = files.create("notes:/table")?;
 /// file.write_all_at(b"value", 1000)?;
 /// let mut back = [0; 5];

@@ -24,15 +24,19 @@ const ENTRIES: u32 = 32;
 /// Cheap to clone. Threads may share it, and wait for one another then; threads that are to do I/O at the same time have one
 /// each.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::io::{Read, Write};
-/// let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+/// # let adapter = adapter::Embedded::open("emu:32M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("notes", 16 << 20)?;
 /// let files = session.files()?;
+/// files.format("notes", false)?; // once: an empty file system in a volume
 /// files.create_dir("notes:/2024")?;
 /// files.create("notes:/2024/today")?.write_all(b"a fine day")?;
 /// let mut text = String::new();
 /// files.open("notes:/2024/today")?.read_to_string(&mut text)?;
+/// assert_eq!(text, "a fine day");
 /// for entry in files.read_dir("notes:/2024")? {
 ///     println!("{}", entry?.name);
 /// }
@@ -466,13 +470,18 @@ impl fmt::Debug for Files {
 /// What stands in a directory: an iterator that asks for a page at a time. What is made or removed meanwhile may be in it or not;
 /// everything else is in it once.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+/// # let adapter = adapter::Embedded::open("emu:32M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("notes", 16 << 20)?;
 /// # let files = session.files()?;
+/// # files.format("notes", false)?;
+/// # files.create_dir("notes:/2024")?;
 /// let dir: portcullis::Dir = files.read_dir("notes:/")?;
 /// let mut names: Vec<_> = dir.map(|entry| Ok(entry?.name)).collect::<Result<_, portcullis::Error>>()?;
 /// names.sort();
+/// assert_eq!(names[0].as_bytes(), b"2024");
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]

@@ -288,17 +288,20 @@ impl Request {
     /// the adapter does it: [`Completion::value`] is the offset where it landed. Appends of several processes at once
     /// each have a place of their own.
     ///
-    /// ```no_run
+    /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+    /// # let adapter = adapter::Embedded::open("emu:32M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("notes", 16 << 20)?;
+    /// # session.files()?.format("notes", false)?;
     /// use portcullis::{OpenOptions, Request};
     /// let files = session.files()?;
-    /// let log = OpenOptions::new().append(true).create(true).open(&files, "notes:/log")?;
+    /// let log = OpenOptions::new().append(true).create(true).allocate(4096).open(&files, "notes:/log")?;
     /// let mut queue = session.queue(8)?;
     /// let mut line = session.buffer(6)?;
     /// line.copy_from_slice(b"hello\n");
     /// let done = queue.execute(Request::append(&log, line))?;
-    /// println!("{} bytes at {}", done.result?, done.value);
+    /// assert_eq!((done.result?, done.value), (6, 0)); // its bytes, and where they landed
     /// # Ok(()) }
     /// ```
     pub fn append(file: &File, buffer: Buffer) -> Self {
@@ -442,13 +445,18 @@ impl Request {
     /// Keeps the request inside one extension of its file, [`wire::files::ExtensionInfo::key`]; the offset counts from where
     /// that begins.
     ///
-    /// ```no_run
+    /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+    /// # let adapter = adapter::Embedded::open("emu:32M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("notes", 16 << 20)?;
+    /// # session.files()?.format("notes", false)?;
     /// # let files = session.files()?;
-    /// # let file = files.open("notes:/log")?;
+    /// # let file = files.create("notes:/log")?;
+    /// # file.write_all_at(&[7; 4096], 0)?;
     /// let first = file.extensions()?[0];
     /// let read = portcullis::Request::read(&file, 0, session.buffer(4096)?).within(first.key);
+    /// assert_eq!(session.queue(4)?.execute(read)?.result?, 4096);
     /// # Ok(()) }
     /// ```
     #[must_use]

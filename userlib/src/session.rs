@@ -234,11 +234,15 @@ impl Session {
     /// # Errors
     /// As [`Session::queue`].
     ///
-    /// ```no_run
+    /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+    /// # let adapter = adapter::Embedded::open("emu:32M")?;
+    /// # let session = adapter.session()?;
+    /// # session.create_volume("notes", 16 << 20)?;
+    /// # session.files()?.format("notes", false)?;
     /// let files = session.files()?;
-    /// println!("{} bytes", files.metadata("notes:/log")?.length);
+    /// files.create("notes:/log")?;
+    /// assert_eq!(files.metadata("notes:/log")?.length, 0);
     /// # Ok(()) }
     /// ```
     pub fn files(&self) -> Result<Files, Error> {

@@ -23,9 +23,12 @@ const AT_ONCE: usize = 4;
 
 /// An opened file, used by futures: what [`crate::File`] does, by a [`Reactor`]. Dropping it asks for its close and does not wait.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+/// # let adapter = adapter::Embedded::open("emu:32M")?;
+/// # let session = adapter.session()?;
+/// # session.create_volume("notes", 16 << 20)?;
+/// # session.files()?.format("notes", false)?;
 /// use portcullis::{AsyncFile, OpenOptions, Reactor};
 /// let reactor = Reactor::new(&session, 32)?;
 /// reactor.block_on(async {
