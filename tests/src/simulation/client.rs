@@ -537,7 +537,7 @@ impl Outside {
             10..=12 if entry.opcode == opcode::WRITE_BYTES => {
                 entry.length = self.rng.pick(&[65537, u32::MAX]);
             }
-            0 => entry.opcode = self.rng.pick(&[0, 9, 10, 77, 255]),
+            0 => entry.opcode = self.rng.pick(&[0, 11, 12, 77, 255]),
             1 => entry.flags ^= self.rng.pick(&[1, 2, 8, 128]),
             2 => match self.rng.below(4) {
                 0 => entry.reserved = 1,
