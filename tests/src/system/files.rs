@@ -289,7 +289,8 @@ fn at_once(adapter: &adapter::Adapter, work: impl Fn(u32, &Files) + Sync) {
 
 /// Line `number` of somebody, of one of many lengths; some are longer than a block.
 fn line(who: u32, number: u32) -> String {
-    let filling = "abcdefgh".repeat((number as usize * 7) % 90 + if number % 50 == 0 { 700 } else { 0 });
+    let filling =
+        "abcdefgh".repeat((number as usize * 7) % 90 + if number.is_multiple_of(50) { 700 } else { 0 });
     format!("{who} {number} {filling} {}\n", filling.len())
 }
 
@@ -527,7 +528,7 @@ fn stale_file(rig: &Rig) {
             assert_eq!(hand.status(&mixed), Status::E_KEY_INSTANCE);
         }
         assert_eq!(
-            status(files.call(&Request::QueryFile { key: old.key }).and_then(refused)),
+            status(files.call(&Request::QueryFile { key: old.key }).and_then(|reply| refused(&reply))),
             Status::E_KEY_INSTANCE
         );
         assert_eq!(hand.status(&hand.entry(opcode::READ, &file, 0)), Status::OK, "and the new one works");
@@ -537,7 +538,7 @@ fn stale_file(rig: &Rig) {
 }
 
 /// A reply where there should have been a refusal.
-fn refused(reply: Reply) -> Result<(), Error> {
+fn refused(reply: &Reply) -> Result<(), Error> {
     panic!("not refused: {reply:?}")
 }
 
@@ -594,7 +595,7 @@ fn others(rig: &Rig) {
         Request::SyncFile { key, data_only: true },
         Request::Close { key },
     ] {
-        let result = bob.call(&request).and_then(refused);
+        let result = bob.call(&request).and_then(|reply| refused(&reply));
         assert_eq!(status(result), Status::E_PD_MISMATCH, "{request:?}");
     }
     assert_eq!(status(bob.open("v:/a")), Status::E_AUTH);
