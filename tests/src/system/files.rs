@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::Barrier;
 
 use portcullis::wire::control::{Reply, Request};
-use portcullis::wire::files::{AttributeChange, FileTarget};
+use portcullis::wire::files::{AttributeChange, Create, FilePath, FileTarget, OpenFile};
 use portcullis::wire::layout::{SubmissionEntry, opcode};
 use portcullis::{Access, Buffer, Error, File, Files, OpenOptions, Session, Status, Subject, raw::RawQueue};
 
@@ -27,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "s6_r11_keys_of_closed_files_stay_stale", run: stale_file },
     Case { name: "s6_r13_growing_keeps_keys_of_extensions_and_data", run: growing },
     Case { name: "s6_r14_others_may_not_manage_files", run: others },
+    Case { name: "s6_r15_sessions_that_end_with_files_open_leave_nothing", run: ended },
 ];
 
 /// Bytes of the volume that has the files.
@@ -615,4 +616,49 @@ fn others(rig: &Rig) {
         .unwrap();
     assert_eq!(content(&bob.open("v:/a").unwrap()), b"mine");
     assert_eq!(status(writable().open(&bob, "v:/a")), Status::E_AUTH);
+}
+
+fn ended(rig: &Rig) {
+    let adapter = rig.isolated();
+    let session = Session::connect(adapter.socket()).unwrap();
+    let files = format(&session);
+    let free = files.space("v").unwrap().free;
+    let holds = || {
+        let its = session.statistics().unwrap();
+        (its.entries, its.regions, its.pinned_bytes, its.lba_entries, its.sessions.len())
+    };
+    let before = holds();
+    for round in 0..20 {
+        let its = Session::connect(adapter.socket()).unwrap();
+        let of_it = its.files().unwrap();
+        let mut hand = Hand::new(&its);
+        for n in 0..5 {
+            // Opened without a `File`, which would close it at its end.
+            let place = format!("/{n}");
+            let open = OpenFile {
+                access: 3,
+                create: Create::IfAbsent,
+                allocate: 8192,
+                ..OpenFile::reading("v", FilePath::new(place.as_bytes()).unwrap())
+            };
+            let Reply::File(info) = of_it.call(&Request::OpenFile(open)).unwrap() else { panic!("no file") };
+            let entry = SubmissionEntry {
+                opcode: opcode::WRITE,
+                key: info.key,
+                length: info.block_size,
+                region: hand.buffer.region(),
+                region_offset: hand.buffer.region_offset(),
+                ..SubmissionEntry::default()
+            };
+            if round == 0 {
+                assert_eq!(hand.status(&entry), Status::OK);
+            }
+            (0..3).for_each(|_| hand.raw.push(&entry).unwrap());
+            of_it.remove_file(&format!("v:{place}")).unwrap();
+        }
+        hand.raw.ring().unwrap(); // And all is under way when the session ends.
+    }
+    until("all that those sessions held is given back", || holds() == before);
+    until("their files are gone, as nothing names them", || files.space("v").unwrap().free == free);
+    assert_eq!(files.check("v", false).unwrap().found, 0);
 }
