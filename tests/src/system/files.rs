@@ -654,7 +654,7 @@ fn ended(rig: &Rig) {
                 assert_eq!(hand.status(&entry), Status::OK);
             }
             (0..3).for_each(|_| hand.raw.push(&entry).unwrap());
-            of_it.remove_file(&format!("v:{place}")).unwrap();
+            of_it.remove_file(format!("v:{place}")).unwrap();
         }
         hand.raw.ring().unwrap(); // And all is under way when the session ends.
     }
