@@ -452,12 +452,15 @@ impl File {
     fn append_piece(&self, piece: &[u8]) -> Result<u64, Error> {
         let mut end = 0;
         for _ in 0..GROW_TRIES {
+            let known = self.room.load(Ordering::Relaxed);
             let appended = self.files.desk()?.lock().append(self, piece);
             match appended {
                 Err(Error::Io(error)) if error.status == Status::E_NO_RESOURCES => {
-                    end = self.len()?.saturating_add(piece.len() as u64);
-                    // Room that others make is good for this one, too, and that they take is not.
-                    if end > self.refresh()?.room {
+                    // The length does not tell: other appends have places behind it. Room that others made meanwhile is good
+                    // for this one, too.
+                    let room = self.refresh()?.room;
+                    end = room.saturating_add(piece.len() as u64);
+                    if room <= known {
                         self.grow(end)?;
                     }
                 }

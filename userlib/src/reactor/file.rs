@@ -186,6 +186,7 @@ impl AsyncFile {
         }
         let mut end = 0;
         for _ in 0..GROW_TRIES {
+            let known = self.room.get();
             let mut buffer = self.reactor.buffer().await?;
             buffer[..source.len()].copy_from_slice(source);
             let request = Request::append_to(&self.of, buffer).length(source.len() as u64);
@@ -193,9 +194,10 @@ impl AsyncFile {
             done.buffer.into_iter().for_each(|buffer| self.reactor.give(buffer));
             match done.result {
                 Err(Error::Io(error)) if error.status == Status::E_NO_RESOURCES => {
-                    let info = self.info(&control::Request::QueryFile { key: self.of.key() }).await?;
-                    end = info.attributes.length.saturating_add(source.len() as u64);
-                    if end > info.room {
+                    // As with `File::append`: the length does not tell.
+                    let room = self.info(&control::Request::QueryFile { key: self.of.key() }).await?.room;
+                    end = room.saturating_add(source.len() as u64);
+                    if room <= known {
                         self.grow(end).await?;
                     }
                 }
