@@ -170,7 +170,7 @@ impl Run {
             self.seed
         );
         self.counts.late.fetch_add(self.device.runs(), Ordering::Relaxed);
-        self.counts.resets.fetch_add(u64::from(self.device.disables()), Ordering::Relaxed);
+        self.counts.resets.fetch_add(u64::from(self.device.stops()), Ordering::Relaxed);
     }
 
     /// One application, from its session to the last of its memory.

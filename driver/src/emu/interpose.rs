@@ -2,17 +2,17 @@
 
 use crate::spec::nvme::{Cqe, Sqe, Status};
 
-/// What becomes of a command that was fetched.
+/// What becomes of a command, or a request, that was fetched. `F` is the status that one of its kind fails with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum Verdict<F = Status> {
     /// It runs.
     Run,
-    /// It waits, its data untouched, until [`super::Emulator::release_held`].
+    /// It waits, its data untouched, until its device is told to release what it holds.
     Hold,
     /// It runs and completes, and waits as with [`Verdict::Hold`], to run once more: what no device may do.
     RunAndHold,
     /// It fails with this status and does nothing.
-    Fail(Status),
+    Fail(F),
 }
 
 /// A completion about to be posted, open to change.

@@ -1,19 +1,10 @@
 //! The seam where tests stand between the device and what it says: never used outside of tests.
 
+use super::super::interpose::Verdict;
 use crate::spec::virtio::block::RequestHeader;
 
-/// What becomes of a request that was fetched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fate {
-    /// It runs.
-    Run,
-    /// It waits, its data untouched, until [`super::VirtioEmulator::release_held`].
-    Hold,
-    /// It runs and is used, and waits as with [`Fate::Hold`], to run once more: what no device may do.
-    RunAndHold,
-    /// It does nothing, and has this status.
-    Fail(u8),
-}
+/// What becomes of a request that was fetched; the status byte if it fails.
+pub type Fate = Verdict<u8>;
 
 /// A used entry about to be written, open to change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,54 +3,20 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use super::super::late::Lateness;
+use super::super::late::{Lateness, Look, Mind};
 use super::interpose::{Fate, RequestInterposer};
 use super::registers::{BAR, VirtioRegisters};
 use super::{VirtioConfig, VirtioEmulator};
-use crate::dice::Dice;
 use crate::hal::{CONFIG_LEN, Device, Mapper, NarrowRegisters, PciFunction, Registers};
-use crate::spec::virtio::block::RequestHeader;
-use crate::spec::virtio::block::request;
+use crate::spec::virtio::block::{RequestHeader, request};
 use crate::spec::virtio::pci::common_cfg;
 use crate::spec::virtio::status;
 
-/// What the parts share.
-struct Mind {
-    lateness: Lateness,
-    dice: Mutex<Dice>,
-    on: AtomicBool,
-    /// Looks that it still lingers before it follows the reset that it was told.
-    asked: Mutex<Option<u32>>,
-    /// Late runs so far.
-    runs: AtomicU64,
-    resets: AtomicU32,
-}
-
-impl Mind {
-    fn dice(&self) -> MutexGuard<'_, Dice> {
-        self.dice.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn asked(&self) -> MutexGuard<'_, Option<u32>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl RequestInterposer for Mind {
     fn before(&self, _: u16, header: &RequestHeader) -> Fate {
-        if header.kind == request::GET_ID || !self.on.load(Ordering::Relaxed) {
-            return Fate::Run;
-        }
-        let dice = self.dice().below(1000);
-        let late = u64::from(self.lateness.late);
-        match dice {
-            dice if dice < late => Fate::Hold,
-            dice if dice < late + u64::from(self.lateness.again) => Fate::RunAndHold,
-            _ => Fate::Run,
-        }
+        if header.kind == request::GET_ID { Fate::Run } else { self.verdict() }
     }
 }
 
@@ -63,14 +29,7 @@ pub struct VirtioLate {
 impl VirtioLate {
     /// Makes the device; an interposer in `config` is not called. Errors as [`VirtioEmulator::new`].
     pub fn new(config: VirtioConfig, lateness: Lateness) -> io::Result<Self> {
-        let mind = Arc::new(Mind {
-            lateness,
-            dice: Mutex::new(Dice(lateness.seed)),
-            on: AtomicBool::new(false),
-            asked: Mutex::new(None),
-            runs: AtomicU64::new(0),
-            resets: AtomicU32::new(0),
-        });
+        let mind = Arc::new(Mind::new(lateness));
         let interposer: Arc<dyn RequestInterposer> = mind.clone();
         let emulator = VirtioEmulator::new(VirtioConfig { interposer: Some(interposer), ..config })?;
         Ok(Self { emulator: Arc::new(emulator), mind })
@@ -83,27 +42,27 @@ impl VirtioLate {
 
     /// It is late from now on.
     pub fn start(&self) {
-        self.mind.on.store(true, Ordering::SeqCst);
+        self.mind.be_late(true);
     }
 
     /// It is late no more; what it holds it still holds.
     pub fn stop(&self) {
-        self.mind.on.store(false, Ordering::SeqCst);
+        self.mind.be_late(false);
     }
 
     /// Lets it run one of the requests that it holds, whichever, on this thread. Says whether there was one.
     pub fn stir(&self) -> bool {
-        stir(&self.emulator, &self.mind)
+        self.mind.stir(|pick| self.emulator.release_one(pick))
     }
 
     /// Late runs so far.
     pub fn runs(&self) -> u64 {
-        self.mind.runs.load(Ordering::Relaxed)
+        self.mind.runs()
     }
 
     /// How often it was told to reset itself.
-    pub fn resets(&self) -> u32 {
-        self.mind.resets.load(Ordering::Relaxed)
+    pub fn stops(&self) -> u32 {
+        self.mind.stops()
     }
 
     /// The device below.
@@ -115,13 +74,6 @@ impl VirtioLate {
         let (emulator, mind) = (self.emulator.clone(), self.mind.clone());
         Arc::new(VirtioLateRegisters { under, emulator, mind, is_bar })
     }
-}
-
-fn stir(emulator: &VirtioEmulator, mind: &Mind) -> bool {
-    let pick = mind.dice().number();
-    let ran = emulator.release_one(pick);
-    mind.runs.fetch_add(u64::from(ran), Ordering::Relaxed);
-    ran
 }
 
 /// The registers of a [`VirtioLate`] device.
@@ -137,23 +89,6 @@ impl VirtioLateRegisters {
     /// The common configuration comes first in the BAR.
     fn is_status(&self, at: usize) -> bool {
         self.is_bar && at == common_cfg::DEVICE_STATUS
-    }
-
-    /// The host looks whether the device is reset: it may still do something, or at last follow.
-    fn look(&self) {
-        let mut asked = self.mind.asked();
-        let Some(looks) = *asked else { return };
-        *asked = match looks {
-            0 => None,
-            u32::MAX => Some(u32::MAX),
-            more => Some(more - 1),
-        };
-        drop(asked);
-        if looks == 0 {
-            self.under.write8(common_cfg::DEVICE_STATUS, status::RESET);
-        } else if looks != u32::MAX && self.mind.dice().below(3) == 0 {
-            stir(&self.emulator, &self.mind);
-        }
     }
 }
 
@@ -182,7 +117,11 @@ impl Registers for VirtioLateRegisters {
 impl NarrowRegisters for VirtioLateRegisters {
     fn read8(&self, at: usize) -> u8 {
         if self.is_status(at) {
-            self.look();
+            match self.mind.look() {
+                Look::Nothing => {}
+                Look::Works => _ = self.mind.stir(|pick| self.emulator.release_one(pick)),
+                Look::Stops => self.under.write8(at, status::RESET),
+            }
         }
         self.under.read8(at)
     }
@@ -192,17 +131,9 @@ impl NarrowRegisters for VirtioLateRegisters {
     }
 
     fn write8(&self, at: usize, value: u8) {
-        let lingers = self.mind.lateness.lingers;
-        if self.is_status(at) && value == status::RESET && self.mind.on.load(Ordering::SeqCst) {
-            self.mind.resets.fetch_add(1, Ordering::Relaxed);
-            if self.under.read8(at) & status::DRIVER_OK != 0 && lingers > 0 {
-                let looks = match lingers {
-                    u32::MAX => lingers,
-                    most => u32::try_from(self.mind.dice().below(most.into())).unwrap_or_default(),
-                };
-                *self.mind.asked() = Some(looks);
-                return;
-            }
+        let runs = || self.under.read8(at) & status::DRIVER_OK != 0;
+        if self.is_status(at) && value == status::RESET && self.mind.lingers(runs) {
+            return;
         }
         self.under.write8(at, value);
     }
@@ -229,13 +160,7 @@ impl Device for VirtioLate {
 
     /// It works on until the very moment.
     fn reset(&self) -> io::Result<()> {
-        loop {
-            let more = self.mind.dice().below(4) != 0;
-            if !more || !self.stir() {
-                break;
-            }
-        }
-        *self.mind.asked() = None;
+        self.mind.work_on(|pick| self.emulator.release_one(pick));
         self.emulator.reset()
     }
 
