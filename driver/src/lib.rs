@@ -26,5 +26,7 @@ pub mod null;
 pub mod nvme;
 mod pci;
 pub mod spec;
+#[cfg(test)]
+mod tests;
 pub mod vfio;
 pub mod virtio;

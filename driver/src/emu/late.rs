@@ -40,7 +40,12 @@ impl Late {
         let mind = Arc::new(Mind::new(lateness));
         let interposer: Arc<dyn Interposer> = mind.clone();
         let emulator = Arc::new(Emulator::new(EmuConfig { interposer: Some(interposer), ..config })?);
-        let registers = LateRegisters { under: emulator.registers(), emulator: emulator.clone(), mind, asked: AtomicU32::new(0) };
+        let registers = LateRegisters {
+            under: emulator.registers(),
+            emulator: emulator.clone(),
+            mind,
+            asked: AtomicU32::new(0),
+        };
         Ok(Self { emulator, registers: Arc::new(registers) })
     }
 

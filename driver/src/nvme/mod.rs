@@ -36,7 +36,7 @@ mod queue;
 mod sgl;
 mod slots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::lifecycle as shared;
 

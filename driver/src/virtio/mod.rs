@@ -36,7 +36,7 @@ mod queue;
 mod ring;
 mod slots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 
 pub use controller::{Controller, Options};

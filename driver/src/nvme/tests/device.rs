@@ -129,7 +129,7 @@ fn operations_without_data() {
 #[test]
 fn deallocates_by_range_list() {
     let (device, rigging) = rigged(512);
-    *rigging.data.lock().unwrap() = Some(|command, data| {
+    *rigging.lies.data.lock().unwrap() = Some(|command, data| {
         if command.cdw10 & 0xff == 0 && data.len() == 4096 {
             data[33] = 1; // DLFEAT: zeros, but no deallocate bit for Write Zeroes
         }
@@ -140,12 +140,12 @@ fn deallocates_by_range_list() {
     let buffer = memory(&controller, 4096);
     buffer.copy_in(0, &[0xaa; 2048]);
     assert!(run(&mut queue, command(WRITE, 100, 4, buffer.iova(0))).is_ok());
-    *rigging.verdict.lock().unwrap() = Some(|_, command| {
+    *rigging.lies.verdict.lock().unwrap() = Some(|_, command| {
         assert_eq!((command.cdw0.opc(), command.cdw10, command.cdw11), (0x09, 0, 4));
         crate::emu::Verdict::Run
     });
     assert!(run(&mut queue, command(Operation::Deallocate, 101, 2, Iova(3))).is_ok());
-    *rigging.verdict.lock().unwrap() = None;
+    *rigging.lies.verdict.lock().unwrap() = None;
     assert!(run(&mut queue, command(Operation::Read, 100, 4, buffer.iova(0))).is_ok());
     let mut bytes = [0; 2048];
     buffer.copy_out(0, &mut bytes);
@@ -232,7 +232,7 @@ fn each_command_has_its_list_to_itself() {
 #[test]
 fn a_device_without_scatter_lists_takes_one_segment() {
     let (device, rigging) = rigged(512);
-    *rigging.data.lock().unwrap() = Some(|command, data| {
+    *rigging.lies.data.lock().unwrap() = Some(|command, data| {
         if command.cdw10 & 0xff == 1 && data.len() == 4096 {
             data[536] = 0; // SGLS
         }
@@ -242,7 +242,7 @@ fn a_device_without_scatter_lists_takes_one_segment() {
     let buffer = memory(&controller, 8192);
     buffer.copy_in(0, &[7; 8192]);
     assert_eq!(controller.geometry().max_segments, 1);
-    *rigging.verdict.lock().unwrap() = Some(|_, command| {
+    *rigging.lies.verdict.lock().unwrap() = Some(|_, command| {
         assert_eq!(command.cdw0.psdt(), 0, "PRPs");
         crate::emu::Verdict::Run
     });

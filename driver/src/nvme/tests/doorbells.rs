@@ -289,7 +289,7 @@ fn shadow_doorbells_are_set_up_again_after_a_reset() {
         assert_eq!(queue.state(), QueueState::Running, "round {round}");
     }
     // One that takes them no more is not what the queues know.
-    *rigging.verdict.lock().unwrap() = Some(|queue, command| {
+    *rigging.lies.verdict.lock().unwrap() = Some(|queue, command| {
         let refuses = queue == 0 && command.cdw0.opc() == admin::DOORBELL_BUFFER_CONFIG;
         if refuses { Verdict::Fail(Status::INVALID_OPCODE) } else { Verdict::Run }
     });
@@ -305,7 +305,7 @@ fn shadow_doorbells_are_set_up_again_after_a_reset() {
 fn a_device_that_refuses_shadow_doorbells_is_rung_by_registers() {
     let media = Arc::new(RamMedia::new(BYTES).unwrap());
     let (device, rigging) = rigged_as(EmuConfig { shadow_doorbells: true, ..EmuConfig::new(media) });
-    *rigging.verdict.lock().unwrap() = Some(|queue, command| {
+    *rigging.lies.verdict.lock().unwrap() = Some(|queue, command| {
         let refuses = queue == 0 && command.cdw0.opc() == admin::DOORBELL_BUFFER_CONFIG;
         if refuses { Verdict::Fail(Status::INVALID_OPCODE) } else { Verdict::Run }
     });
@@ -323,7 +323,7 @@ fn a_device_that_refuses_shadow_doorbells_is_rung_by_registers() {
     assert_eq!(mapper.mappings(), 0);
     let media = Arc::new(RamMedia::new(BYTES).unwrap());
     let (device, rigging) = rigged_as(EmuConfig { shadow_doorbells: true, ..EmuConfig::new(media) });
-    *rigging.verdict.lock().unwrap() = Some(|queue, command| {
+    *rigging.lies.verdict.lock().unwrap() = Some(|queue, command| {
         let hangs = queue == 0 && command.cdw0.opc() == admin::DOORBELL_BUFFER_CONFIG;
         if hangs { Verdict::Hold } else { Verdict::Run }
     });

@@ -59,12 +59,12 @@ fn absurd_answers_to_admin_commands() {
     ];
     for change in changes {
         let (device, rigging) = rigged(512);
-        *rigging.data.lock().unwrap() = Some(change);
+        *rigging.lies.data.lock().unwrap() = Some(change);
         let error = refusal(device, &options(1));
         assert!(matches!(error, NvmeError::Unsupported(_) | NvmeError::NoNamespace { .. }), "{error}");
     }
     let (device, rigging) = rigged(512);
-    *rigging.verdict.lock().unwrap() = Some(|_, command| match command.cdw0.opc() {
+    *rigging.lies.verdict.lock().unwrap() = Some(|_, command| match command.cdw0.opc() {
         1 => Verdict::Fail(Status::INVALID_QUEUE_SIZE),
         _ => Verdict::Run,
     });
@@ -73,7 +73,7 @@ fn absurd_answers_to_admin_commands() {
     // The number of queues is nonsense in both directions.
     for (result, granted) in [(0u32, Some(1)), (u32::MAX, None)] {
         let (device, rigging) = rigged(512);
-        *rigging.posting.lock().unwrap() = Some(match result {
+        *rigging.lies.posting.lock().unwrap() = Some(match result {
             0 => |posting: &mut Posting| posting.entry.dw0 = 0,
             _ => |posting: &mut Posting| posting.entry.dw0 = u32::MAX,
         });
@@ -88,12 +88,12 @@ fn lying_completion(lie: fn(&mut Posting)) {
     let (controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
     let read = |lba| command(Operation::Read, lba, 1, buffer.iova(0));
-    *rigging.posting.lock().unwrap() = Some(lie);
+    *rigging.lies.posting.lock().unwrap() = Some(lie);
     queue.submit(&read(1)).unwrap();
     queue.commit();
     assert!(ended(&mut queue).is_empty());
     assert_eq!((queue.outstanding(), controller.anomalies()), (1, 1));
-    *rigging.posting.lock().unwrap() = None;
+    *rigging.lies.posting.lock().unwrap() = None;
     assert!(run(&mut queue, read(2)).is_ok(), "the queue goes on");
     assert_eq!(queue.outstanding(), 1, "the first is not over for all that");
 }
@@ -113,7 +113,7 @@ fn forged_completions_are_counted_and_end_nothing() {
 fn doubled_completions_end_a_command_once() {
     let (controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
-    *rigging.posting.lock().unwrap() = Some(|posting| posting.copies = 2);
+    *rigging.lies.posting.lock().unwrap() = Some(|posting| posting.copies = 2);
     for lba in 0..20 {
         assert!(run(&mut queue, command(Operation::Read, lba, 1, buffer.iova(0))).is_ok());
     }
@@ -124,7 +124,7 @@ fn doubled_completions_end_a_command_once() {
 fn status_of_the_device_comes_through() {
     let (controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
-    *rigging.verdict.lock().unwrap() = Some(|_, _| Verdict::Fail(Status::UNRECOVERED_READ_ERROR));
+    *rigging.lies.verdict.lock().unwrap() = Some(|_, _| Verdict::Fail(Status::UNRECOVERED_READ_ERROR));
     let status = run(&mut queue, command(Operation::Read, 0, 1, buffer.iova(0)));
     assert_eq!(status, DeviceStatus::READ_ERROR);
 }

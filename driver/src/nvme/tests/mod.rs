@@ -4,7 +4,6 @@ mod changes;
 mod device;
 mod doorbells;
 mod hostile;
-mod late;
 mod lies;
 mod reset;
-mod rig;
+pub(crate) mod rig;

@@ -1,255 +1,12 @@
-//! Resets, failures and disappearances. A command ends only when the device is proven to have stopped.
+//! Failures and changes of an NVMe controller. What holds of any controller is in `crate::tests::reset`.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
 use super::rig::*;
-use crate::block::{BlockQueue, DeviceStatus, Operation, QueueState, SubmitError};
-use crate::emu::Verdict;
+use crate::block::{BlockQueue, Operation, QueueState};
 use crate::hal::{Device, Registers};
-use crate::nvme::{Controller, NvmeError, ResetProgress, Watch};
+use crate::nvme::{NvmeError, ResetProgress, Watch};
 use crate::spec::nvme::{Csts, offset};
-
-fn hold_io(queue: u16, _: &crate::spec::nvme::Sqe) -> Verdict {
-    if queue == 0 { Verdict::Run } else { Verdict::Hold }
-}
-
-/// Goes on with a reset, without polling any queue, until it no longer is as `while_`.
-fn finish(controller: &mut Controller<Rigged>, while_: ResetProgress) -> ResetProgress {
-    let since = Instant::now();
-    loop {
-        let progress = controller.finish_reset();
-        if progress != while_ || since.elapsed() > Duration::from_secs(20) {
-            return progress;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[test]
-fn outstanding_commands_end_once_the_controller_has_stopped_and_the_queue_runs_again() {
-    let (mut controller, mut queue, rigging) = opened(512);
-    let buffer = memory(&controller, 4096);
-    let read = |lba| command(Operation::Read, lba, 1, buffer.iova(0));
-    for round in 0..5 {
-        assert!(run(&mut queue, read(1)).is_ok());
-        // One completed and not seen, two held, one not announced.
-        queue.submit(&read(2)).unwrap();
-        queue.commit();
-        *rigging.verdict.lock().unwrap() = Some(hold_io);
-        queue.submit(&read(3)).unwrap();
-        queue.submit(&read(4)).unwrap();
-        queue.commit();
-        queue.submit(&read(5)).unwrap();
-        assert_eq!(controller.device().emulator.held(), 2);
-        controller.begin_reset();
-        controller.begin_reset();
-        assert_eq!(controller.watch(), Watch::Resetting);
-        assert_eq!(queue.submit(&read(6)), Err(SubmitError::Down));
-        queue.commit();
-        assert!(ended(&mut queue).is_empty(), "nothing ends while it may still run");
-        assert_eq!((queue.state(), queue.outstanding()), (QueueState::Down, 4));
-        assert!(matches!(controller.health(), Err(NvmeError::NotRunning)));
-        assert_eq!(controller.finish_reset(), ResetProgress::Pending, "the queue has not been polled");
-        assert!(!status(&controller).rdy());
-        let mut all = Vec::new();
-        while queue.outstanding() > 0 {
-            assert_eq!(controller.finish_reset(), ResetProgress::Pending);
-            assert_eq!(queue.poll(1, &mut |done| all.push((done.tag >> 20, done.status))), 1);
-        }
-        assert_eq!(all.remove(0), (2, DeviceStatus::OK));
-        all.sort_unstable_by_key(|(lba, _)| *lba);
-        assert_eq!(all, [3, 4, 5].map(|lba| (lba, DeviceStatus::ABORTED)));
-        *rigging.verdict.lock().unwrap() = None;
-        assert_eq!(controller.device().emulator.release_held(), 0);
-        assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
-        assert_eq!(queue.submit(&read(7)), Err(SubmitError::Down), "until the next poll");
-        assert!(ended(&mut queue).is_empty());
-        assert_eq!(queue.state(), QueueState::Running, "round {round}");
-        assert_eq!(controller.watch(), Watch::Running);
-    }
-    assert!(run(&mut queue, read(1)).is_ok());
-    assert_eq!(controller.anomalies(), 0);
-    assert_eq!(*rigging.resets.lock().unwrap(), 1, "the first of all");
-}
-
-#[test]
-fn untaken_and_dropped_queues_hold_nothing_up() {
-    let (device, _) = rigged(512);
-    let mut controller = Controller::open_with(device, &options(3)).unwrap();
-    let buffer = memory(&controller, 4096);
-    let dropped = controller.take_queue().unwrap();
-    let mut kept = controller.take_queue().unwrap();
-    drop(dropped);
-    controller.begin_reset();
-    assert_eq!(finish(&mut controller, ResetProgress::Done), ResetProgress::Pending);
-    assert!(ended(&mut kept).is_empty());
-    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
-    let mut late = controller.take_queue().unwrap();
-    assert!(ended(&mut kept).is_empty());
-    for queue in [&mut kept, &mut late] {
-        assert!(run(queue, command(Operation::Read, 0, 1, buffer.iova(0))).is_ok());
-    }
-}
-
-/// A poller that works while its controller is reset again and again sees every command end exactly once.
-#[test]
-fn resets_under_a_working_poller() {
-    let (device, _) = rigged(512);
-    let mut controller = Controller::open_with(device, &options(1)).unwrap();
-    let buffer = memory(&controller, 4096);
-    let mut queue = controller.take_queue().unwrap();
-    let (stop, over) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        let poller = scope.spawn(|| {
-            let (mut next, mut turn) = (0u64, 0u64);
-            let mut open = HashSet::new();
-            while !stop.load(Ordering::Relaxed) || !open.is_empty() {
-                let mut read = command(Operation::Read, next % 64, 1, buffer.iova(0));
-                read.tag = next;
-                if !stop.load(Ordering::Relaxed) && queue.submit(&read).is_ok() {
-                    assert!(open.insert(next));
-                    next += 1;
-                }
-                turn += 1;
-                if turn % 3 > 0 {
-                    continue;
-                }
-                queue.commit();
-                queue.poll(8, &mut |done| {
-                    assert!(open.remove(&done.tag), "tag {} ended twice", done.tag);
-                    assert!([DeviceStatus::OK, DeviceStatus::ABORTED].contains(&done.status));
-                    over.fetch_add(1, Ordering::Relaxed);
-                });
-                if queue.state() != QueueState::Running {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let since = Instant::now();
-        for _ in 0..30 {
-            let before = over.load(Ordering::Relaxed);
-            while over.load(Ordering::Relaxed) < before + 10 && !poller.is_finished() {
-                assert!(since.elapsed() < Duration::from_secs(60), "the poller does not get on");
-                std::thread::yield_now();
-            }
-            controller.begin_reset();
-            assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
-        }
-        stop.store(true, Ordering::Relaxed);
-        poller.join().unwrap();
-    });
-    assert_eq!(controller.device().emulator.faults(), 0);
-}
-
-#[test]
-fn a_controller_that_does_not_become_disabled_is_reset_as_a_function() {
-    let (mut controller, mut queue, rigging) = opened(512);
-    let buffer = memory(&controller, 4096);
-    *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
-    queue.commit();
-    rigging.deaf.lock().unwrap().push(offset::CC);
-    controller.begin_reset();
-    assert_eq!(controller.finish_reset(), ResetProgress::Pending);
-    assert!(ended(&mut queue).is_empty());
-    while *rigging.resets.lock().unwrap() < 2 {
-        assert_eq!(controller.finish_reset(), ResetProgress::Pending);
-    }
-    rigging.deaf.lock().unwrap().clear();
-    *rigging.verdict.lock().unwrap() = None;
-    assert_eq!(ended(&mut queue), [(1, DeviceStatus::ABORTED)]);
-    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
-    assert!(rigging.bus_master.load(Ordering::Relaxed));
-    assert!(ended(&mut queue).is_empty());
-    assert!(run(&mut queue, command(Operation::Read, 0, 1, buffer.iova(0))).is_ok());
-}
-
-#[test]
-fn nothing_ends_when_nothing_proves_that_the_device_has_stopped() {
-    let (mut controller, mut queue, rigging) = opened(512);
-    let buffer = memory(&controller, 4096);
-    *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
-    queue.commit();
-    rigging.deaf.lock().unwrap().push(offset::CC);
-    rigging.no_reset.store(true, Ordering::Relaxed);
-    controller.begin_reset();
-    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Stuck);
-    assert!(ended(&mut queue).is_empty());
-    assert_eq!((queue.outstanding(), queue.state()), (1, QueueState::Down));
-    assert!(matches!(controller.shutdown(), Err(NvmeError::Stuck)));
-    assert!(ended(&mut queue).is_empty());
-    assert_eq!(queue.outstanding(), 1);
-    // Later it comes to its senses.
-    rigging.deaf.lock().unwrap().clear();
-    *rigging.verdict.lock().unwrap() = None;
-    controller.begin_reset();
-    assert_eq!(controller.finish_reset(), ResetProgress::Pending);
-    assert_eq!(ended(&mut queue), [(1, DeviceStatus::ABORTED)]);
-    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
-}
-
-#[test]
-fn the_memory_of_a_device_that_does_not_stop_stays_mapped() {
-    let (device, rigging) = rigged(512);
-    let mapper = device.mapper();
-    let controller = Controller::open_with(device, &options(1)).unwrap();
-    let mapped = mapper.mappings();
-    rigging.deaf.lock().unwrap().push(offset::CC);
-    rigging.no_reset.store(true, Ordering::Relaxed);
-    drop(controller);
-    assert_eq!(mapper.mappings(), mapped);
-}
-
-#[test]
-fn a_device_that_is_gone() {
-    for reset_works in [true, false] {
-        let (mut controller, mut queue, rigging) = opened(512);
-        let buffer = memory(&controller, 4096);
-        *rigging.verdict.lock().unwrap() = Some(hold_io);
-        for lba in 0..3 {
-            queue.submit(&command(Operation::Read, lba, 1, buffer.iova(0))).unwrap();
-        }
-        queue.commit();
-        controller.device().emulator.power_cut(1);
-        rigging.vanish();
-        rigging.no_reset.store(!reset_works, Ordering::Relaxed);
-        assert_eq!(controller.watch(), Watch::Absent);
-        controller.begin_reset();
-        assert!(ended(&mut queue).is_empty());
-        assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Gone);
-        assert_eq!(controller.watch(), Watch::Gone);
-        let mut count = 0;
-        assert_eq!(queue.poll(1, &mut |done| count += usize::from(done.status == DeviceStatus::ABORTED)), 1);
-        assert_eq!(queue.state(), QueueState::Down, "not gone before all has ended");
-        queue.poll(9, &mut |done| {
-            count += usize::from(done.status == DeviceStatus::ABORTED);
-        });
-        assert_eq!((count, queue.state()), (3, QueueState::Gone));
-        assert_eq!(queue.submit(&command(Operation::Flush, 0, 0, buffer.iova(0))), Err(SubmitError::Down));
-        controller.begin_reset();
-        assert_eq!(controller.finish_reset(), ResetProgress::Gone);
-        assert!(controller.shutdown().is_ok());
-    }
-}
-
-/// All ones in the status register alone is no proof of absence.
-#[test]
-fn a_device_that_looks_gone_but_is_not() {
-    let (mut controller, mut queue, rigging) = opened(512);
-    let buffer = memory(&controller, 4096);
-    *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue.submit(&command(Operation::Read, 0, 1, buffer.iova(0))).unwrap();
-    queue.commit();
-    rigging.read_as(offset::CSTS, u64::MAX);
-    rigging.no_reset.store(true, Ordering::Relaxed);
-    controller.begin_reset();
-    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Stuck);
-    assert!(ended(&mut queue).is_empty());
-    assert_eq!(queue.outstanding(), 1);
-}
 
 #[test]
 fn a_fatal_status_is_seen_and_mended() {
@@ -287,7 +44,7 @@ fn a_controller_that_does_not_come_back_is_tried_twice() {
 #[test]
 fn another_device_after_a_reset_is_refused() {
     let (mut controller, mut queue, rigging) = opened(512);
-    *rigging.data.lock().unwrap() = Some(|command, data| {
+    *rigging.lies.data.lock().unwrap() = Some(|command, data| {
         if command.cdw10 & 0xff == 0 && data.len() == 4096 {
             data[1] -= 1; // NSZE
         }
@@ -301,29 +58,13 @@ fn another_device_after_a_reset_is_refused() {
     assert!(!rigging.bus_master.load(Ordering::Relaxed));
 }
 
-#[test]
-fn after_a_shutdown_queues_end_and_are_gone() {
-    let (mut controller, mut queue, rigging) = opened(512);
-    let buffer = memory(&controller, 4096);
-    *rigging.verdict.lock().unwrap() = Some(hold_io);
-    queue.submit(&command(Operation::Read, 7, 1, buffer.iova(0))).unwrap();
-    queue.commit();
-    drop(buffer);
-    controller.shutdown().unwrap();
-    controller.shutdown().unwrap();
-    assert!(matches!(controller.health(), Err(NvmeError::NotRunning)));
-    drop(controller);
-    assert_eq!(ended(&mut queue), [(7 << 20 | 1, DeviceStatus::ABORTED)]);
-    assert_eq!(queue.state(), QueueState::Gone);
-}
-
 /// An admin command that was never answered leaves its page to the device until a reset.
 #[test]
 fn a_lost_admin_completion_needs_a_reset() {
     let (mut controller, mut queue, rigging) = opened(512);
-    *rigging.posting.lock().unwrap() = Some(|posting| posting.copies = 0);
+    *rigging.lies.posting.lock().unwrap() = Some(|posting| posting.copies = 0);
     assert!(matches!(controller.health(), Err(NvmeError::Timeout { .. })));
-    *rigging.posting.lock().unwrap() = None;
+    *rigging.lies.posting.lock().unwrap() = None;
     assert!(matches!(controller.health(), Err(NvmeError::NotRunning)));
     controller.begin_reset();
     assert_eq!(controller.finish_reset(), ResetProgress::Pending);
@@ -331,4 +72,17 @@ fn a_lost_admin_completion_needs_a_reset() {
     assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
     controller.health().unwrap();
     assert_eq!(controller.device().registers().read32(offset::CSTS) & 1, 1);
+}
+
+#[test]
+fn what_needs_the_admin_queue_is_refused_while_it_does_not_run() {
+    let (mut controller, mut queue, _) = opened(512);
+    controller.begin_reset();
+    assert!(matches!(controller.health(), Err(NvmeError::NotRunning)));
+    assert_eq!(controller.finish_reset(), ResetProgress::Pending);
+    assert!(ended(&mut queue).is_empty());
+    assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
+    controller.health().unwrap();
+    controller.shutdown().unwrap();
+    assert!(matches!(controller.health(), Err(NvmeError::NotRunning)));
 }

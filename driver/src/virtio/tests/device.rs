@@ -202,7 +202,7 @@ fn the_device_is_told_once_for_many_and_only_if_it_asks() {
         assert_eq!((ended(&mut queue).len(), queue.doorbells() - before), (8, 1));
         if without == 0 {
             // It does not want to be told: then it is not, until nothing came of that for long.
-            *rigging.event.lock().unwrap() = Some(|event| event.wrapping_sub(9));
+            *rigging.lies.event.lock().unwrap() = Some(|event| event.wrapping_sub(9));
             assert!(run(&mut queue, command(Operation::Read, 0, 1, buffer.iova(0))).is_ok());
             let before = queue.doorbells();
             queue.submit(&command(Operation::Read, 1, 1, buffer.iova(0))).unwrap();
@@ -240,12 +240,12 @@ fn an_interrupt_wakes_who_armed_it_and_nobody_else_pays() {
             assert!(run(&mut queue, read).is_ok());
         }
         assert!(!readable(&queue), "interrupted while polling, without {without:#x}");
-        rigging.hold();
+        rigging.lies.hold();
         queue.submit(&read).unwrap();
         queue.commit();
         queue.arm_interrupt(true);
         assert!(ended(&mut queue).is_empty() && !readable(&queue));
-        rigging.behave();
+        rigging.lies.behave();
         assert_eq!(controller.device().emulator.release_held(), 1);
         assert!(readable(&queue), "asleep");
         assert_eq!(ended(&mut queue).len(), 1);
@@ -309,10 +309,10 @@ fn errors_of_the_device_come_through_with_its_own_status() {
     assert_eq!(run(&mut queue, command(Operation::Write { fua: true }, 6, 1, buffer.iova(0))), error);
     assert_eq!(error.to_string(), "virtio-blk status 01h");
     media.heal();
-    *rigging.fate.lock().unwrap() = Some(|_, _| crate::emu::virtio::Fate::Fail(0x42));
+    *rigging.lies.fate.lock().unwrap() = Some(|_, _| crate::emu::virtio::Fate::Fail(0x42));
     let status = run(&mut queue, command(Operation::Read, 5, 1, buffer.iova(0)));
     assert_eq!(status, DeviceStatus::virtio(0x42));
-    rigging.behave();
+    rigging.lies.behave();
     assert!(run(&mut queue, command(Operation::Read, 5, 1, buffer.iova(0))).is_ok());
     assert_eq!(controller.anomalies(), 0);
 }

@@ -108,7 +108,7 @@ fn absurd_registers() {
     assert!(matches!(opening(common_cfg::QUEUE_ENABLE, 0), VirtioError::Unsupported(_)));
     assert!(matches!(opening(common_cfg::QUEUE_MSIX_VECTOR, 7), VirtioError::Unsupported(_)));
     let (device, rigging) = rigged(512);
-    rigging.vanish();
+    VirtioBlk::vanish(&rigging);
     assert!(matches!(refusal(device), VirtioError::Gone));
 }
 
@@ -159,15 +159,15 @@ fn lying(lie: fn(&mut Using)) {
         let buffer = memory(&controller, 4096);
         let read = |lba| command(Operation::Read, lba, 1, buffer.iova(0));
         assert!(run(&mut queue, read(1)).is_ok());
-        rigging.hold();
+        rigging.lies.hold();
         queue.submit(&read(2)).unwrap();
         queue.commit();
-        rigging.behave();
-        rigging.forge(lie);
+        rigging.lies.behave();
+        rigging.lies.forge(lie);
         queue.submit(&read(3)).unwrap();
         queue.commit();
         assert!(ended(&mut queue).is_empty(), "something ended by a lie");
-        rigging.behave();
+        rigging.lies.behave();
         assert_eq!((queue.state(), controller.anomalies()), (QueueState::Down, 1));
         assert_eq!(queue.submit(&read(4)), Err(SubmitError::Down));
         assert_eq!(controller.watch(), Watch::Failed);
@@ -222,24 +222,24 @@ fn a_request_that_is_used_twice_ends_once() {
     let buffer = memory(&controller, 4096);
     let read = |lba| command(Operation::Read, lba, 1, buffer.iova(0));
     // With nothing else at the device the index goes too far.
-    rigging.forge(|using| using.copies = 2);
+    rigging.lies.forge(|using| using.copies = 2);
     queue.submit(&read(1)).unwrap();
     queue.commit();
     assert!(ended(&mut queue).is_empty());
     assert_eq!((queue.state(), controller.anomalies()), (QueueState::Down, 1));
-    rigging.behave();
+    rigging.lies.behave();
     assert_eq!(reset(&mut controller, &mut queue), [(1 << 20 | 1, DeviceStatus::ABORTED)]);
     // With something else there it is the id that nobody has any more.
-    rigging.hold();
+    rigging.lies.hold();
     queue.submit(&read(2)).unwrap();
     queue.commit();
-    rigging.behave();
-    rigging.forge(|using| using.copies = 2);
+    rigging.lies.behave();
+    rigging.lies.forge(|using| using.copies = 2);
     queue.submit(&read(3)).unwrap();
     queue.commit();
     assert_eq!(ended(&mut queue), [(3 << 20 | 1, DeviceStatus::OK)]);
     assert_eq!((queue.state(), controller.anomalies()), (QueueState::Down, 2));
-    rigging.behave();
+    rigging.lies.behave();
     assert_eq!(reset(&mut controller, &mut queue), [(2 << 20 | 1, DeviceStatus::ABORTED)]);
     assert!(run(&mut queue, read(4)).is_ok());
 }
@@ -251,14 +251,14 @@ fn what_was_not_announced_cannot_be_over() {
     let (controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
     let read = |lba| command(Operation::Read, lba, 1, buffer.iova(0));
-    rigging.hold();
+    rigging.lies.hold();
     queue.submit(&read(1)).unwrap();
     queue.commit();
     queue.submit(&read(2)).unwrap(); // in place 1
-    rigging.behave();
+    rigging.lies.behave();
     // All that it writes would do for a request that it was told of.
     queue.memory().parts().1.store8(192 + 1, block::status::OK);
-    rigging.forge(|using| using.id = 1);
+    rigging.lies.forge(|using| using.id = 1);
     controller.device().emulator.release_held();
     assert!(ended(&mut queue).is_empty());
     assert_eq!((queue.state(), queue.outstanding(), controller.anomalies()), (QueueState::Down, 2, 1));
@@ -269,10 +269,10 @@ fn a_request_that_is_lost_costs_itself_and_a_reset() {
     let (mut controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
     let read = |lba| command(Operation::Read, lba, 1, buffer.iova(0));
-    rigging.forge(|using| using.copies = 0);
+    rigging.lies.forge(|using| using.copies = 0);
     queue.submit(&read(1)).unwrap();
     queue.commit();
-    rigging.behave();
+    rigging.lies.behave();
     assert!(ended(&mut queue).is_empty());
     assert!(run(&mut queue, read(2)).is_ok(), "the queue goes on");
     assert_eq!((queue.outstanding(), controller.anomalies()), (1, 0));
@@ -291,7 +291,7 @@ fn lies_about_when_to_notify_cost_the_device_time_and_nobody_else() {
     for lie in lies {
         let (mut controller, mut queue, rigging) = opened(512);
         let buffer = memory(&controller, 16 * 512);
-        *rigging.event.lock().unwrap() = Some(lie);
+        *rigging.lies.event.lock().unwrap() = Some(lie);
         for round in 0..60u64 {
             let count = 1 + round % 15;
             let rung = queue.doorbells();
@@ -314,7 +314,7 @@ fn lies_about_when_to_notify_cost_the_device_time_and_nobody_else() {
 fn any_used_ring(words: &[(u16, u32, u32, u8)]) {
     let (mut controller, mut queue, rigging) = opened(512);
     let buffer = memory(&controller, 4096);
-    rigging.hold();
+    rigging.lies.hold();
     let mut open = HashSet::new();
     let memory = queue.memory();
     let mut index = 0u32;
@@ -339,7 +339,7 @@ fn any_used_ring(words: &[(u16, u32, u32, u8)]) {
         }
         assert_eq!(queue.outstanding(), open.len());
     }
-    rigging.behave();
+    rigging.lies.behave();
     for (tag, _) in reset(&mut controller, &mut queue) {
         assert!(open.remove(&tag), "{tag} ended twice");
     }

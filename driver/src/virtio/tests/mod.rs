@@ -2,6 +2,5 @@
 
 mod device;
 mod hostile;
-mod late;
 mod reset;
-mod rig;
+pub(crate) mod rig;
