@@ -1,6 +1,9 @@
 //! What a controller of any kind and its queues tell each other: one word of state down, one epoch per queue up.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::block::ResetProgress;
 
 /// What the controller is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,5 +112,64 @@ impl Shared {
 
     pub(crate) fn anomalies(&self) -> u64 {
         self.reports.iter().map(|report| report.anomalies.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// The controller's side of it, which alone says what it is doing.
+pub(crate) struct Life {
+    shared: Arc<Shared>,
+    epoch: u64,
+}
+
+impl Life {
+    /// Stopped, with so many queues.
+    pub(crate) fn new(queues: u16) -> Self {
+        Self { shared: Arc::new(Shared::new(queues)), epoch: 0 }
+    }
+
+    /// For its queues.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.shared.state().phase()
+    }
+
+    /// A reset begins, or the end: queues take nothing from now on. Whether there is anything to stop.
+    pub(crate) fn begin(&mut self) -> bool {
+        match self.phase() {
+            Phase::Gone => return false,
+            Phase::Stopping => {} // the last one got stuck
+            Phase::Running | Phase::Stopped => {
+                self.epoch += 1;
+                self.enter(Phase::Stopping);
+            }
+        }
+        true
+    }
+
+    /// It is in that phase now.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.shared.set(phase, self.epoch);
+    }
+
+    /// Whether all queues have ended what was outstanding, and start over.
+    pub(crate) fn queues_are_clean(&self) -> bool {
+        self.shared.all_clean(self.epoch)
+    }
+
+    /// Whether a queue found that its device breaks the rules, since the last reset.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.shared.any_broken(self.epoch)
+    }
+
+    /// How the last reset ended.
+    pub(crate) fn outcome(&self) -> ResetProgress {
+        match self.phase() {
+            Phase::Running => ResetProgress::Done,
+            Phase::Gone => ResetProgress::Gone,
+            Phase::Stopping | Phase::Stopped => ResetProgress::Stuck,
+        }
     }
 }

@@ -13,8 +13,8 @@ use crate::spec::nvme::{AsyncEvent, Csts, EventNotices, IdentifyController, Iden
 use super::identity::{Traits, check_entry_sizes};
 use super::link::{Link, Wait};
 use super::queue::{Queue, QueueMemory, QueueParts};
-use super::shared::{Phase, Shared};
 use super::{ErrorEntry, Health, Identity, NvmeError};
+use crate::lifecycle::{Life, Phase};
 
 /// How a controller is opened.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ impl Profile {
 /// Dropped, it is shut down as by [`Controller::shutdown`].
 pub struct Controller<D: Device> {
     link: Link<D>,
-    shared: Arc<Shared>,
+    life: Life,
     profile: Profile,
     entries: u16,
     /// Whether queue `i` interrupts with vector `i`.
@@ -95,8 +95,6 @@ pub struct Controller<D: Device> {
     /// Those that nobody took yet.
     queues: Vec<Option<Queue<D::Registers>>>,
     stage: Stage,
-    /// Resets so far.
-    epoch: u64,
     /// What vector 0, the admin queue's, is routed to. Nobody listens: admin commands are polled for.
     _admin_interrupt: Option<OwnedFd>,
 }
@@ -137,31 +135,29 @@ impl<D: Device> Controller<D> {
         if options.shadow_doorbells && profile.shadow_doorbells {
             link.offer_shadows(options.queues)?;
         }
-        let shared = Arc::new(Shared::new(options.queues));
         let mut controller = Self {
             vectors: !interrupts.is_empty(),
             _admin_interrupt: (!interrupts.is_empty()).then(|| interrupts.remove(0)),
             link,
-            shared,
+            life: Life::new(options.queues),
             profile,
             entries,
             queues: Vec::new(),
             stage: Stage::Idle,
-            epoch: 0,
         };
         controller.create_queues()?;
         controller.listen()?;
         let mut interrupts = interrupts.into_iter();
         controller.queues =
             (1..=options.queues).map(|qid| Some(controller.queue(qid, interrupts.next()))).collect();
-        controller.shared.set(Phase::Running, 0);
+        controller.life.enter(Phase::Running);
         Ok(controller)
     }
 
     fn queue(&self, qid: u16, interrupt: Option<OwnedFd>) -> Queue<D::Registers> {
         Queue::new(QueueParts {
             registers: Arc::clone(&self.link.registers),
-            shared: Arc::clone(&self.shared),
+            shared: Arc::clone(self.life.shared()),
             memory: Arc::clone(&self.link.held()[usize::from(qid - 1)]),
             traits: self.profile.traits,
             nsid: self.profile.identity.namespace,
@@ -177,7 +173,7 @@ impl<D: Device> Controller<D> {
     fn create_queues(&mut self) -> Result<(), NvmeError> {
         let memories: Vec<_> = self.link.held().to_vec();
         for (qid, memory) in (1u16..).zip(memories) {
-            if self.shared.is_let_go(usize::from(qid - 1)) {
+            if self.life.shared().is_let_go(usize::from(qid - 1)) {
                 continue;
             }
             let places = (memory.submissions.iova(0), memory.completions.iova(0));
@@ -220,7 +216,7 @@ impl<D: Device> Controller<D> {
 
     /// Completions so far that answered no command: late, doubled or forged.
     pub fn anomalies(&self) -> u64 {
-        self.link.anomalies() + self.shared.anomalies()
+        self.link.anomalies() + self.life.shared().anomalies()
     }
 
     /// Its SMART log.
@@ -229,7 +225,7 @@ impl<D: Device> Controller<D> {
     /// [`NvmeError::NotRunning`] during a reset and after one failed; what the command says. After anything but
     /// [`NvmeError::Admin`] the controller needs a reset.
     pub fn health(&mut self) -> Result<Health, NvmeError> {
-        if self.shared.state().phase() != Phase::Running {
+        if self.life.phase() != Phase::Running {
             return Err(NvmeError::NotRunning);
         }
         let (admin, registers) = self.link.admin()?;
@@ -241,7 +237,7 @@ impl<D: Device> Controller<D> {
     /// # Errors
     /// As [`Controller::health`].
     pub fn error_log(&mut self) -> Result<Vec<ErrorEntry>, NvmeError> {
-        if self.shared.state().phase() != Phase::Running {
+        if self.life.phase() != Phase::Running {
             return Err(NvmeError::NotRunning);
         }
         let entries = self.profile.error_entries;
@@ -251,7 +247,7 @@ impl<D: Device> Controller<D> {
 
     /// Looks at the controller's status register, and at events that it reported. To be called a few times a second.
     pub fn watch(&mut self) -> Watch {
-        match (self.shared.state().phase(), self.link.status()) {
+        match (self.life.phase(), self.link.status()) {
             (Phase::Gone, _) => Watch::Gone,
             (Phase::Stopping | Phase::Stopped, _) => Watch::Resetting,
             (Phase::Running, Csts::ABSENT) => Watch::Absent,
@@ -294,14 +290,8 @@ impl<D: Device> Controller<D> {
 
     /// Starts a reset: queues take nothing from now on. Go on with [`Controller::finish_reset`].
     pub fn begin_reset(&mut self) {
-        match self.shared.state().phase() {
-            _ if self.stage != Stage::Idle => return,
-            Phase::Gone => return,
-            Phase::Stopping => {} // the last one got stuck
-            Phase::Running | Phase::Stopped => {
-                self.epoch += 1;
-                self.shared.set(Phase::Stopping, self.epoch);
-            }
+        if self.stage != Stage::Idle || !self.life.begin() {
+            return;
         }
         self.link.disable();
         self.stage = Stage::Disabling { until: Instant::now() + self.link.patience() };
@@ -323,14 +313,14 @@ impl<D: Device> Controller<D> {
             if self.link.absent() {
                 return self.give_up();
             }
-            self.shared.set(Phase::Stopped, self.epoch);
+            self.life.enter(Phase::Stopped);
             self.stage = Stage::Draining;
         }
         if self.stage == Stage::Draining {
             for queue in self.queues.iter_mut().flatten() {
                 queue.poll(usize::MAX, &mut |_| ());
             }
-            if !self.shared.all_clean(self.epoch) {
+            if !self.life.queues_are_clean() {
                 return ResetProgress::Pending;
             }
             self.start_enabling(false);
@@ -348,11 +338,7 @@ impl<D: Device> Controller<D> {
                 Err(error) => return self.retry(&error, again),
             }
         }
-        match self.shared.state().phase() {
-            Phase::Running => ResetProgress::Done,
-            Phase::Gone => ResetProgress::Gone,
-            Phase::Stopping | Phase::Stopped => ResetProgress::Stuck,
-        }
+        self.life.outcome()
     }
 
     fn start_enabling(&mut self, again: bool) {
@@ -375,7 +361,7 @@ impl<D: Device> Controller<D> {
         self.link.renew_shadows()?;
         self.create_queues()?;
         self.listen()?;
-        self.shared.set(Phase::Running, self.epoch);
+        self.life.enter(Phase::Running);
         for queue in self.queues.iter_mut().flatten() {
             queue.poll(usize::MAX, &mut |_| ());
         }
@@ -401,7 +387,7 @@ impl<D: Device> Controller<D> {
         self.stage = Stage::Idle;
         match self.link.stop() {
             Ok(()) => {
-                self.shared.set(Phase::Gone, self.epoch);
+                self.life.enter(Phase::Gone);
                 ResetProgress::Gone
             }
             Err(_) => ResetProgress::Stuck,
@@ -414,11 +400,9 @@ impl<D: Device> Controller<D> {
     /// # Errors
     /// [`NvmeError::Stuck`] if it cannot be stopped: then nothing outstanding ends.
     pub fn shutdown(&mut self) -> Result<(), NvmeError> {
-        if self.shared.state().phase() == Phase::Gone {
+        if !self.life.begin() {
             return Ok(());
         }
-        self.epoch += 1;
-        self.shared.set(Phase::Stopping, self.epoch);
         match self.give_up() {
             ResetProgress::Gone => Ok(()),
             _ => Err(NvmeError::Stuck),

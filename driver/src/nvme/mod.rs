@@ -38,8 +38,6 @@ mod slots;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::lifecycle as shared;
-
 pub use crate::block::{ResetProgress, Watch};
 pub use controller::{Controller, Options};
 pub use error::NvmeError;

@@ -19,9 +19,9 @@ use crate::spec::nvme::{
 
 use super::doorbell::{Bell, ShadowDoorbells};
 use super::identity::Traits;
-use super::shared::{Phase, Shared, State};
 use super::slots::Slots;
 use super::{prp, sgl};
+use crate::lifecycle::{Phase, Shared, State};
 
 /// Where the high half of a completion lies: SQHD, SQID, CID, phase and status.
 const CQE_HIGH: usize = 8;

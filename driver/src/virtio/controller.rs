@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::block::{BlockController, BlockQueue, Geometry, Model, ResetProgress, Watch};
 use crate::hal::{Device, Mapper, PciFunction};
-use crate::lifecycle::{Phase, Shared};
+use crate::lifecycle::{Life, Phase};
 use crate::spec::virtio::{feature, pci, status};
 
 use super::VirtioError;
@@ -74,15 +74,13 @@ impl Profile {
 /// Dropped, it is shut down as by [`Controller::shutdown`].
 pub struct Controller<D: PciFunction> {
     link: Link<D>,
-    shared: Arc<Shared>,
+    life: Life,
     profile: Profile,
     /// Whether queue `i` interrupts with vector `i`.
     vectors: bool,
     /// Those that nobody took yet.
     queues: Vec<Option<Queue<D::Registers>>>,
     stage: Stage,
-    /// Resets so far.
-    epoch: u64,
 }
 
 impl<D: PciFunction> Controller<D> {
@@ -115,11 +113,10 @@ impl<D: PciFunction> Controller<D> {
         let mut controller = Self {
             vectors: !interrupts.is_empty(),
             link,
-            shared: Arc::new(Shared::new(queues)),
+            life: Life::new(queues),
             profile,
             queues: Vec::new(),
             stage: Stage::Idle,
-            epoch: 0,
         };
         let notifiers = controller.set_up_queues()?;
         let mut interrupts = interrupts.into_iter();
@@ -128,7 +125,7 @@ impl<D: PciFunction> Controller<D> {
             .map(|(index, notifier)| {
                 Some(Queue::new(QueueParts {
                     notifier,
-                    shared: Arc::clone(&controller.shared),
+                    shared: Arc::clone(controller.life.shared()),
                     memory: Arc::clone(&controller.link.held()[usize::from(index)]),
                     traits: controller.profile.traits,
                     index,
@@ -137,7 +134,7 @@ impl<D: PciFunction> Controller<D> {
             })
             .collect();
         controller.link.start()?;
-        controller.shared.set(Phase::Running, 0);
+        controller.life.enter(Phase::Running);
         Ok(controller)
     }
 
@@ -145,7 +142,7 @@ impl<D: PciFunction> Controller<D> {
     fn set_up_queues(&self) -> Result<Vec<Notifier<D::Registers>>, VirtioError> {
         let mut notifiers = Vec::new();
         for (index, memory) in (0u16..).zip(self.link.held()) {
-            if !self.shared.is_let_go(usize::from(index)) {
+            if !self.life.shared().is_let_go(usize::from(index)) {
                 let vector = if self.vectors { index } else { pci::NO_VECTOR };
                 self.link.transport.enable(index, memory.size(), vector, memory.places())?;
             }
@@ -181,13 +178,13 @@ impl<D: PciFunction> Controller<D> {
 
     /// How often a queue was found to be used against the rules.
     pub fn anomalies(&self) -> u64 {
-        self.shared.anomalies()
+        self.life.shared().anomalies()
     }
 
     /// Looks at the device's status, at its queues, and whether its configuration changed. To be called a few times a
     /// second.
     pub fn watch(&mut self) -> Watch {
-        match self.shared.state().phase() {
+        match self.life.phase() {
             Phase::Gone => return Watch::Gone,
             Phase::Stopping | Phase::Stopped => return Watch::Resetting,
             Phase::Running => {}
@@ -197,7 +194,7 @@ impl<D: PciFunction> Controller<D> {
             return Watch::Absent;
         }
         let fails = now & (status::DEVICE_NEEDS_RESET | status::FAILED) != 0 || now & status::DRIVER_OK == 0;
-        if fails || self.shared.any_broken(self.epoch) {
+        if fails || self.life.is_broken() {
             tracing::warn!(status = now, "the device failed");
             return Watch::Failed;
         }
@@ -229,14 +226,8 @@ impl<D: PciFunction> Controller<D> {
 
     /// Starts a reset: queues take nothing from now on. Go on with [`Controller::finish_reset`].
     pub fn begin_reset(&mut self) {
-        match self.shared.state().phase() {
-            _ if self.stage != Stage::Idle => return,
-            Phase::Gone => return,
-            Phase::Stopping => {} // the last one got stuck
-            Phase::Running | Phase::Stopped => {
-                self.epoch += 1;
-                self.shared.set(Phase::Stopping, self.epoch);
-            }
+        if self.stage != Stage::Idle || !self.life.begin() {
+            return;
         }
         self.link.start_reset();
         self.stage = Stage::Resetting { until: Instant::now() + self.link.patience() };
@@ -258,14 +249,14 @@ impl<D: PciFunction> Controller<D> {
             if self.link.transport.absent() {
                 return self.give_up();
             }
-            self.shared.set(Phase::Stopped, self.epoch);
+            self.life.enter(Phase::Stopped);
             self.stage = Stage::Draining { again: false };
         }
         if let Stage::Draining { again } = self.stage {
             for queue in self.queues.iter_mut().flatten() {
                 queue.poll(usize::MAX, &mut |_| ());
             }
-            if !self.shared.all_clean(self.epoch) {
+            if !self.life.queues_are_clean() {
                 return ResetProgress::Pending;
             }
             match self.bring_up() {
@@ -273,11 +264,7 @@ impl<D: PciFunction> Controller<D> {
                 Err(error) => return self.retry(&error, again),
             }
         }
-        match self.shared.state().phase() {
-            Phase::Running => ResetProgress::Done,
-            Phase::Gone => ResetProgress::Gone,
-            Phase::Stopping | Phase::Stopped => ResetProgress::Stuck,
-        }
+        self.life.outcome()
     }
 
     /// The device is reset: checks that it is the same and makes its queues.
@@ -290,7 +277,7 @@ impl<D: PciFunction> Controller<D> {
         self.profile.generation = profile.generation;
         self.set_up_queues()?;
         self.link.start()?;
-        self.shared.set(Phase::Running, self.epoch);
+        self.life.enter(Phase::Running);
         for queue in self.queues.iter_mut().flatten() {
             queue.poll(usize::MAX, &mut |_| ());
         }
@@ -315,7 +302,7 @@ impl<D: PciFunction> Controller<D> {
         self.stage = Stage::Idle;
         match self.link.stop() {
             Ok(()) => {
-                self.shared.set(Phase::Gone, self.epoch);
+                self.life.enter(Phase::Gone);
                 ResetProgress::Gone
             }
             Err(_) => ResetProgress::Stuck,
@@ -328,11 +315,9 @@ impl<D: PciFunction> Controller<D> {
     /// # Errors
     /// [`VirtioError::Stuck`] if it cannot be stopped: then nothing outstanding ends.
     pub fn shutdown(&mut self) -> Result<(), VirtioError> {
-        if self.shared.state().phase() == Phase::Gone {
+        if !self.life.begin() {
             return Ok(());
         }
-        self.epoch += 1;
-        self.shared.set(Phase::Stopping, self.epoch);
         match self.give_up() {
             ResetProgress::Gone => Ok(()),
             _ => Err(VirtioError::Stuck),

@@ -11,11 +11,11 @@ use super::rig::*;
 use crate::block::{BlockQueue, DeviceStatus, Operation, SubmitError};
 use crate::emu::{Posting, Verdict};
 use crate::hal::{Iova, Registers};
+use crate::lifecycle::{Phase, Shared};
 use crate::null::NullMapper;
 use crate::nvme::doorbell::ShadowDoorbells;
 use crate::nvme::identity::Traits;
 use crate::nvme::queue::{Queue, QueueMemory, QueueParts};
-use crate::nvme::shared::{Phase, Shared};
 use crate::nvme::{Controller, NvmeError};
 use crate::spec::nvme::{Cap, IdentifyController, IdentifyNamespace, Sqe, Status, offset};
 
