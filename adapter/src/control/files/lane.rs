@@ -192,15 +192,10 @@ impl Control {
                 self.run_file(volume, asked, job, Step::Alone);
             }
             Request::SyncFile { key, .. } => {
-                let (_, FileHeld { number, .. }) = self.held_file(session, Key(key))?;
-                let told = Vec::from_iter(self.told(volume, number));
-                self.run_file(volume, asked, FileJob::Sync(told), Step::Alone);
+                self.held_file(session, Key(key))?;
+                self.sync_files(volume, caller);
             }
-            Request::SyncFiles { .. } => {
-                let open: Vec<u64> = self.files.of_volume(volume).map(|(number, _)| number).collect();
-                let told = open.into_iter().filter_map(|number| self.told(volume, number)).collect();
-                self.run_file(volume, asked, FileJob::Sync(told), Step::Alone);
-            }
+            Request::SyncFiles { .. } => self.sync_files(volume, caller),
             Request::FormatFiles { .. } | Request::CheckFiles { .. } => {
                 if self.sessions.values().any(|s| s.grants.values().any(|held| held.volume == volume)) {
                     let text = "the volume, or a file in it, is open; close that first";
@@ -214,6 +209,13 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Makes all files of a volume durable at once, with the lengths that they have now: whoever asks for one of them.
+    fn sync_files(&mut self, volume: VolumeId, caller: Caller) {
+        let open: Vec<u64> = self.files.of_volume(volume).map(|(number, _)| number).collect();
+        let told = open.into_iter().filter_map(|number| self.told(volume, number)).collect();
+        self.run_file(volume, Some(caller), FileJob::Sync(told), Step::Alone);
     }
 
     /// Nobody has the volume's blocks open while its files are served.
