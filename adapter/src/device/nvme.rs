@@ -1,7 +1,8 @@
 //! NVMe controllers, software and real.
 
 use driver::hal::Device;
-use driver::nvme::{Controller, ErrorEntry, Options, Queue};
+use driver::nvme::{Controller, Options, Queue};
+use driver::spec::nvme::{ErrorLogEntry, SmartLog};
 use wire::control::{ErrorInfo, HealthInfo};
 
 use super::{DeviceUri, OpenError, Opened, tended};
@@ -24,41 +25,41 @@ pub(crate) fn open<D: Device>(
 }
 
 /// As it crosses the control socket.
-fn health_info(health: &driver::nvme::Health, errors: &[ErrorEntry]) -> HealthInfo {
-    let error = |entry: &ErrorEntry| ErrorInfo {
-        count: entry.count,
-        queue: entry.queue,
-        command: entry.command,
-        status: entry.status,
-        parameter: entry.parameter,
-        lba: entry.lba,
-        namespace: entry.namespace,
+fn health_info(log: &SmartLog, errors: &[ErrorLogEntry]) -> HealthInfo {
+    let error = |entry: &ErrorLogEntry| ErrorInfo {
+        count: entry.error_count.get(),
+        queue: entry.sqid.get(),
+        command: entry.cid.get(),
+        status: entry.status.get(),
+        parameter: entry.parameter_location.get(),
+        lba: entry.lba.get(),
+        namespace: entry.nsid.get(),
         vendor_log: entry.vendor_log,
-        command_specific: entry.command_specific,
+        command_specific: entry.command_specific.get(),
     };
     HealthInfo {
         uri: String::new(),
-        critical_warning: health.warnings,
-        endurance_group_warning: health.endurance_group_warnings,
-        temperature: health.temperature,
-        available_spare: health.available_spare,
-        spare_threshold: health.spare_threshold,
-        percentage_used: health.percentage_used,
-        data_units_read: health.data_units_read,
-        data_units_written: health.data_units_written,
-        host_read_commands: health.read_commands,
-        host_write_commands: health.write_commands,
-        controller_busy_minutes: health.busy_minutes,
-        power_cycles: health.power_cycles,
-        power_on_hours: health.power_on_hours,
-        unsafe_shutdowns: health.unsafe_shutdowns,
-        media_errors: health.media_errors,
-        error_log_entries: health.error_log_entries,
-        warning_temperature_minutes: health.warning_temperature_minutes,
-        critical_temperature_minutes: health.critical_temperature_minutes,
-        temperature_sensors: health.temperature_sensors,
-        thermal_transitions: health.thermal_transitions,
-        thermal_seconds: health.thermal_seconds,
+        critical_warning: log.critical_warning.0,
+        endurance_group_warning: log.endurance_group_critical_warning,
+        temperature: log.composite_temperature.get(),
+        available_spare: log.available_spare,
+        spare_threshold: log.available_spare_threshold,
+        percentage_used: log.percentage_used,
+        data_units_read: log.data_units_read.get(),
+        data_units_written: log.data_units_written.get(),
+        host_read_commands: log.host_read_commands.get(),
+        host_write_commands: log.host_write_commands.get(),
+        controller_busy_minutes: log.controller_busy_time.get(),
+        power_cycles: log.power_cycles.get(),
+        power_on_hours: log.power_on_hours.get(),
+        unsafe_shutdowns: log.unsafe_shutdowns.get(),
+        media_errors: log.media_errors.get(),
+        error_log_entries: log.error_log_entries.get(),
+        warning_temperature_minutes: log.warning_temperature_time.get(),
+        critical_temperature_minutes: log.critical_temperature_time.get(),
+        temperature_sensors: log.temperature_sensors.map(|kelvins| kelvins.get()),
+        thermal_transitions: log.thermal_transitions.map(|count| count.get()),
+        thermal_seconds: log.thermal_seconds.map(|seconds| seconds.get()),
         errors: errors.iter().map(error).collect(),
     }
 }

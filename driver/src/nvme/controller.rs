@@ -8,12 +8,14 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::block::{BlockController, BlockQueue, Geometry, Model, ResetProgress, Watch};
 use crate::hal::{Device, Mapper};
-use crate::spec::nvme::{AsyncEvent, Csts, EventNotices, IdentifyController, IdentifyNamespace, Vs, cns};
+use crate::spec::nvme::{
+    AsyncEvent, Csts, ErrorLogEntry, EventNotices, IdentifyController, IdentifyNamespace, SmartLog, Vs, cns,
+};
 
 use super::identity::{Traits, check_entry_sizes};
 use super::link::{Link, Wait};
 use super::queue::{Queue, QueueMemory, QueueParts};
-use super::{ErrorEntry, Health, Identity, NvmeError};
+use super::{Identity, NvmeError};
 use crate::lifecycle::{Life, Phase};
 
 /// How a controller is opened.
@@ -224,25 +226,27 @@ impl<D: Device> Controller<D> {
     /// # Errors
     /// [`NvmeError::NotRunning`] during a reset and after one failed; what the command says. After anything but
     /// [`NvmeError::Admin`] the controller needs a reset.
-    pub fn health(&mut self) -> Result<Health, NvmeError> {
+    pub fn health(&mut self) -> Result<SmartLog, NvmeError> {
         if self.life.phase() != Phase::Running {
             return Err(NvmeError::NotRunning);
         }
         let (admin, registers) = self.link.admin()?;
-        Ok(Health::from(&admin.smart(registers)?))
+        admin.smart(registers)
     }
 
     /// The latest errors that it remembers, newest first; at most 64.
     ///
     /// # Errors
     /// As [`Controller::health`].
-    pub fn error_log(&mut self) -> Result<Vec<ErrorEntry>, NvmeError> {
+    pub fn error_log(&mut self) -> Result<Vec<ErrorLogEntry>, NvmeError> {
         if self.life.phase() != Phase::Running {
             return Err(NvmeError::NotRunning);
         }
         let entries = self.profile.error_entries;
         let (admin, registers) = self.link.admin()?;
-        Ok(admin.error_log(registers, entries)?.iter().filter_map(ErrorEntry::of).collect())
+        let mut errors = admin.error_log(registers, entries)?;
+        errors.retain(ErrorLogEntry::is_used);
+        Ok(errors)
     }
 
     /// Looks at the controller's status register, and at events that it reported. To be called a few times a second.

@@ -106,6 +106,13 @@ pub struct ErrorLogEntry {
     pub reserved42: [u8; 22],
 }
 
+impl ErrorLogEntry {
+    /// Whether there was such an error.
+    pub fn is_used(&self) -> bool {
+        self.error_count.get() != 0
+    }
+}
+
 const _: () = assert!(size_of::<ErrorLogEntry>() == 64);
 const _: () = assert!(std::mem::offset_of!(ErrorLogEntry, lba) == 16);
 const _: () = assert!(std::mem::offset_of!(ErrorLogEntry, command_specific) == 32);
@@ -130,5 +137,23 @@ mod tests {
         assert!(log.critical_warning.read_only());
         assert_eq!((log.composite_temperature.get(), log.available_spare, log.percentage_used), (315, 99, 3));
         assert_eq!((log.data_units_written.get(), log.media_errors.get()), (7, 256));
+    }
+
+    /// The bytes of 5.16.1.2, written here by hand.
+    #[test]
+    fn an_entry_of_the_error_log_in_literal_bytes() {
+        let mut bytes = [0u8; 64];
+        assert!(!ErrorLogEntry::read_from_bytes(&bytes).unwrap().is_used());
+        bytes[..8].copy_from_slice(&[5, 0, 0, 0, 0, 0, 0, 1]);
+        bytes[8..16].copy_from_slice(&[2, 0, 7, 1, 0x05, 0x40, 0x28, 0x03]);
+        bytes[16] = 9;
+        bytes[24..29].copy_from_slice(&[1, 0, 0, 0, 0xc0]);
+        bytes[32] = 0x11;
+        let entry = ErrorLogEntry::read_from_bytes(&bytes).unwrap();
+        assert!(entry.is_used());
+        assert_eq!((entry.error_count.get(), entry.sqid.get()), (0x0100_0000_0000_0005, 2));
+        assert_eq!((entry.cid.get(), entry.status.get(), entry.lba.get()), (0x107, 0x4005, 9));
+        assert_eq!((entry.parameter_location.get(), entry.nsid.get()), (0x328, 1));
+        assert_eq!((entry.vendor_log, entry.command_specific.get()), (0xc0, 0x11));
     }
 }
