@@ -17,6 +17,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::id::is_hole;
 use crate::published::{LbaEntry, State, StateWord};
 use crate::trace::{Touch, Trace};
 use crate::{Access, Domain, ExtensionKey, Key, Request};
@@ -134,6 +135,15 @@ pub(crate) struct Run {
     pub(crate) lba: u64,
     /// From there to the end of the extension.
     pub(crate) blocks: u64,
+    /// Extensions of the file before this one that are holes: of two of them that say the same none is between.
+    pub(crate) holes: u32,
+}
+
+impl Run {
+    /// Whether no request reaches it.
+    pub(crate) fn is_hole(&self) -> bool {
+        is_hole(self.lba)
+    }
 }
 
 /// The extensions of one file, as a check finds them.
@@ -177,7 +187,11 @@ impl<'a> Extensions<'a> {
             extension.state.admits_any_life(number, needed)
         };
         let stretch = extension.stretch();
-        if !admitted || stretch.domain != domain || !extension.is_sealed(self.file, number, stretch) {
+        if !admitted
+            || stretch.domain != domain
+            || is_hole(stretch.first)
+            || !extension.is_sealed(self.file, number, stretch)
+        {
             return None;
         }
         let before = if is_named { 0 } else { stretch.offset };
@@ -228,11 +242,11 @@ impl<'a> Extensions<'a> {
         }
         let node = lba.get(stretch.node as usize)?;
         let (start, blocks) = (stretch.offset >> self.shift, stretch.bytes >> self.shift);
-        let first = node.of_extension(self.file.index().0, start, blocks)?;
+        let (first, holes) = node.of_extension(self.file.index().0, start, blocks)?;
         if first != stretch.first {
             return None;
         }
         let skip = within >> self.shift;
-        Some(Run { lba: first + skip, blocks: blocks - skip })
+        Some(Run { lba: first + skip, blocks: blocks - skip, holes })
     }
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::claims::Claim;
 use crate::fept::Stretch;
-use crate::lba_table::write_extension;
+use crate::lba_table::{Before, write_extension};
 use crate::published::{FilePointer, Shape, Stage, StateWord};
 use crate::segments::{FileSegment, Segments};
 use crate::tables::{Holding, Quiesce, Quiescing, check_ranges};
@@ -153,7 +153,7 @@ impl<const B: u32> Tables<B> {
         extents.iter().for_each(|range| self.claims.add(*range, claim));
         let holding = self.holdings.get_mut(&key.index().0).expect("it was found");
         let file = holding.file.as_mut().expect("it is one");
-        let mut start = file.blocks;
+        let mut before = all_before(&holding.ranges);
         live(file, &mut self.instances, had, &lives);
         file.blocks += more;
         file.places.extend(extents.iter().map(|range| (range.first.0, range.end().0)));
@@ -161,8 +161,8 @@ impl<const B: u32> Tables<B> {
         holding.nodes.extend_from_slice(&nodes);
         let holding = &self.holdings[&key.index().0];
         for number in had..has {
-            self.write_extension(holding, number, start);
-            start += holding.ranges[number].count.0;
+            self.write_extension(holding, number, before);
+            before = before.and(holding.ranges[number]);
         }
         let entry = self.published.entry(key.index().0);
         entry.append_extensions(number_of(has), holding.bytes());
@@ -270,15 +270,15 @@ impl<const B: u32> Tables<B> {
 
     /// Writes the LBA entry of an extension, which has `start` blocks of the file before it, and then its entry of the FEPT.
     /// No poller reads them.
-    fn write_extension(&self, holding: &Holding, number: usize, start: u64) {
+    fn write_extension(&self, holding: &Holding, number: usize, before: Before) {
         let Some(file) = &holding.file else { return };
         let (range, node) = (holding.ranges[number], holding.nodes[number]);
-        write_extension(&self.published, holding.key.index().0, start, range, node);
+        write_extension(&self.published, holding.key.index().0, before, range, node);
         let shift = holding.block_shift;
         let stretch = Stretch {
             domain: holding.domain,
             node,
-            offset: start << shift,
+            offset: before.blocks << shift,
             bytes: range.count.0 << shift,
             first: range.first.0,
         };
@@ -292,10 +292,10 @@ impl<const B: u32> Tables<B> {
     pub(crate) fn publish_file(&self, index: u32) {
         let holding = &self.holdings[&index];
         let Some(file) = &holding.file else { return };
-        let mut start = 0;
+        let mut before = Before::default();
         for (number, range) in holding.ranges.iter().enumerate() {
-            self.write_extension(holding, number, start);
-            start += range.count.0;
+            self.write_extension(holding, number, before);
+            before = before.and(*range);
         }
         let shape = Shape::of_file(holding.domain, holding.block_shift, file.segment);
         let pointer = FilePointer {
@@ -328,6 +328,11 @@ fn live(file: &mut HeldFile, instances: &mut crate::tables::Instances, from: usi
     let again = lives.len().min(file.lives.len().saturating_sub(from));
     file.lives[from..from + again].copy_from_slice(&lives[..again]);
     file.lives.extend_from_slice(&lives[again..]);
+}
+
+/// What all of these extensions leave before the next one.
+fn all_before(ranges: &[LbaRange]) -> Before {
+    ranges.iter().fold(Before::default(), |before, range| before.and(*range))
 }
 
 /// The extents of a file after a change, and of how many extensions something was kept.

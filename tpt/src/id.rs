@@ -112,6 +112,16 @@ key!(
     RegionKey, RegionIndex
 );
 
+/// Behind the last block that a device can have, so that whoever took the start of a hole for a block would ask for one
+/// that there is not.
+const HOLES: u64 = 1 << 63;
+
+/// Whether a range that begins there is a hole.
+#[inline]
+pub(crate) const fn is_hole(first: u64) -> bool {
+    first >= HOLES
+}
+
 /// A contiguous range of device blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct LbaRange {
@@ -128,6 +138,25 @@ impl LbaRange {
             return None;
         }
         Some(Self { first: Lba(first), count: Blocks(count) })
+    }
+
+    /// `count` blocks that a file does not have, behind the first `at` of its blocks: a part of it that no request reaches.
+    /// No two holes of a file overlap. `None` if it is empty or beyond what a file can have.
+    pub const fn hole(at: u64, count: u64) -> Option<Self> {
+        if at >= HOLES {
+            return None;
+        }
+        Self::new(HOLES + at, count)
+    }
+
+    /// Whether it is one.
+    pub const fn is_hole(self) -> bool {
+        is_hole(self.first.0)
+    }
+
+    /// Whether it begins with blocks and ends in a hole: no device is that large.
+    pub(crate) const fn reaches_holes(self) -> bool {
+        !self.is_hole() && self.end().0 > HOLES
     }
 
     /// The block after the last one.

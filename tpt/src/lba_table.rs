@@ -84,13 +84,26 @@ pub(crate) fn write_list(
     ListPointer { root, length }
 }
 
-/// Writes the range of one extension of the file of entry `owner`, with so many blocks of the file before it. No poller
-/// reads the node.
-pub(crate) fn write_extension(published: &Published, owner: u32, start: u64, range: LbaRange, node: u32) {
+/// What of a file is before one of its extensions.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Before {
+    pub(crate) blocks: u64,
+    pub(crate) holes: u32,
+}
+
+impl Before {
+    /// What is before an extension that follows one of `range`.
+    pub(crate) fn and(self, range: LbaRange) -> Self {
+        Self { blocks: self.blocks + range.count.0, holes: self.holes + u32::from(range.is_hole()) }
+    }
+}
+
+/// Writes the range of one extension of the file of entry `owner`. No poller reads the node.
+pub(crate) fn write_extension(published: &Published, owner: u32, before: Before, range: LbaRange, node: u32) {
     let Some(entry) = published.lba_entry(node) else { return };
-    entry.left.store(NONE, Relaxed);
+    entry.left.store(before.holes, Relaxed);
     entry.right.store(NONE, Relaxed);
-    entry.start.store(start, Relaxed);
+    entry.start.store(before.blocks, Relaxed);
     entry.first.store(range.first.0, Relaxed);
     entry.count.store(range.count.0, Relaxed);
     entry.owner.store(owner, Relaxed);

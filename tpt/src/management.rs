@@ -46,8 +46,8 @@ pub struct FileSpec<'a> {
     pub access: Access,
     /// The block size as a power of two, 9 (512 bytes) to 16 (64 KiB).
     pub block_shift: u8,
-    /// The device blocks of its extensions in the order of the file: each range becomes one extension. There may be none;
-    /// none is empty or wraps, no two overlap.
+    /// The device blocks of its extensions in the order of the file: each range becomes one extension, also one that is a
+    /// [hole](LbaRange::hole). There may be none; none is empty or wraps, no two overlap.
     pub extents: &'a [LbaRange],
     /// Other domains may have the same blocks in files that are shared, too. A block of a file is never granted by
     /// [`GrantSpec`] meanwhile, to nobody.

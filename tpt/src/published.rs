@@ -403,6 +403,7 @@ pub struct Segment(pub(crate) u32);
 pub(crate) struct LbaEntry {
     /// The index of the entry that it belongs to; `NONE` while free.
     pub(crate) owner: AtomicU32,
+    /// Of an extension of a file, which is in no tree: how many holes are before it.
     pub(crate) left: AtomicU32,
     pub(crate) right: AtomicU32,
     /// Blocks of the grant before this range.
@@ -437,14 +438,14 @@ impl LbaEntry {
         self.seal.load(Relaxed) == self.expected_seal()
     }
 
-    /// The first block of an extension of the file of entry `owner`: of that many blocks, after that many of the file.
-    /// `None` if it is of something else, or damaged.
+    /// The first block of an extension of the file of entry `owner`: of that many blocks, after that many of the file; and
+    /// how many holes are before it. `None` if it is of something else, or damaged.
     #[inline]
-    pub(crate) fn of_extension(&self, owner: u32, start: u64, count: u64) -> Option<u64> {
+    pub(crate) fn of_extension(&self, owner: u32, start: u64, count: u64) -> Option<(u64, u32)> {
         let is_it = self.owner.load(Relaxed) == owner
             && self.start.load(Relaxed) == start
             && self.count.load(Relaxed) == count;
-        (is_it && self.is_sealed()).then(|| self.first.load(Relaxed))
+        (is_it && self.is_sealed()).then(|| (self.first.load(Relaxed), self.left.load(Relaxed)))
     }
 
     /// All of it is written.

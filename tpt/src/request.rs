@@ -64,6 +64,9 @@ pub enum Denied {
     /// E_TABLE_CORRUPT
     #[error("a pointer of the entry leads outside its table, or to what was damaged")]
     TableCorrupt,
+    /// E_HOLE, or E_NO_RESOURCES to who would write
+    #[error("the range touches a part of the file that has no blocks")]
+    Hole,
     /// The entry is being modified: hold the request and ask again next turn (SYSTEMS, requests during quiesce).
     /// Not an answer to the application.
     #[error("the entry is being modified; ask again")]

@@ -108,7 +108,7 @@ impl<const B: u32> Tables<B> {
             return Err("its segment is not in the table".into());
         };
         let trace = Trace::default();
-        let mut start = 0;
+        let (mut start, mut holes) = (0, 0);
         for (number, range) in (0..).zip(&holding.ranges) {
             let Some(extension) = extensions.get(number, &trace) else {
                 return Err(format!("extension {number} is not in its segment"));
@@ -123,11 +123,12 @@ impl<const B: u32> Tables<B> {
                     "extension {number} is published in another state, or for another domain"
                 ));
             }
-            let expected = Run { lba: range.first.0, blocks: range.count.0 };
+            let expected = Run { lba: range.first.0, blocks: range.count.0, holes };
             if extensions.find(&self.published.lba, start, Access::NONE, &trace) != Some(expected) {
                 return Err(format!("extension {number} does not lead to block {start}"));
             }
             start += range.count.0;
+            holes += u32::from(range.is_hole());
         }
         let count = u32::try_from(holding.ranges.len()).unwrap_or(u32::MAX);
         if extensions.get(count, &trace).is_some() || start != file.blocks {

@@ -104,9 +104,10 @@ impl Holding {
         self.blocks() << self.block_shift
     }
 
-    /// The first range, as the entry has it beside the list.
+    /// The first range, as the entry has it beside the list; nothing, if that is a hole.
     pub(crate) fn first_range(&self) -> FirstRange {
-        let (first, blocks) = self.ranges.first().map_or((0, 0), |range| (range.first.0, range.count.0));
+        let range = self.ranges.first().filter(|range| !range.is_hole());
+        let (first, blocks) = range.map_or((0, 0), |range| (range.first.0, range.count.0));
         FirstRange { first, blocks }
     }
 
@@ -201,7 +202,7 @@ impl<const B: u32> Tables<B> {
         if spec.ranges.is_empty() {
             return Err(TableError::Parameter);
         }
-        check_ranges(spec.ranges, spec.block_shift)?;
+        check_blocks(spec.ranges, spec.block_shift)?;
         let claim = if spec.shared { Claim::Shared } else { Claim::Exclusive(spec.domain) };
         let candidate = self.candidate(spec.domain, spec.ranges, claim)?;
         self.instances.allow(candidate.instance)?;
@@ -368,7 +369,7 @@ impl<const B: u32> Tables<B> {
             if ranges.is_empty() {
                 return Err(TableError::Parameter);
             }
-            check_ranges(ranges, holding.block_shift)?;
+            check_blocks(ranges, holding.block_shift)?;
             let claim = holding.claim();
             if ranges.iter().any(|range| self.claims.conflicts(*range, claim)) {
                 return Err(TableError::Overlap);
@@ -505,7 +506,15 @@ impl<const B: u32> Tables<B> {
     }
 }
 
-/// That a grant or a file of these ranges makes sense; of none, too.
+/// That a grant of these ranges makes sense; of none, too.
+fn check_blocks(ranges: &[LbaRange], block_shift: u8) -> Result<(), TableError> {
+    if ranges.iter().any(|range| range.is_hole()) {
+        return Err(TableError::Parameter);
+    }
+    check_ranges(ranges, block_shift)
+}
+
+/// The same of a file, some of which may be holes.
 pub(crate) fn check_ranges(ranges: &[LbaRange], block_shift: u8) -> Result<(), TableError> {
     if !(9..=16).contains(&block_shift) || u32::try_from(ranges.len()).is_err() {
         return Err(TableError::Parameter);
@@ -513,6 +522,9 @@ pub(crate) fn check_ranges(ranges: &[LbaRange], block_shift: u8) -> Result<(), T
     let mut total = 0u64;
     for range in ranges {
         LbaRange::new(range.first.0, range.count.0).ok_or(TableError::Parameter)?;
+        if range.reaches_holes() {
+            return Err(TableError::Parameter);
+        }
         total = total.checked_add(range.count.0).ok_or(TableError::Parameter)?;
     }
     // Its size in bytes must be a number, too.

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::Acquire;
 
 use super::{Directory, Located, Pointer, segment_of};
-use crate::fept::Stretch;
+use crate::fept::{Run, Stretch};
 use crate::published::{self, Entry, NONE, Shape, Stage, StateWord, extent};
 use crate::trace::Touch;
 use crate::{Denied, Domain, ExtensionKey, Grant, Key, Operation, Request, SEGMENT_ENTRIES, SegmentSource};
@@ -53,7 +53,7 @@ impl<S: SegmentSource> Directory<S> {
             Some(its) => self.locate_in_extension(entry, request, its),
             None => self.locate(entry, request),
         };
-        let located = located.ok_or(Denied::TableCorrupt)?;
+        let located = located?;
         // The first use does not count: what is used only once goes before what is used again and again.
         if !fetched {
             self.pointers[segment_of(request.key)] = Pointer::Used;
@@ -127,56 +127,80 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     /// Where the blocks of a request are that is inside of its entry: one after another from the first range or from one
-    /// extension, or in the list, if that knows the first and the last of them. `None` if a table is damaged.
-    fn locate(&self, entry: &Entry, request: &Request) -> Option<Located> {
+    /// extension, or in the list, if that knows the first and the last of them, or in the extensions, if none of them is a
+    /// hole.
+    fn locate(&self, entry: &Entry, request: &Request) -> Result<Located, Denied> {
         let (shape, range) = (entry.shape(), entry.first_range());
         if !entry.is_sealed(request.key, shape, range) {
-            return None;
+            return Err(Denied::TableCorrupt);
         }
         let (shift, upper) = (shape.shift(), shape.upper());
         let first = request.offset >> shift;
         let Some(rest) = request.length.checked_sub(1) else {
-            return Some(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
+            return Ok(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
         };
         // All that hold a byte of it. It does not wrap: it was checked.
         let last = (request.offset + rest) >> shift;
         let blocks = last - first + 1;
         if last < range.blocks {
-            return Some(Located { first: range.first + first, blocks, root: NONE, upper });
+            return Ok(Located { first: range.first + first, blocks, root: NONE, upper });
         }
         let root = entry.list().root;
         if shape.is_file() {
-            let extensions = entry.extensions(&self.extensions, request.key)?;
-            let needed = request.operation.required_access();
-            let run = extensions.find(&self.lba, first, needed, &self.trace)?;
+            let run = self.first_run(entry, request, (first, last))?;
             if run.blocks >= blocks {
-                return Some(Located { first: run.lba, blocks, root: NONE, upper });
+                return Ok(Located { first: run.lba, blocks, root: NONE, upper });
             }
-            extensions.find(&self.lba, last, needed, &self.trace)?;
-            return Some(Located { first, blocks, root, upper });
+        } else {
+            self.find_ends(entry, request, (first, last)).ok_or(Denied::TableCorrupt)?;
         }
-        if entry.list().length as usize > self.lba.len() {
+        Ok(Located { first, blocks, root, upper })
+    }
+
+    /// The extension of the first block of a request on a file, if that of its last one is there, too, and there is no hole
+    /// among them.
+    fn first_run(&self, entry: &Entry, request: &Request, (first, last): (u64, u64)) -> Result<Run, Denied> {
+        let extensions = entry.extensions(&self.extensions, request.key).ok_or(Denied::TableCorrupt)?;
+        let needed = request.operation.required_access();
+        let find = |block| {
+            let run = extensions.find(&self.lba, block, needed, &self.trace).ok_or(Denied::TableCorrupt)?;
+            if run.is_hole() { Err(Denied::Hole) } else { Ok(run) }
+        };
+        let run = find(first)?;
+        if last - first >= run.blocks && find(last)?.holes != run.holes {
+            return Err(Denied::Hole);
+        }
+        Ok(run)
+    }
+
+    /// Whether the list of a grant knows the first and the last block of a request.
+    fn find_ends(&self, entry: &Entry, request: &Request, (first, last): (u64, u64)) -> Option<()> {
+        let list = entry.list();
+        if list.length as usize > self.lba.len() {
             return None;
         }
         let index = request.key.index().0;
-        let found = extent(&self.lba, index, root, first)?;
+        let found = extent(&self.lba, index, list.root, first)?;
         if last - found.start >= found.count {
-            extent(&self.lba, index, root, last)?;
+            extent(&self.lba, index, list.root, last)?;
         }
-        Some(Located { first, blocks, root, upper })
+        Some(())
     }
 
-    /// Where the blocks of a request are that is inside of the extension that it names. `None` if a table is damaged.
-    fn locate_in_extension(&self, entry: &Entry, request: &Request, its: Named) -> Option<Located> {
+    /// Where the blocks of a request are that is inside of the extension that it names.
+    fn locate_in_extension(&self, entry: &Entry, request: &Request, its: Named) -> Result<Located, Denied> {
         let (shape, number) = (entry.shape(), request.extension.index().0);
         let (shift, upper) = (shape.shift(), shape.upper());
-        let extensions = entry.extensions(&self.extensions, request.key)?;
+        let extensions = entry.extensions(&self.extensions, request.key).ok_or(Denied::TableCorrupt)?;
         let Some(rest) = request.length.checked_sub(1) else {
-            return Some(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
+            return Ok(Located { first: 0, blocks: 0, root: NONE, upper }); // a flush
         };
         let blocks = ((request.offset + rest) >> shift) - (request.offset >> shift) + 1;
-        let run = extensions.run(&self.lba, number, its.stretch, request.offset)?;
-        (run.blocks >= blocks).then_some(Located { first: run.lba, blocks, root: NONE, upper })
+        match extensions.run(&self.lba, number, its.stretch, request.offset) {
+            Some(run) if run.is_hole() => Err(Denied::Hole),
+            Some(run) if run.blocks >= blocks => Ok(Located { first: run.lba, blocks, root: NONE, upper }),
+            _ => Err(Denied::TableCorrupt),
+        }
     }
 
     /// Which region the memory of a request is in, and where the device finds it; neither where no data moves, and no place

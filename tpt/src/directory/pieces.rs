@@ -47,7 +47,7 @@ impl Iterator for Pieces<'_> {
                 (first + skip, self.left.min(count - skip))
             }
             Source::File { extensions, needed, trace } => {
-                let Run { lba, blocks } = extensions.find(self.lba, self.at, needed, trace)?;
+                let Run { lba, blocks, .. } = extensions.find(self.lba, self.at, needed, trace)?;
                 (lba, self.left.min(blocks))
             }
             Source::Damaged => return None,

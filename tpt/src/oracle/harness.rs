@@ -96,6 +96,15 @@ fn ranges(small: &[SmallRange]) -> Vec<LbaRange> {
     small.iter().take(16).map(range).collect()
 }
 
+/// The same of a file: what begins in the last part is a hole.
+fn extents(small: &[SmallRange]) -> Vec<LbaRange> {
+    let mut all = ranges(small);
+    for (range, (first, _)) in all.iter_mut().zip(small) {
+        range.first.0 |= u64::from(first % 128 >= 112) << 63;
+    }
+    all
+}
+
 /// An index and an instance, bent; `beyond` is the first index that is none.
 fn bend(pick: Pick, index: u32, instance: u32, beyond: u32) -> (u32, u32) {
     match pick.bend % 16 {
@@ -163,13 +172,13 @@ impl Harness {
                 self.create(domain(*number), access(*bits), *shared, &ranges(small))
             }
             Op::CreateFile { domain: number, access: bits, shared, extents } => {
-                self.create_file(domain(*number), access(*bits), *shared, &ranges(extents))
+                self.create_file(domain(*number), access(*bits), *shared, &self::extents(extents))
             }
             Op::ExtendFile { caller, key, extents } => {
-                self.extend_file(caller.map(domain), self.pick(*key), &ranges(extents))
+                self.extend_file(caller.map(domain), self.pick(*key), &self::extents(extents))
             }
             Op::FinishFile { back, access: bits, keep, append } => {
-                let (access, keep, append) = (bits.map(access), Self::kept(*keep), ranges(append));
+                let (access, keep, append) = (bits.map(access), Self::kept(*keep), extents(append));
                 self.finish_file(*back, &FileModification { access, keep, append: &append })
             }
             Op::BeginModify { caller, key } => self.begin(*caller, *key, Purpose::Modify),

@@ -296,11 +296,16 @@ impl Model {
 
     /// The decision: the device blocks of the request in order, and the address of the first byte of data.
     pub(crate) fn check(&self, domain: Domain, request: &Request) -> Result<(Vec<u64>, Option<u64>), Denied> {
-        let blocks = self.check_scattered(domain, request)?;
+        let blocks = self.named_blocks(domain, request)?;
         let memory = Self::memory_rights(request.operation);
         let hold = || self.memory(domain, request.operation, request.memory, request.length);
         let iova = memory.map(|_| hold().ok_or(Denied::Memory)).transpose()?;
-        Ok((blocks, iova))
+        Self::no_hole(blocks).map(|blocks| (blocks, iova))
+    }
+
+    /// Blocks of which none is in a hole: the last of all checks.
+    fn no_hole(blocks: Vec<u64>) -> Result<Vec<u64>, Denied> {
+        if blocks.iter().any(|block| *block >= 1 << 63) { Err(Denied::Hole) } else { Ok(blocks) }
     }
 
     /// What the memory must allow.
@@ -345,6 +350,11 @@ impl Model {
 
     /// The decision but for memory.
     pub(crate) fn check_scattered(&self, domain: Domain, request: &Request) -> Result<Vec<u64>, Denied> {
+        self.named_blocks(domain, request).and_then(Self::no_hole)
+    }
+
+    /// The blocks that a request is about, and may be if none of them is in a hole.
+    fn named_blocks(&self, domain: Domain, request: &Request) -> Result<Vec<u64>, Denied> {
         let entry = self.admit(domain, request.key)?;
         // All blocks that the request can name.
         let blocks = match request.extension {

@@ -90,6 +90,82 @@ fn s5_r6_r11_both_ways_lead_to_what_the_file_has_there() {
     }
 }
 
+/// What has no blocks is granted to nobody, whichever way it is asked for; what is before, between and behind is.
+#[test]
+fn s5_r6_a_hole_is_reached_by_no_request() {
+    let hole = |at, count| LbaRange::hole(at, count).unwrap();
+    let shapes: [&[LbaRange]; 5] = [
+        &[range(100, 2), hole(2, 3), range(20, 1), range(500, 2), hole(8, 1)],
+        &[hole(0, 2), range(100, 1), range(300, 1), hole(4, 1), hole(5, 1), range(40, 3)],
+        &[hole(0, 4)],
+        &[range(10, 1), range(20, 1), range(30, 2)],
+        &[range(10, 1), hole(1, 1), range(11, 1), hole(3, 1), range(12, 1)],
+    ];
+    for extents in shapes {
+        let mut world = world();
+        let keys = world.open(extents);
+        world.tables.self_check().unwrap();
+        let plain = blocks_of(extents);
+        let all = plain.len() as u64;
+        let is_hole = |lba: &u64| *lba >= 1 << 63;
+        for first in 0..all {
+            for count in 1..=all - first {
+                let blocks = &plain[first as usize..(first + count) as usize];
+                let expected =
+                    if blocks.iter().any(is_hole) { Err(Denied::Hole) } else { Ok(blocks.to_vec()) };
+                for operation in [Operation::Read, Operation::Write { fua: true }, Operation::Deallocate] {
+                    let request = world.request(operation, keys.file, first, count);
+                    assert_eq!(world.blocks(&request), expected, "{first}+{count} of {extents:?}");
+                    let scattered = world.directory.check_scattered(A, &request);
+                    assert_eq!(scattered.as_ref().map(|_| ()), expected.as_ref().map(|_| ()).map_err(|e| e));
+                    scattered.into_iter().for_each(|grant| world.directory.release(grant));
+                }
+                let bytes = Request {
+                    offset: (first + 1) * BLOCK - 1,
+                    length: (count - 1) * BLOCK + 1,
+                    ..world.request(Operation::WriteBytes, keys.file, 0, 1)
+                };
+                assert_eq!(world.blocks(&bytes), expected, "bytes from {first}+{count} of {extents:?}");
+            }
+        }
+        for (key, range) in keys.extensions.iter().zip(extents) {
+            let request = world.in_extension(keys.file, *key, 0, range.count.0);
+            let expected = if range.is_hole() {
+                Err(Denied::Hole)
+            } else {
+                Ok((range.first.0..range.end().0).collect())
+            };
+            assert_eq!(world.blocks(&request), expected, "{key} of {extents:?}");
+        }
+        let flush = Request { length: 0, ..world.request(Operation::Flush, keys.file, 0, 1) };
+        assert_eq!(world.blocks(&flush), Ok(vec![]));
+    }
+}
+
+#[test]
+fn a_hole_is_only_in_a_file_and_none_begins_as_blocks() {
+    let mut world = world();
+    let hole = LbaRange::hole(0, 8).unwrap();
+    let spec = tpt::GrantSpec {
+        domain: A,
+        access: Access::ALL,
+        block_shift: 12,
+        ranges: &[range(0, 8), hole],
+        shared: false,
+    };
+    assert_eq!(world.tables.create(&spec), Err(TableError::Parameter));
+    let key = world.grant(&[range(0, 8)]);
+    let quiesce = world.tables.begin(Some(A), key, Purpose::Modify).unwrap();
+    let change = tpt::Modification { access: None, ranges: Some(&[hole]) };
+    let (quiesce, error) = world.tables.finish_modify(quiesce, &change).unwrap_err();
+    assert_eq!(error, TableError::Parameter);
+    world.tables.cancel(quiesce);
+    let across = [range((1 << 63) - 1, 2)];
+    assert_eq!(world.tables.create_file(&file(&across)), Err(TableError::Parameter));
+    assert_eq!((LbaRange::hole(1 << 63, 1), LbaRange::hole(0, 0)), (None, None));
+    assert_eq!(LbaRange::hole((1 << 63) - 1, 2), None);
+}
+
 /// S5-R6: bytes, not blocks: any range of any file is what a plain array has there, with the address of each piece.
 #[test]
 fn s5_r6_a_write_of_bytes_covers_every_block_it_touches_in_a_file() {
