@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use driver::block::BlockQueue;
 use driver::hal::Mapper;
-use store::{FormatOptions, Store, StoreError};
+use store::{FormatOptions, Found, Store, StoreError};
 use tpt::{Directory, Tables};
 
 use crate::control::{Control, INSTANCES_STOCK, Parts, Policy};
@@ -13,7 +13,7 @@ use crate::device::{self, DeviceUri, Health, OpenError, Opened, Supervisor};
 use crate::engine::{Bounce, DEVICE_TIMEOUT, Engine, Gates, Lengths, MonotonicClock, QueueId};
 use crate::mailbox::PollerShared;
 use crate::poller::{Idle, Poller};
-use crate::storage::Storage;
+use crate::storage::{Contents, Storage};
 
 /// When the device is given a new, empty store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +24,8 @@ pub enum Format {
     Blank,
     /// Always: everything on it is lost.
     Force,
+    /// Never: it holds a file system that another program made, which is served as it is.
+    AsFound,
 }
 
 /// How an adapter is to be.
@@ -168,9 +170,9 @@ pub fn build<Q: BlockQueue + 'static>(
 ) -> Result<Assembled, StartError> {
     let uri = options.device.to_string();
     let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
-    let store =
-        open_store(disk, options.format).map_err(|source| StartError::Store { uri: uri.clone(), source })?;
-    let storage = Storage::start(store, &uri, INSTANCES_STOCK)?;
+    let contents = open_contents(disk, options.format)
+        .map_err(|source| StartError::Store { uri: uri.clone(), source })?;
+    let storage = Storage::start(contents, &uri, INSTANCES_STOCK)?;
     let mut tables = Tables::new(options.tables, Control::first_instance(&storage));
     tables.set_instance_ceiling(storage.instance_ceiling());
     crate::resident::in_large_pages(tables.published().addresses());
@@ -262,12 +264,14 @@ impl Supervisor for Outlasting {
     }
 }
 
-fn open_store(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Store, StoreError> {
+fn open_contents(disk: Box<dyn driver::disk::Disk>, format: Format) -> Result<Contents, StoreError> {
     match format {
         Format::Never => Store::open(disk),
         Format::Blank => Store::open_or_format(disk, FormatOptions::default()),
         Format::Force => Store::format(disk, FormatOptions { force: true, ..FormatOptions::default() }),
+        Format::AsFound => return Found::open(disk).map(Contents::Found),
     }
+    .map(Contents::Store)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The store's thread: the control plane hands it jobs and looks later for what came of them.
 
+mod contents;
+mod ext4;
 pub mod files;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -8,11 +10,12 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use store::{Limits, Store, StoreError, Subject, Volume, VolumeId};
+use store::{Limits, StoreError, Subject, Volume, VolumeId};
 use tpt::{Access, LbaRange};
 
 use crate::assembly::StartError;
 use crate::poller::eventfd;
+pub use contents::Contents;
 use files::{FileJob, FileOutcome, FileSystems, Who};
 
 /// What the store is asked to do.
@@ -126,18 +129,18 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Reserves `instances` key instances and starts the thread over `store`.
-    pub fn start(mut store: Store, uri: &str, instances: u32) -> Result<Self, StartError> {
+    /// Reserves `instances` key instances and starts the thread over what is on the device.
+    pub fn start(mut contents: Contents, uri: &str, instances: u32) -> Result<Self, StartError> {
         let on_store = |source| StartError::Store { uri: uri.to_owned(), source };
         let os = |source| StartError::Os { what: "starting the store's thread", source };
-        let volumes = store.volumes().map_err(on_store)?;
-        let (metadata, blocks) = (store.metadata_extents(), store.geometry().blocks);
-        let reserved = store.reserve_instances(instances).map_err(on_store)?;
+        let volumes = contents.volumes().map_err(on_store)?;
+        let (metadata, blocks) = (contents.metadata_extents(), contents.geometry().blocks);
+        let reserved = contents.reserve_instances(instances).map_err(on_store)?;
         let (jobs, inbox) = channel::<Message>();
         let (outbox, reports) = channel::<Report>();
         let done = eventfd().map_err(os)?;
         let signal = done.try_clone().map_err(os)?;
-        let free_blocks = store.free_blocks();
+        let free_blocks = contents.free_blocks();
         let thread = std::thread::Builder::new()
             .name("portcullis-store".into())
             .spawn(move || {
@@ -145,23 +148,21 @@ impl Storage {
                 while let Some(message) = next(&inbox, &mut systems) {
                     let report = match message {
                         Message::Job(job) => {
-                            systems.let_go(&store, &job);
-                            let outcome = store.guarded(|store| execute(store, job));
-                            Report::Job(outcome, store.free_blocks())
+                            systems.let_go(&contents, &job);
+                            Report::Job(contents.execute(job), contents.free_blocks())
                         }
                         Message::Files(volume, who, job) => {
-                            let outcome = systems.execute(&mut store, volume, &who, job);
+                            let outcome = systems.execute(&mut contents, volume, &who, job);
                             Report::Files(volume, outcome, systems.volumes())
                         }
                         Message::Touch => {
-                            if let Err(error) = store.guarded(Store::touch) {
+                            if let Err(error) = contents.touch() {
                                 tracing::warn!(%error, "reading during a reset");
                             }
                             Report::Touched
                         }
                         Message::ReserveInstances(count) => {
-                            let reserved = store.guarded(|store| store.reserve_instances(count));
-                            Report::Instances(reserved.map(|range| range.end))
+                            Report::Instances(contents.reserve_instances(count).map(|range| range.end))
                         }
                     };
                     if outbox.send(report).is_err() {
@@ -322,24 +323,12 @@ impl Drop for Storage {
     }
 }
 
-fn execute(store: &mut Store, job: Job) -> Outcome {
-    match job {
-        Job::Create { name, bytes, owner } => store.create(&name, bytes, owner).map(Some),
-        Job::Grow { name, bytes } => store.grow(&name, bytes).map(Some),
-        Job::Shrink { name, bytes } => store.shrink(&name, bytes).map(Some),
-        Job::Rename { from, to } => store.rename(&from, &to).map(Some),
-        Job::Delete { name } => store.delete(&name).map(|()| None),
-        Job::SetAccess { name, subject, access } => store.set_access(&name, subject, access).map(Some),
-        Job::SetLimits { name, limits } => store.set_limits(&name, limits).map(Some),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use driver::disk::MemoryDisk;
-    use store::FormatOptions;
+    use store::{FormatOptions, Store};
 
     use super::*;
 
@@ -348,7 +337,7 @@ mod tests {
         let disk = MemoryDisk::new(12, 4096);
         let mut store = Store::format(Box::new(disk), FormatOptions::default()).unwrap();
         let good = store.create("v", 1 << 20, 0).unwrap();
-        let storage = Storage::start(store, "memory", 16).unwrap();
+        let storage = Storage::start(Contents::Store(store), "memory", 16).unwrap();
         storage.assert_outside_metadata(&good);
         let (first, end) = (good.extents[0].first.0, good.extents[0].end().0);
         let mut reaching = vec![(0, 1), (first - 1, 2), (4095, 1), (4095, 2), (end, 4096 - end), (4096, 1)];

@@ -68,6 +68,18 @@ pub enum StoreError {
         /// What they should have.
         wanted: String,
     },
+    /// The device was to hold a file system that another program made, and this one cannot serve it.
+    #[error("what is on the device cannot be served as it is found: {what}")]
+    NotServed {
+        /// Why, and what to do.
+        what: String,
+    },
+    /// There is no store on the device: it is served as it was found.
+    #[error(
+        "the device holds a file system as another program made it, and no store: volumes on it cannot be made, changed or \
+         removed"
+    )]
+    NoStore,
     /// The format options make no sense.
     #[error("format: {what}")]
     Options {

@@ -30,6 +30,7 @@ mod groups;
 pub mod image;
 mod inode;
 mod journal;
+mod mounted;
 mod open;
 mod superblock;
 mod walk;
@@ -49,6 +50,7 @@ use crate::permission::{Credentials, Permissions, Rights};
 
 pub use self::error::{Ext4Error, Place};
 pub use self::inode::{Kind, Timestamp};
+pub use self::mounted::Mounted;
 pub use self::open::{FileExtent, Hole, HoleKind, OpenedFile};
 pub use self::zone::Owner as BlockOwner;
 
@@ -92,6 +94,8 @@ pub struct Attributes {
     pub permissions: Permissions,
     /// Its length in bytes.
     pub length: u64,
+    /// Bytes of the blocks that it has, by its own account.
+    pub allocated: u64,
     /// How many names it has.
     pub links: u16,
     /// When it was last read.
@@ -109,12 +113,26 @@ impl Attributes {
             kind: inode.kind,
             permissions,
             length: inode.length,
+            allocated: inode.allocated,
             links: inode.links,
             accessed: inode.accessed,
             changed: inode.changed,
             modified: inode.modified,
         }
     }
+}
+
+/// How full a file system is, by its own account of when it was unmounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Bytes of all blocks.
+    pub bytes: u64,
+    /// Bytes of those that are free.
+    pub free: u64,
+    /// Inodes in use.
+    pub inodes: u32,
 }
 
 /// A name in a directory.
@@ -230,6 +248,17 @@ impl Ext4 {
         self.superblock.no_writes.as_deref()
     }
 
+    /// How full it is.
+    pub fn usage(&self) -> Usage {
+        let Superblock { block_shift, blocks, free_blocks, inodes, free_inodes, .. } = self.superblock;
+        Usage {
+            block_size: 1 << block_shift,
+            bytes: blocks << block_shift,
+            free: free_blocks.min(blocks) << block_shift,
+            inodes: inodes.saturating_sub(free_inodes),
+        }
+    }
+
     /// The inode that `path` names from the root (a slash at its start makes no difference). Symbolic links on the way
     /// are followed, one at the end if `follow`.
     ///
@@ -338,6 +367,29 @@ impl Ext4 {
             if entries.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         Ok(entries)
+    }
+
+    /// What is known of entries of a directory: of each what [`Ext4::stat`] would say of it, and `None` where that is an error.
+    /// None of all if `who` may not search the directory.
+    ///
+    /// # Errors
+    /// As [`Ext4::lookup`] of the directory.
+    pub fn attributes_of(
+        &mut self,
+        disk: &mut dyn Disk,
+        path: &[u8],
+        who: &Credentials<'_>,
+        entries: &[DirectoryEntry],
+    ) -> Result<Vec<Option<Attributes>>, Ext4Error> {
+        self.begin(disk)?;
+        let inode = self.walk(disk, path, who, true)?.inode;
+        let searches = self.permissions(disk, &inode)?.allows(who, Rights::SEARCH);
+        let mut known = |entry: &DirectoryEntry| {
+            let inode = self.inode(disk, entry.inode).ok()?;
+            let permissions = self.permissions(disk, &inode).ok()?;
+            Some(Attributes::new(&inode, permissions))
+        };
+        Ok(entries.iter().map(|entry| if searches { known(entry) } else { None }).collect())
     }
 }
 

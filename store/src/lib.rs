@@ -17,6 +17,7 @@ mod content;
 mod error;
 pub mod ext4;
 pub mod files;
+mod found;
 pub mod fuzz;
 pub mod permission;
 mod probe;
@@ -31,6 +32,7 @@ mod window;
 
 pub use content::Content;
 pub use error::StoreError;
+pub use found::Found;
 pub use record::Finding;
 pub use store::{FormatOptions, Store};
 pub use volume::{Limits, Rate, Subject, Volume, VolumeId, VolumeKind};

@@ -208,7 +208,7 @@ pub struct FileAttributes {
 pub struct ExtensionInfo {
     /// Names it together with the file's key; goes into [`crate::layout::SubmissionEntry::extension`].
     pub key: u64,
-    /// What it allows.
+    /// What it allows. Nothing: it has no blocks, reads as zeros and is E_HOLE to a read, E_NO_RESOURCES to a write.
     pub access: AccessBits,
     /// Where in the file it begins, in bytes.
     pub offset: u64,

@@ -87,6 +87,8 @@ status! {
     E_MISCOMPARE = 29, "E_MISCOMPARE";
     /// The device holds no store, a foreign one or a damaged one.
     E_STORE = 30, "E_STORE";
+    /// The range touches a part of a file that has no blocks and reads as zeros: its extensions that allow nothing.
+    E_HOLE = 31, "E_HOLE";
 }
 
 impl Status {

@@ -107,7 +107,7 @@ impl Control {
         let session = self.session(caller)?;
         let (volume, file) = self.held_file(session, key)?;
         let found = self.tables.query(session.domain, key).map_err(table_refusal)?;
-        let all = found.file.map(|its| its.extensions).unwrap_or_default();
+        let (extensions, more) = page(&found, 0);
         let block_size = self.geometry.block_size();
         Ok(FileInfo {
             key: key.0,
@@ -115,8 +115,8 @@ impl Control {
             block_size,
             room: found.blocks.0 << self.geometry.block_shift,
             attributes: self.attributes_now(volume, file),
-            extensions: page(&all, found.access, 0),
-            more: all.len() > EXTENSIONS_PAGE,
+            extensions,
+            more,
         })
     }
 
@@ -124,10 +124,8 @@ impl Control {
         let session = self.session(caller)?;
         self.held_file(session, key)?;
         let found = self.tables.query(session.domain, key).map_err(table_refusal)?;
-        let all = found.file.map(|its| its.extensions).unwrap_or_default();
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let extensions = page(&all, found.access, skip);
-        Ok(Reply::Extensions { extensions, more: all.len().saturating_sub(skip) > EXTENSIONS_PAGE })
+        let (extensions, more) = page(&found, usize::try_from(skip).unwrap_or(usize::MAX));
+        Ok(Reply::Extensions { extensions, more })
     }
 
     /// What is known of an opened file, with the length that it has now.
@@ -138,15 +136,17 @@ impl Control {
     }
 }
 
-/// A page of a file's extensions.
-fn page(all: &[tpt::ExtensionAttributes], access: Access, skip: usize) -> Vec<ExtensionInfo> {
-    let info = |its: &tpt::ExtensionAttributes| ExtensionInfo {
+/// A page of a file's extensions, and whether there are more. Nobody may do anything with a hole.
+fn page(found: &tpt::Attributes, skip: usize) -> (Vec<ExtensionInfo>, bool) {
+    let all = found.file.as_ref().map(|its| &its.extensions[..]).unwrap_or_default();
+    let info = |(its, range): (&tpt::ExtensionAttributes, &tpt::LbaRange)| ExtensionInfo {
         key: its.key.0,
-        access: access.bits(),
+        access: if range.is_hole() { Access::NONE } else { found.access }.bits(),
         offset: its.offset,
         bytes: its.bytes,
     };
-    all.iter().skip(skip).take(EXTENSIONS_PAGE).map(info).collect()
+    let shown = all.iter().zip(&found.ranges).skip(skip).take(EXTENSIONS_PAGE).map(info).collect();
+    (shown, all.len().saturating_sub(skip) > EXTENSIONS_PAGE)
 }
 
 /// A path for messages and logs: escaped, and only its beginning if it is long.

@@ -148,7 +148,7 @@ impl Control {
             let text = format!("user {} may {allowed} on volume {name:?} and asked for {wanted}", who.uid);
             return Err(Refusal::new(Status::E_AUTH, text));
         }
-        if volume.kind == store::VolumeKind::Files || self.storage.serves_files_of(volume.id) {
+        if volume.kind != store::VolumeKind::Blocks || self.storage.serves_files_of(volume.id) {
             let text = format!(
                 "volume {name:?} holds files, which are opened by their names; its blocks are the file system's"
             );

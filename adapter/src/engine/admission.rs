@@ -320,11 +320,19 @@ impl State {
         let grant = match checked {
             Ok(grant) => grant,
             Err(Denied::Bounds) => return self.admit_outside(queue, asked, slot),
+            // Nobody did what he may not: to read zeros there is the application's own matter, to write needs room.
+            Err(Denied::Hole) if writes(asked.request.operation) => {
+                return self.refuse(asked, slot, Status::E_NO_RESOURCES);
+            }
+            Err(Denied::Hole) => return self.refuse(asked, slot, Status::E_HOLE),
             Err(denied) => return self.turn_away(asked, slot, denied),
         };
-        let Some(reach) = self.reach(asked, &grant) else {
-            self.directory.release(grant);
-            return self.refuse(asked, slot, Status::OK);
+        let reach = match self.reach(asked, &grant) {
+            Ok(reach) => reach,
+            Err(status) => {
+                self.directory.release(grant);
+                return self.refuse(asked, slot, status);
+            }
         };
         let slot = self.slot_for(asked, slot);
         if let Err(volume) = self.pay_for(asked) {
@@ -504,6 +512,7 @@ fn status_of(denied: Denied) -> Status {
         Denied::Alignment => Status::E_ALIGN,
         Denied::Memory => Status::E_LOCAL_MEM,
         Denied::TableCorrupt => Status::E_TABLE_CORRUPT,
+        Denied::Hole => Status::E_HOLE,
         // The engine holds such requests; if one gets here the queue is being torn down.
         Denied::Held => Status::E_ENTRY_INVALID,
     }

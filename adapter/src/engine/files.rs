@@ -55,21 +55,27 @@ impl State {
         Ok(Asked { request, ..*asked })
     }
 
-    /// What the end of a granted request has to do with the length of its file. `None`: it is a read, and behind it.
-    pub(super) fn reach(&self, asked: &Asked, grant: &Grant) -> Option<Reach> {
-        let Some(file) = self.directory.context(grant) else { return Some(Reach::Inside) };
+    /// What the end of a granted request has to do with the length of its file.
+    ///
+    /// # Errors
+    /// OK of a read that is behind it, which has read nothing; E_NO_RESOURCES of a write that would move a length that is fixed.
+    pub(super) fn reach(&self, asked: &Asked, grant: &Grant) -> Result<Reach, Status> {
+        let Some(file) = self.directory.context(grant) else { return Ok(Reach::Inside) };
         let Request { operation, length, .. } = asked.request;
         let start = self.directory.offset_in_file(grant, &asked.request);
         let (end, now) = (start.saturating_add(length), self.lengths.get(file));
         if writes(operation) {
+            if end > now && self.lengths.is_fixed(file) {
+                return Err(Status::E_NO_RESOURCES);
+            }
             self.lengths.note_write(file);
         }
         if asked.append {
-            return Some(Reach::Append { file, at: start, end });
+            return Ok(Reach::Append { file, at: start, end });
         }
-        Some(match operation {
+        Ok(match operation {
             _ if end <= now => Reach::Inside,
-            Operation::Read if start >= now => return None,
+            Operation::Read if start >= now => return Err(Status::OK),
             Operation::Read => Reach::Cut(u32::try_from(now - start).unwrap_or(u32::MAX)),
             Operation::Deallocate => Reach::Inside,
             _ if writes(operation) => Reach::Beyond { file, end },

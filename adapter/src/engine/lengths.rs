@@ -24,6 +24,8 @@ struct Length {
     tail: AtomicU64,
     /// Something was written since the file system last heard of it.
     written: AtomicBool,
+    /// No write may move it.
+    fixed: AtomicBool,
 }
 
 impl Lengths {
@@ -45,6 +47,17 @@ impl Lengths {
     #[inline]
     pub fn get(&self, file: u32) -> u64 {
         self.of(file).length.load(Acquire)
+    }
+
+    /// A file that nobody had open is open. If its length is `fixed`, no write goes beyond it.
+    pub fn open(&self, file: u32, length: u64, fixed: bool) {
+        self.of(file).fixed.store(fixed, Relaxed);
+        self.set(file, length);
+    }
+
+    /// Whether no write goes beyond the length.
+    pub(super) fn is_fixed(&self, file: u32) -> bool {
+        self.of(file).fixed.load(Relaxed)
     }
 
     /// Sets the length, whatever it was. No I/O of the file runs.

@@ -8,7 +8,8 @@ use store::files::{
     Truncation,
 };
 use store::permission::{Acl, Credentials, Party, Permissions, Rights};
-use store::{Store, StoreError, Volume, VolumeId, VolumeKind};
+use store::ext4::{Ext4Error, Mounted};
+use store::{StoreError, Volume, VolumeId, VolumeKind};
 use tpt::{Access, LbaRange};
 use wire::Status;
 use wire::control::{Reply, Request, Subject};
@@ -17,12 +18,13 @@ use wire::files::{
     FileSystemInfo, FileSystemKind, MAX_FILE_ACCESS, OpenFile, SetTime, Time,
 };
 
-use super::Job;
+use super::contents::Contents;
+use super::{Job, ext4};
 
 /// Entries in one reply to a listing: what surely fits a message.
-const ENTRIES_PAGE: usize = 48;
+pub(super) const ENTRIES_PAGE: usize = 48;
 /// The same without attributes.
-const NAMES_PAGE: usize = 50;
+pub(super) const NAMES_PAGE: usize = 50;
 /// Bytes zeroed in advance between two looks for a job.
 const ZEROED: u64 = 4 << 20;
 /// Findings that a report of a check tells, and bytes of each.
@@ -101,10 +103,12 @@ pub enum FileDone {
     Opened {
         /// What is known of it.
         attributes: FileAttributes,
-        /// Where it lies on the device.
+        /// Where it lies on the device, and its holes.
         extents: Vec<LbaRange>,
         /// What is to be cut off first.
         truncation: Option<Truncation>,
+        /// Whether its length stays what it is, whatever is written.
+        fixed: bool,
     },
     /// A file has other blocks.
     Changed {
@@ -136,35 +140,49 @@ pub type FileOutcome = Result<FileDone, FileFailure>;
 /// The file systems that were opened.
 #[derive(Default)]
 pub(super) struct FileSystems {
-    open: BTreeMap<VolumeId, FileSystem>,
+    open: BTreeMap<VolumeId, System>,
+}
+
+enum System {
+    Own(FileSystem),
+    Ext4(Mounted),
 }
 
 impl FileSystems {
     /// Does a job, if the volume is still there.
     pub(super) fn execute(
         &mut self,
-        store: &mut Store,
+        contents: &mut Contents,
         volume: VolumeId,
         who: &Who,
         job: FileJob,
     ) -> Result<FileDone, FileFailure> {
-        let found = store.volumes()?.into_iter().find(|its| its.id == volume);
+        let found = contents.volumes()?.into_iter().find(|its| its.id == volume);
         let Some(found) = found else {
             self.open.remove(&volume);
             let detail = "the volume was deleted".to_owned();
             return Err(FileFailure { status: Status::E_NO_RESOURCE, detail });
         };
         if let FileJob::Alone(Request::FormatFiles { force, .. }) = job {
-            return self.format(store, &found, who, force);
+            return self.format(contents, &found, who, force);
         }
-        let system = self.mounted(store, &found)?;
-        system.guarded(|system| perform(system, &found, who, job))?
+        match self.mounted(contents, &found)? {
+            System::Own(system) => system.guarded(|system| perform(system, &found, who, job))?,
+            System::Ext4(system) => {
+                let done = ext4::perform(system, &found, who, job);
+                // Somebody else used it: what it is now is seen when it is opened again.
+                if matches!(done, Err(Ext4Error::Changed)) && system.is_idle() {
+                    self.open.remove(&volume);
+                }
+                done?
+            }
+        }
     }
 
     /// Closes the file system in a volume that the job is going to take away.
-    pub(super) fn let_go(&mut self, store: &Store, job: &Job) {
+    pub(super) fn let_go(&mut self, contents: &Contents, job: &Job) {
         if let Job::Delete { name } | Job::Shrink { name, .. } = job
-            && let Ok(volume) = store.volume(name)
+            && let Ok(volume) = contents.volume(name)
         {
             self.open.remove(&volume.id);
         }
@@ -173,15 +191,20 @@ impl FileSystems {
     /// Zeroes a few blocks in advance. Whether there may be more to do.
     pub(super) fn zero_some(&mut self) -> bool {
         // One that fails tells who asks it for something next.
-        self.open
-            .values_mut()
-            .any(|system| system.guarded(|system| system.zero_some(ZEROED)).is_ok_and(|n| n > 0))
+        self.open.values_mut().any(|system| match system {
+            System::Own(system) => system.guarded(|system| system.zero_some(ZEROED)).is_ok_and(|n| n > 0),
+            System::Ext4(_) => false,
+        })
     }
 
     /// Makes everything durable and lets go.
     pub(super) fn close(self) {
-        for (volume, mut system) in self.open {
-            if let Err(error) = system.guarded(FileSystem::sync) {
+        for (volume, system) in self.open {
+            let synced = match system {
+                System::Own(mut system) => system.guarded(FileSystem::sync).map_err(FileFailure::from),
+                System::Ext4(mut system) => system.sync().map_err(FileFailure::from),
+            };
+            if let Err(FileFailure { detail: error, .. }) = synced {
                 tracing::error!(%volume, %error, "the files of a volume are as they were at their last sync");
             }
         }
@@ -192,41 +215,57 @@ impl FileSystems {
         self.open.keys().copied().collect()
     }
 
-    fn mounted(&mut self, store: &mut Store, volume: &Volume) -> Result<&mut FileSystem, FileFailure> {
+    fn mounted(
+        &mut self,
+        contents: &mut Contents,
+        volume: &Volume,
+    ) -> Result<&mut System, FileFailure> {
         let place = match self.open.entry(volume.id) {
             Entry::Occupied(place) => return Ok(place.into_mut()),
             Entry::Vacant(place) => place,
         };
-        let disk = Box::new(store.window(&volume.name)?);
-        let system = FileSystem::open(disk).map_err(|error| match error {
-            FileError::Store(StoreError::Blank | StoreError::Foreign { .. }) => FileFailure {
+        if volume.kind != VolumeKind::AsFound {
+            let foreign = match FileSystem::open(contents.window(&volume.name)?) {
+                Ok(system) => return Ok(place.insert(System::Own(system))),
+                Err(FileError::Store(error @ (StoreError::Blank | StoreError::Foreign { .. }))) => error,
+                Err(error) => return Err(error.into()),
+            };
+            if volume.kind == VolumeKind::Files {
+                return Err(foreign.into());
+            }
+        }
+        match Mounted::open(contents.window(&volume.name)?) {
+            Ok(system) => Ok(place.insert(System::Ext4(system))),
+            Err(Ext4Error::NotExt4 { .. }) => Err(FileFailure {
                 status: Status::E_STORE,
                 detail: format!(
                     "volume {:?} holds no files; `portcullis volume format {}` makes an empty file system in it",
                     volume.name, volume.name
                 ),
-            },
-            error => error.into(),
-        })?;
-        Ok(place.insert(system))
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
 impl FileSystems {
     fn format(
         &mut self,
-        store: &mut Store,
+        contents: &mut Contents,
         volume: &Volume,
         who: &Who,
         force: bool,
     ) -> Result<FileDone, FileFailure> {
         self.open.remove(&volume.id);
-        let disk = Box::new(store.window(&volume.name)?);
+        if volume.kind == VolumeKind::AsFound {
+            return Err(StoreError::NoStore.into());
+        }
+        let disk = contents.window(&volume.name)?;
         let options = FormatOptions { force, uid: who.uid, gid: who.gid, ..FormatOptions::default() };
         let mut system = FileSystem::format(disk, options)?;
         let info = volume_info(&mut system, who)?;
-        store.set_kind(&volume.name, VolumeKind::Files)?;
-        self.open.insert(volume.id, system);
+        contents.set_kind(&volume.name, VolumeKind::Files)?;
+        self.open.insert(volume.id, System::Own(system));
         Ok(FileDone::Reply(Reply::FileSystem(info)))
     }
 }
@@ -253,7 +292,7 @@ fn perform(
             }
             let truncation = opened.truncation;
             let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
-            FileDone::Opened { attributes: known(system, number)?, extents, truncation }
+            FileDone::Opened { attributes: known(system, number)?, extents, truncation, fixed: false }
         }
         FileJob::Grow { number, bytes } => {
             system.grow(InodeNumber(number), bytes)?;
@@ -460,15 +499,9 @@ fn on_device(volume: &Volume, extents: &[Extent]) -> Vec<LbaRange> {
     extents.iter().filter_map(|extent| volume.device_blocks(extent.blocks)).flatten().collect()
 }
 
-/// What is told of a file or directory.
 /// What is known of something with a name; in this format it has one.
 fn told(its: &Attributes) -> FileAttributes {
-    let Permissions { mode, uid, gid, acl } = &its.permissions;
-    let named = acl.iter().flat_map(|acl| acl.entries()).filter_map(|(party, rights)| match *party {
-        Party::User(uid) => Some((Subject::User(uid), rights.bits())),
-        Party::Group(gid) => Some((Subject::Group(gid), rights.bits())),
-        _ => None,
-    });
+    let Permissions { mode, uid, gid, .. } = &its.permissions;
     FileAttributes {
         kind: if its.permissions.is_directory() { FileKind::Directory } else { FileKind::Regular },
         number: its.inode.0,
@@ -481,8 +514,19 @@ fn told(its: &Attributes) -> FileAttributes {
         accessed: time_of(its.modified),
         modified: time_of(its.modified),
         changed: time_of(its.changed),
-        access: named.take(MAX_FILE_ACCESS).collect(),
+        access: named_in(&its.permissions),
     }
+}
+
+/// Who is named in an access list, and what it gives them.
+pub(super) fn named_in(its: &Permissions) -> Vec<(Subject, u8)> {
+    let entries = its.acl.iter().flat_map(|acl| acl.entries());
+    let named = entries.filter_map(|(party, rights)| match *party {
+        Party::User(uid) => Some((Subject::User(uid), rights.bits())),
+        Party::Group(gid) => Some((Subject::Group(gid), rights.bits())),
+        _ => None,
+    });
+    named.take(MAX_FILE_ACCESS).collect()
 }
 
 fn time_of(at: Timestamp) -> Time {

@@ -72,6 +72,12 @@ pub enum Ext4Error {
          that, and open it again"
     )]
     Changed,
+    /// A bug of this program, which costs this file system only.
+    #[error("the file system is not served any more, as this program failed: {why}; open it again")]
+    Failed {
+        /// What a panic said.
+        why: String,
+    },
     /// There is no ext4 on the device.
     #[error("this is no ext4 file system: the magic number at byte 1080 is {magic:#06x}, not 0xef53")]
     NotExt4 {

@@ -27,6 +27,8 @@ pub(super) const LARGE_DIR: u32 = 0x4000;
 
 /// Copies of the superblock are in few groups.
 pub(super) const SPARSE_SUPER: u32 = 0x1;
+/// Inodes count their blocks in 48 bits.
+pub(super) const HUGE_FILE: u32 = 0x8;
 /// Descriptors have a checksum of 16 bits.
 pub(super) const GDT_CSUM: u32 = 0x10;
 /// Quotas are kept in files of the file system's own.
@@ -97,7 +99,7 @@ const READ_ONLY: [(u32, &str, Stance); 17] = [
     (SPARSE_SUPER, "sparse_super", Known),
     (0x2, "large_file", Known),
     (0x4, "btree_dir", Refused(NEVER)),
-    (0x8, "huge_file", Known),
+    (HUGE_FILE, "huge_file", Known),
     (GDT_CSUM, "uninit_bg", Known),
     (0x20, "dir_nlink", Known),
     (0x40, "extra_isize", Known),

@@ -25,7 +25,7 @@ struct Raw {
     _dtime: U32,
     gid: U16,
     links: U16,
-    _blocks_lo: U32,
+    blocks_lo: U32,
     flags: U32,
     _version: U32,
     block: [u8; 60],
@@ -33,7 +33,7 @@ struct Raw {
     file_acl_lo: U32,
     size_high: U32,
     _fragment: U32,
-    _blocks_high: U16,
+    blocks_high: U16,
     file_acl_high: U16,
     uid_high: U16,
     gid_high: U16,
@@ -62,6 +62,8 @@ pub(super) mod flags {
     pub(crate) const ENCRYPT: u32 = 0x800;
     /// A directory has an index.
     pub(crate) const INDEX: u32 = 0x1000;
+    /// Its number of blocks counts blocks of the file system, not of 512 bytes.
+    pub(crate) const HUGE_FILE: u32 = 0x4_0000;
     /// There is an extent tree.
     pub(crate) const EXTENTS: u32 = 0x8_0000;
     /// The content is protected by a hash tree.
@@ -182,6 +184,8 @@ pub(super) struct Inode {
     pub(super) links: u16,
     pub(super) flags: u32,
     pub(super) length: u64,
+    /// Bytes of blocks that it has, by its own account.
+    pub(super) allocated: u64,
     /// What checksums of its other metadata begin with.
     pub(super) seed: u32,
     /// The block with extended attributes, or 0.
@@ -271,6 +275,12 @@ impl Ext4 {
         if length > 1 << (32 + self.superblock.block_shift) {
             return Err(damaged(place, format!("its length is {length}")));
         }
+        // "i_blocks": the upper half and the flag mean something with `huge_file` only.
+        let huge = self.superblock.has_huge_files();
+        let blocks_high = if huge { raw.blocks_high.get() } else { 0 };
+        let blocks = u64::from(blocks_high) << 32 | u64::from(raw.blocks_lo.get());
+        let counted = huge && raw.flags.get() & flags::HUGE_FILE != 0;
+        let allocated = blocks << if counted { self.superblock.block_shift } else { 9 };
         let time = |seconds: &U32, at: usize| {
             let end = at + 4;
             let word =
@@ -286,6 +296,7 @@ impl Ext4 {
             links: raw.links.get(),
             flags: raw.flags.get(),
             length,
+            allocated,
             seed,
             attribute_block: u64::from(raw.file_acl_high.get()) << 32 | u64::from(raw.file_acl_lo.get()),
             accessed: time(&raw.atime, ATIME_EXTRA_AT),

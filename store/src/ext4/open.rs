@@ -48,6 +48,8 @@ pub struct OpenedFile {
     pub inode: u32,
     /// Its length in bytes. The last extent may reach beyond it, by less than a block of the device.
     pub length: u64,
+    /// A block of the device has `1 << device_shift` bytes.
+    pub device_shift: u8,
     /// Where it is, by rising offset. These may be read and, if it was opened for that, written, up to the length.
     pub extents: Vec<FileExtent>,
     /// What reads as zeros and may not be written, by rising offset. With the extents it makes up the file.
@@ -120,7 +122,8 @@ impl Ext4 {
         let (extents, holes) = self.within_length(&inode, &mapping.extents)?;
         self.claim(inode.number, mapping.extents)?;
         let attributes = Attributes::new(&inode, permissions);
-        Ok(OpenedFile { inode: inode.number, length: inode.length, extents, holes, attributes })
+        let (inode, length, device_shift) = (inode.number, inode.length, self.device_shift);
+        Ok(OpenedFile { inode, length, device_shift, extents, holes, attributes })
     }
 
     /// Refuses what cannot be written without changing metadata, or must not be.

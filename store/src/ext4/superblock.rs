@@ -28,7 +28,9 @@ const UID16: u32 = 0x10;
 struct Raw {
     inodes_count: U32,
     blocks_count_lo: U32,
-    _reserved_and_free: [U32; 3],
+    _reserved_blocks_lo: U32,
+    free_blocks_lo: U32,
+    free_inodes: U32,
     first_data_block: U32,
     log_block_size: U32,
     log_cluster_size: U32,
@@ -68,7 +70,8 @@ struct Raw {
     _mkfs_time: U32,
     _journal_blocks: [U32; 17],
     blocks_count_hi: U32,
-    _reserved_and_free_hi: [U32; 2],
+    _reserved_blocks_hi: U32,
+    free_blocks_hi: U32,
     _extra_isizes: [U16; 2],
     _flags: U32,
     _raid_and_mmp: [U16; 2],
@@ -122,6 +125,9 @@ pub(super) struct Superblock {
     pub(super) block_shift: u8,
     /// Blocks of the file system; they lie on the device.
     pub(super) blocks: u64,
+    /// Of them and of the inodes so many were free when it was unmounted, by its own account.
+    pub(super) free_blocks: u64,
+    pub(super) free_inodes: u32,
     /// The block of the superblock: the first one of group 0.
     pub(super) first_data_block: u64,
     pub(super) blocks_per_group: u64,
@@ -176,6 +182,11 @@ impl Superblock {
     /// Bytes of a block.
     pub(super) fn block_size(&self) -> usize {
         1 << self.block_shift
+    }
+
+    /// Whether inodes count their blocks in 48 bits.
+    pub(super) fn has_huge_files(&self) -> bool {
+        self.features.read_only & features::HUGE_FILE != 0
     }
 
     /// Whether the feature, of the incompatible ones, is there.
@@ -336,6 +347,9 @@ impl Raw {
             "the number of reserved descriptor blocks",
             reserved.into(),
         )?;
+        let wide = features.incompatible & features::BITS64 != 0;
+        let free_high = if wide { self.free_blocks_hi.get() } else { 0 };
+        let free_blocks = u64::from(free_high) << 32 | u64::from(self.free_blocks_lo.get());
         Ok(Superblock {
             image: [0; BYTES],
             features,
@@ -344,6 +358,8 @@ impl Raw {
             uuid: self.uuid,
             block_shift,
             blocks,
+            free_blocks,
+            free_inodes: self.free_inodes.get(),
             first_data_block: first.into(),
             blocks_per_group: per_group.into(),
             groups,

@@ -285,9 +285,9 @@ impl Control {
         done: FileDone,
     ) -> Result<(), Refusal> {
         let reply = match (step, done) {
-            (Step::Open { access }, FileDone::Opened { attributes, extents, truncation }) => {
+            (Step::Open { access }, FileDone::Opened { attributes, extents, truncation, fixed }) => {
                 let Some(caller) = caller else { return Ok(()) };
-                let key = self.install_file(volume, caller, access, &attributes, extents)?;
+                let key = self.install_file(volume, (caller, access), &attributes, extents, fixed)?;
                 let of = Of { key, number: attributes.number };
                 if let Some(plan) = truncation {
                     self.quiesce_file(volume, caller, of, plan);
@@ -360,10 +360,10 @@ impl Control {
     fn install_file(
         &mut self,
         volume: VolumeId,
-        caller: Caller,
-        access: Access,
+        (caller, access): (Caller, Access),
         attributes: &FileAttributes,
         extents: Vec<LbaRange>,
+        fixed: bool,
     ) -> Result<Key, Refusal> {
         let number = attributes.number;
         if self.files.find(volume, number).is_none() {
@@ -373,7 +373,7 @@ impl Control {
                 let text = "too many files are open in this adapter; try again when some were closed";
                 return Err(Refusal::new(Status::E_NO_RESOURCES, text));
             };
-            self.lengths.set(file.context, attributes.length);
+            self.lengths.open(file.context, attributes.length, fixed);
         }
         let file = self.files.find_mut(volume, number).expect("it was added");
         file.opens += 1;
