@@ -186,6 +186,10 @@ pub(crate) struct ServeOptions {
     /// Give the device a new, empty store: if it is blank, or by force, which gives up all that is on it
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_missing_value = "blank")]
     pub(crate) format: Option<FormatWhen>,
+    /// Serve the ext4 that is on the device: its files may be read and overwritten in place, by whom they allow it. The
+    /// volume is called `disk`
+    #[arg(long, conflicts_with = "format")]
+    pub(crate) as_found: bool,
     /// A group whose members administer the adapter: NAME or GID
     #[arg(long, value_name = "GROUP", value_parser = parse_group)]
     pub(crate) admin_group: Option<GroupId>,

@@ -30,6 +30,7 @@ pub(crate) fn run(options: &ServeOptions, place: &Where) -> Result<()> {
     settings.format = match options.format {
         Some(FormatWhen::Blank) => Format::Blank,
         Some(FormatWhen::Force) => Format::Force,
+        None if options.as_found => Format::AsFound,
         None => settings.format,
     };
     settings.pollers = options.pollers;
@@ -66,7 +67,7 @@ pub(crate) fn explain(error: StartError) -> anyhow::Error {
     match error {
         StartError::Store { .. } => anyhow::anyhow!(
             "{error} (`portcullis serve --format` formats a blank device, `--format force` any, with the loss of all that is \
-             on it)"
+             on it, and `--as-found` serves the files of an ext4)"
         ),
         StartError::Os { what: "listening", source } => {
             anyhow::anyhow!("cannot listen: {source}; --socket names another place")

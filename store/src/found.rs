@@ -35,10 +35,9 @@ impl Found {
         let ends = read_ends(&mut *disk)?;
         let not_served = |what: String| StoreError::NotServed { what };
         let is_ours = match find_superblock(Kind::Store, &ends) {
-            Err(error) => !matches!(
-                error,
-                StoreError::Foreign { .. } | StoreError::Blank | StoreError::TooSmall { .. }
-            ),
+            Err(error) => {
+                !matches!(error, StoreError::Foreign { .. } | StoreError::Blank | StoreError::TooSmall { .. })
+            }
             Ok(_) => true,
         };
         if is_ours {

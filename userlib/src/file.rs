@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use wire::Status;
 use wire::control::{Reply, Request};
@@ -13,6 +13,7 @@ use wire::layout::MAX_WRITE_BYTES;
 use crate::access::Access;
 use crate::error::Error;
 use crate::files::Files;
+use crate::holes::{Extensions, Holes};
 use crate::memory::unexpected;
 use crate::place::{Place, ToPlace};
 use crate::queue::Pieces;
@@ -209,6 +210,8 @@ pub struct File {
     append: bool,
     /// Bytes from its start that have blocks, as far as is known.
     room: AtomicU64,
+    /// Known from the first E_HOLE on.
+    holes: OnceLock<Holes>,
     position: Mutex<u64>,
     open: bool,
 }
@@ -217,8 +220,9 @@ impl File {
     fn new(files: &Files, info: &FileInfo, append: bool) -> Result<Self, Error> {
         let access = checked(info)?;
         let FileInfo { key, block_size, room, .. } = *info;
-        let (room, position) = (AtomicU64::new(room), Mutex::new(0));
-        Ok(Self { files: files.clone(), key, access, block_size, append, room, position, open: true })
+        let (room, holes, position) = (AtomicU64::new(room), OnceLock::new(), Mutex::new(0));
+        let files = files.clone();
+        Ok(Self { files, key, access, block_size, append, room, holes, position, open: true })
     }
 
     /// What it is called on the wire.
@@ -285,7 +289,35 @@ impl File {
         if target.is_empty() {
             return Ok(0);
         }
+        if let Some(holes) = self.holes.get() {
+            return self.read_between(holes, target, offset);
+        }
+        match self.read_blocks(target, offset) {
+            Err(Error::Io(error)) if error.status == Status::E_HOLE => {
+                let info = self.refresh()?;
+                let length = info.attributes.length;
+                let holes = Holes::new(length, self.extensions_after(info)?);
+                self.read_between(self.holes.get_or_init(|| holes), target, offset)
+            }
+            other => other,
+        }
+    }
+
+    fn read_blocks(&self, target: &mut [u8], offset: u64) -> Result<usize, Error> {
         self.files.desk()?.lock().transfer(Of::file(self), offset, Pieces::Read(target))
+    }
+
+    /// Reads what has blocks, and fills what has none with zeros.
+    fn read_between(&self, holes: &Holes, target: &mut [u8], offset: u64) -> Result<usize, Error> {
+        let (bytes, blocks) = holes.fill(target, offset);
+        for part in blocks {
+            let (start, wanted) = (part.start, part.len());
+            let here = self.read_blocks(&mut target[part], offset + start as u64)?;
+            if here < wanted {
+                return Ok(start + here);
+            }
+        }
+        Ok(bytes)
     }
 
     /// Reads a whole slice from `offset`.
@@ -640,7 +672,8 @@ impl File {
         }
     }
 
-    /// All its extensions, in their order. They may be others when the file has grown or was cut.
+    /// All its extensions, in their order. They may be others when the file has grown or was cut. One that allows nothing
+    /// is a hole.
     ///
     /// # Errors
     /// As [`File::refresh`].
@@ -652,22 +685,15 @@ impl File {
     /// # Ok(()) }
     /// ```
     pub fn extensions(&self) -> Result<Vec<ExtensionInfo>, Error> {
-        let FileInfo { mut extensions, mut more, .. } = self.refresh()?;
-        while more {
-            let skip = u32::try_from(extensions.len()).unwrap_or(u32::MAX);
-            match self.files.call(&Request::ListExtensions { key: self.key, skip })? {
-                // Each page must lead on, or a broken adapter would keep us here for ever.
-                Reply::Extensions { extensions: page, more: true } if page.is_empty() => {
-                    return Err(Error::Protocol("a page of extensions is empty and not the last".to_owned()));
-                }
-                Reply::Extensions { extensions: page, more: goes_on } => {
-                    extensions.extend(page);
-                    more = goes_on;
-                }
-                other => return Err(unexpected(&other)),
-            }
+        self.extensions_after(self.refresh()?)
+    }
+
+    fn extensions_after(&self, info: FileInfo) -> Result<Vec<ExtensionInfo>, Error> {
+        let mut extensions = Extensions::new(info);
+        while let Some(request) = extensions.next() {
+            extensions.take(self.files.call(&request)?)?;
         }
-        Ok(extensions)
+        Ok(extensions.into_all())
     }
 
     /// Closes it, and waits for that. Dropping does the same, and tells of no error.

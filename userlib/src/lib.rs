@@ -35,6 +35,7 @@ mod channel;
 mod error;
 mod file;
 mod files;
+mod holes;
 mod limits;
 mod memory;
 mod place;

@@ -41,12 +41,10 @@ pub(super) fn perform(
         }
         FileJob::Plan { .. } | FileJob::CarryOut(_) => return Ok(Err(in_place("cut off"))),
         FileJob::SetAttributes { .. } => return Ok(Err(in_place("given other attributes"))),
-        FileJob::Release { told: Told { number, .. }, opens } => {
-            system.guarded(|ext4, _| {
-                (0..opens).for_each(|_| ext4.close(inode_of(number)));
-                Ok(FileDone::Done)
-            })?
-        }
+        FileJob::Release { told: Told { number, .. }, opens } => system.guarded(|ext4, _| {
+            (0..opens).for_each(|_| ext4.close(inode_of(number)));
+            Ok(FileDone::Done)
+        })?,
         FileJob::Sync(_) => system.sync().map(|()| FileDone::Done)?,
     };
     Ok(Ok(done))

@@ -3,12 +3,12 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use store::ext4::{Ext4Error, Mounted};
 use store::files::{
     Attributes, Changes, Extent, FileError, FileSystem, FormatOptions, How, InodeNumber, Timestamp,
     Truncation,
 };
 use store::permission::{Acl, Credentials, Party, Permissions, Rights};
-use store::ext4::{Ext4Error, Mounted};
 use store::{StoreError, Volume, VolumeId, VolumeKind};
 use tpt::{Access, LbaRange};
 use wire::Status;
@@ -215,11 +215,7 @@ impl FileSystems {
         self.open.keys().copied().collect()
     }
 
-    fn mounted(
-        &mut self,
-        contents: &mut Contents,
-        volume: &Volume,
-    ) -> Result<&mut System, FileFailure> {
+    fn mounted(&mut self, contents: &mut Contents, volume: &Volume) -> Result<&mut System, FileFailure> {
         let place = match self.open.entry(volume.id) {
             Entry::Occupied(place) => return Ok(place.into_mut()),
             Entry::Vacant(place) => place,

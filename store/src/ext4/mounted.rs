@@ -76,8 +76,7 @@ mod tests {
     fn a_panic_ends_it_and_nothing_else() {
         let image = Image::make(16 << 20, &["-b", "1024"]).unwrap();
         let mut mounted = Mounted::open(Box::new(image.disk(9).unwrap())).unwrap();
-        let root =
-            |ext4: &mut Ext4, disk: &mut dyn Disk| ext4.lookup(disk, b"/", &Credentials::ROOT, true);
+        let root = |ext4: &mut Ext4, disk: &mut dyn Disk| ext4.lookup(disk, b"/", &Credentials::ROOT, true);
         assert_eq!(mounted.guarded(root), Ok(2));
         mounted.sync().unwrap();
         assert!(mounted.is_idle());

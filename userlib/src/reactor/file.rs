@@ -1,6 +1,6 @@
 //! A file whose operations are futures.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::VecDeque;
 use std::fmt;
 
@@ -12,6 +12,7 @@ use wire::layout::MAX_WRITE_BYTES;
 use super::{BUFFER_BYTES, Reactor, Submitted};
 use crate::error::Error;
 use crate::file::{GROW_TRIES, OpenOptions, checked, growth, no_room};
+use crate::holes::{Extensions, Holes};
 use crate::memory::unexpected;
 use crate::place::ToPlace;
 use crate::queue::{before_block, next_write};
@@ -45,6 +46,8 @@ pub struct AsyncFile {
     reactor: Reactor,
     of: Of,
     room: Cell<u64>,
+    /// Known from the first E_HOLE on.
+    holes: OnceCell<Holes>,
     open: bool,
 }
 
@@ -68,7 +71,8 @@ impl AsyncFile {
         };
         checked(&info)?;
         let room = Cell::new(info.room);
-        Ok(Self { reactor: reactor.clone(), of: Of::opened(&info), room, open: true })
+        let holes = OnceCell::new();
+        Ok(Self { reactor: reactor.clone(), of: Of::opened(&info), room, holes, open: true })
     }
 
     /// Reads from `offset` until the slice is full or the file ends. Returns how many bytes.
@@ -83,6 +87,41 @@ impl AsyncFile {
     /// # Ok(()) }
     /// ```
     pub async fn read_at(&self, target: &mut [u8], offset: u64) -> Result<usize, Error> {
+        if self.holes.get().is_none() {
+            match self.read_blocks(target, offset).await {
+                Err(Error::Io(error)) if error.status == Status::E_HOLE => {}
+                other => return other,
+            }
+        }
+        let holes = match self.holes.get() {
+            Some(holes) => holes,
+            None => {
+                let holes = self.find_holes().await?;
+                self.holes.get_or_init(|| holes)
+            }
+        };
+        let (bytes, blocks) = holes.fill(target, offset);
+        for part in blocks {
+            let (start, wanted) = (part.start, part.len());
+            let here = self.read_blocks(&mut target[part], offset + start as u64).await?;
+            if here < wanted {
+                return Ok(start + here);
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn find_holes(&self) -> Result<Holes, Error> {
+        let info = self.info(&control::Request::QueryFile { key: self.of.key() }).await?;
+        let length = info.attributes.length;
+        let mut extensions = Extensions::new(info);
+        while let Some(request) = extensions.next() {
+            extensions.take(self.reactor.call(&request).await?)?;
+        }
+        Ok(Holes::new(length, extensions.into_all()))
+    }
+
+    async fn read_blocks(&self, target: &mut [u8], offset: u64) -> Result<usize, Error> {
         let block = self.of.block();
         let mut running: VecDeque<(usize, usize, usize, Submitted)> = VecDeque::new();
         let (mut begun, mut read) = (0, 0);
