@@ -1,10 +1,9 @@
 //! What a store on a device and a file system in a volume have in common: a superblock with its copy, a metadata file,
 //! and how they come about and are opened again.
 
-use std::io::Read;
-
 use driver::block::Geometry;
 use driver::disk::Disk;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::StoreError;
 use crate::probe::{find_superblock, occupant, read_ends, repair_superblocks};
@@ -111,12 +110,13 @@ pub(crate) fn verify(shadow: &SharedShadow, superblock: &Superblock) -> Vec<Unso
     found
 }
 
-/// A random UUID, version 4 (RFC 9562, section 5.4).
+/// A random UUID, version 4 (RFC 9562, section 5.4). An adapter that serves may open no file, so that the kernel is asked by its call.
 fn random_uuid() -> Result<[u8; 16], StoreError> {
     let mut uuid = [0; 16];
-    std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut uuid)).map_err(
-        |error| StoreError::Options { what: format!("no random UUID from /dev/urandom ({error}): give one") },
-    )?;
+    // Up to 256 bytes come whole or not at all.
+    getrandom(&mut uuid, GetRandomFlags::empty()).map_err(|error| StoreError::Options {
+        what: format!("the kernel gives no random UUID ({error}): give one"),
+    })?;
     uuid[6] = uuid[6] & 0x0f | 0x40;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     Ok(uuid)
