@@ -249,6 +249,20 @@ impl File {
         self.block_size
     }
 
+    /// Bytes from its start that have blocks, as far as is known here: others may have cut it or made it grow. A request of a
+    /// queue of your own that writes behind them is refused; [`File::allocate`] makes room for it.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
+    /// file.allocate(1 << 20)?;
+    /// assert!(file.room() >= 1 << 20);
+    /// # Ok(()) }
+    /// ```
+    pub fn room(&self) -> u64 {
+        self.room.load(Ordering::Relaxed)
+    }
+
     /// What it was opened for.
     ///
     /// ```no_run

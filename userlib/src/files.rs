@@ -233,12 +233,24 @@ impl Files {
     /// # Ok(()) }
     /// ```
     pub fn create_dir(&self, place: impl ToPlace) -> Result<(), Error> {
-        self.make_dir(&place.to_place()?)
+        self.create_dir_with_mode(place, 0o755)
     }
 
-    fn make_dir(&self, place: &Place) -> Result<(), Error> {
-        let (volume, path) = place.wire();
-        self.session.done(&Request::MakeDirectory { volume, path, mode: 0o755 })
+    /// Makes a directory with these permission bits.
+    ///
+    /// # Errors
+    /// As [`Files::create_dir`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
+    /// # let files = session.files()?;
+    /// files.create_dir_with_mode("notes:/private", 0o700)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn create_dir_with_mode(&self, place: impl ToPlace, mode: u16) -> Result<(), Error> {
+        let (volume, path) = place.to_place()?.wire();
+        self.session.done(&Request::MakeDirectory { volume, path, mode })
     }
 
     /// Makes a directory, and those around it that are not there.
@@ -257,9 +269,14 @@ impl Files {
         let mut missing = vec![place.to_place()?];
         // From the inside out until one can be made, then back.
         while let Some(place) = missing.last() {
-            match self.make_dir(place) {
+            match self.create_dir(place) {
                 Ok(()) => drop(missing.pop()),
                 Err(error) => match (error.status(), place.parent()) {
+                    // The root is there, or there is no such volume.
+                    (_, None) => {
+                        self.stat(place, true)?;
+                        missing.pop();
+                    }
                     (Some(Status::E_NO_RESOURCE), Some(parent)) if !missing.contains(&parent) => {
                         missing.push(parent);
                     }
