@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use portcullis::{Access, Subject};
 
-use crate::copy::Place;
+use crate::files::{
+    CheckOptions, CopyOptions, ListOptions, MakeOptions, MoveOptions, Places, RemoveOptions, SpaceOptions,
+    StatOptions,
+};
 use crate::limits::LimitOptions;
 use crate::subject::Name;
 use crate::units::parse_size;
@@ -29,7 +32,8 @@ Examples:
       portcullis serve --device emu:256M --socket /tmp/p.sock &
       export PORTCULLIS_SOCKET=/tmp/p.sock
       portcullis volume create notes 64M
-      portcullis cp photo.jpg notes:
+      portcullis volume format notes
+      portcullis cp photo.jpg notes:/
       portcullis acl grant notes user:alice rw
 
   Find out what is missing to drive a real disk, and take one from the kernel:
@@ -74,8 +78,24 @@ pub(crate) enum Command {
     /// Say how much volumes, users and sessions may do in a second, and what sessions weigh against each other
     #[command(subcommand)]
     Limit(LimitCommand),
-    /// Copy bytes into a volume, out of it, or from one to another
+    /// List what is in directories of volumes
+    Ls(ListOptions),
+    /// Write files of volumes to standard output
+    Cat(Places),
+    /// Copy files and directories into volumes, out of them, or from one to another; or a volume as a whole
     Cp(CopyOptions),
+    /// Give files and directories of a volume other names
+    Mv(MoveOptions),
+    /// Remove files and directories of volumes
+    Rm(RemoveOptions),
+    /// Make directories in volumes
+    Mkdir(MakeOptions),
+    /// Show what is known of files and directories of volumes
+    Stat(StatOptions),
+    /// Show how full the file systems of volumes are
+    Df(SpaceOptions),
+    /// Check the file system of a volume; exit code 1 if something is wrong with it
+    Fsck(CheckOptions),
     /// Measure IOPS and latency, beside the kernel's own path
     Bench(BenchOptions),
     /// See the whole story in a few seconds: two applications on a software disk, and what each is refused
@@ -268,6 +288,21 @@ The size is rounded up to whole allocation units of the device; the answer says 
         #[arg(value_parser = parse_size)]
         size: u64,
     },
+    /// Make an empty file system in a volume, for files with names
+    #[command(after_long_help = "\
+Examples:
+  portcullis volume format notes
+  portcullis cp photo.jpg notes:/
+  portcullis ls -l notes:/
+
+Refused if something is in the volume already: --force gives that up.")]
+    Format {
+        /// The volume
+        name: String,
+        /// Whatever is in it, which is lost
+        #[arg(long)]
+        force: bool,
+    },
     /// List the volumes
     #[command(visible_alias = "ls")]
     List,
@@ -424,40 +459,6 @@ fn parse_rights(text: &str) -> Result<Access, String> {
         Ok(access) => Ok(access),
         Err(error) => Err(error.to_string()),
     }
-}
-
-#[derive(Args, Debug)]
-#[command(after_long_help = "\
-SRC and DST are a file, '-' for standard input or output, VOLUME: for a whole volume, or VOLUME:@OFFSET for a place in \
-it. A file with a colon in its name is written ./like:this.
-
-Examples:
-  portcullis cp photo.jpg notes:                     # to the beginning of the volume
-  portcullis cp notes: copy.img                      # the whole volume
-  portcullis cp notes: photo.jpg --bytes 183402      # as many bytes as the file had
-  portcullis cp part.bin notes:@16M                  # at an offset, a multiple of the block size
-  tar c src | portcullis cp - backup:
-  portcullis cp notes: other:                        # from volume to volume
-
-A volume keeps whole blocks. If the last block of a file is not full, it is filled up with zeroes; the command says so, \
-and how many bytes to read back. The data is durable when the command ends.")]
-pub(crate) struct CopyOptions {
-    /// FILE, - or VOLUME:[@OFFSET]
-    pub(crate) source: Place,
-    /// FILE, - or VOLUME:[@OFFSET]
-    pub(crate) target: Place,
-    /// Copy that many bytes [default: all]
-    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
-    pub(crate) bytes: Option<u64>,
-    /// Requests in flight
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) depth: u32,
-    /// Bytes of one request
-    #[arg(long, default_value = "256k", value_parser = parse_size, value_name = "SIZE")]
-    pub(crate) chunk: u64,
-    /// No progress bar and no summary
-    #[arg(long, short)]
-    pub(crate) quiet: bool,
 }
 
 /// What is measured.

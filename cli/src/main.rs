@@ -9,6 +9,7 @@ mod copy;
 mod demo;
 mod device;
 mod doctor;
+mod files;
 mod limit;
 mod limits;
 mod machine;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("portcullis: {}", output::plain(&output::describe(&error)));
+            output::complain(&error);
             ExitCode::FAILURE
         }
     }
@@ -43,7 +44,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Volume(command) => volume::run(command, place)?,
         Command::Acl(command) => acl::run(command, place)?,
         Command::Limit(command) => limit::run(command, place)?,
-        Command::Cp(options) => copy::run(options, place)?,
+        Command::Ls(options) => return files::list(options, place),
+        Command::Cat(options) => return copy::cat(&options.places, place),
+        Command::Cp(options) => return copy::run(options, place),
+        Command::Mv(options) => return files::rename(options, place),
+        Command::Rm(options) => return files::remove(options, place),
+        Command::Mkdir(options) => return files::make(options, place),
+        Command::Stat(options) => return files::stat(options, place),
+        Command::Df(options) => return files::space(options, place),
+        Command::Fsck(options) => return files::check(options, place),
         Command::Bench(options) => bench::run(options, place)?,
         Command::Demo => return demo::run(place.json),
         Command::DemoApplication { volume } => demo::run_application(place, volume)?,

@@ -7,8 +7,13 @@ use serde_json::Value;
 
 /// Prints a text, and is content if nobody reads it to the end.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// The same of what may be no text.
+pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("writing to standard output")
         }
@@ -33,6 +38,11 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     text
 }
 
+/// Says on standard error what went wrong, on one line.
+pub(crate) fn complain(error: &anyhow::Error) {
+    eprintln!("portcullis: {}", plain(&describe(error)));
+}
+
 /// A text for a terminal: it may have lines, and nothing else that moves the cursor or changes what one sees.
 pub(crate) fn plain(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -53,24 +63,29 @@ pub(crate) fn name(text: &str) -> String {
 
 /// Columns, as wide as their widest cell. The last one is not padded.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(heads.get(column).map(|head| head.chars().count())).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut line = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            line.push_str(cell);
-            line.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
-        }
-        line.truncate(line.trim_end().len());
-        line.push('\n');
-        line
-    };
-    let mut text = line(&mut heads.iter().copied());
+    let heads = heads.iter().map(ToString::to_string).collect();
+    let all: Vec<Vec<String>> = std::iter::once(heads).chain(rows.iter().cloned()).collect();
+    columns(&all)
+}
+
+/// The same without heads.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
     for row in rows {
-        text.push_str(&line(&mut row.iter().map(String::as_str)));
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let start = text.len();
+        for (cell, width) in row.iter().zip(&widths) {
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
+        }
+        text.truncate(text[start..].trim_end().len() + start);
+        text.push('\n');
     }
     text
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{VolumeCommand, Where};
 use crate::connect::connect;
+use crate::files::space_json;
 use crate::limit::{bytes_text, rate_json, requests_text};
 use crate::output;
 use crate::subject::{Name, by_number, user_name};
@@ -20,6 +21,15 @@ pub(crate) fn run(command: &VolumeCommand, place: &Where) -> Result<()> {
                 .with_context(|| format!("cannot create volume {}", output::name(name)))?;
             answer(place, &as_json(&volume), || {
                 format!("created {} of {}\n", output::name(&volume.name), show_size(volume.bytes))
+            })
+        }
+        VolumeCommand::Format { name, force } => {
+            let space = session
+                .files()?
+                .format(name, *force)
+                .with_context(|| format!("cannot make a file system in volume {}", output::name(name)))?;
+            answer(place, &space_json(name, &space), || {
+                format!("{} holds files now, {} of them\n", output::name(name), show_size(space.available))
             })
         }
         VolumeCommand::List => list(&session, place),

@@ -1,98 +1,14 @@
 //! The command as a person uses it: an adapter on the embedded device, and the other commands against it.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+mod served;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
-
-const PORTCULLIS: &str = env!("CARGO_BIN_EXE_portcullis");
-
-/// An adapter in a process of its own, ended with the test.
-struct Adapter {
-    child: Child,
-    directory: tempfile::TempDir,
-    first_lines: Vec<String>,
-}
-
-impl Adapter {
-    fn start(device: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut child = Command::new(PORTCULLIS)
-            .args(["serve", "--device", device, "--socket"])
-            .arg(directory.path().join("p.sock"))
-            .env("PORTCULLIS_LOG", "warn")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // Two lines, printed once it listens; an end of file if it does not.
-        let first_lines: Vec<String> = lines.by_ref().take(2).map(Result::unwrap).collect();
-        assert_eq!(first_lines.len(), 2, "serve did not start");
-        Self { child, directory, first_lines }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn run_with(&self, arguments: &[&str], input: &[u8]) -> Output {
-        let mut child = Command::new(PORTCULLIS)
-            .args(arguments)
-            .env("PORTCULLIS_SOCKET", self.path("p.sock"))
-            .current_dir(self.directory.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // A command that does not read is not to be waited for.
-        let _ = child.stdin.take().unwrap().write_all(input);
-        child.wait_with_output().unwrap()
-    }
-
-    /// Runs a command that must succeed; gives its standard output.
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = self.run_with(arguments, b"");
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.run(&[arguments, &["--json"]].concat())).unwrap()
-    }
-
-    /// Runs a command that must fail; gives its standard error.
-    fn fail(&self, arguments: &[&str]) -> String {
-        let output = self.run_with(arguments, b"");
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text(&output.stdout));
-        assert!(output.stdout.is_empty(), "errors go to standard error");
-        text(&output.stderr)
-    }
-}
-
-impl Drop for Adapter {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// Bytes that differ from place to place.
-fn data(length: usize) -> Vec<u8> {
-    (0..length).map(|i| u8::try_from((i * 7 + i / 251) % 256).unwrap()).collect()
-}
-
-fn write(path: &Path, bytes: &[u8]) -> String {
-    fs::write(path, bytes).unwrap();
-    path.to_str().unwrap().to_owned()
-}
+use served::{Adapter, PORTCULLIS, data, text, write};
 
 #[test]
 fn volumes_are_made_listed_resized_renamed_and_deleted() {
