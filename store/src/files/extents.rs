@@ -84,6 +84,11 @@ impl FileSystem {
         if inode != before {
             self.metadata.put_inode(number, &inode)?;
         }
+        if inode.writing && !before.writing && inode.length < inode.units << self.superblock.layout.unit_shift
+        {
+            // What is written behind its end from now on may stay there, when its length does not come to be known.
+            self.sync()?;
+        }
         let extents = self.extents_from(number, 0, usize::MAX)?;
         Ok(Opened {
             inode: InodeNumber(number),

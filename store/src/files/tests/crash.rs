@@ -383,3 +383,33 @@ fn a_power_cut_while_opening_leaves_it_as_it_was() {
     });
     assert!(states > 20);
 }
+
+/// Somebody opens a file that has room behind its end, writes there and dies before the length is known: whoever makes it
+/// longer finds zeroes.
+#[test]
+fn what_was_written_behind_the_end_does_not_come_back() {
+    for shift in [9, 12] {
+        let disk = disk(shift, 16);
+        let mut files = format(&disk);
+        make(&mut files, &ROOT, "/a", 700);
+        files.sync().unwrap();
+        drop(files);
+        let start = disk.copy();
+        let recorder = Recorder { disk: disk.clone(), log: Arc::default() };
+        let mut files = FileSystem::open(Box::new(recorder.clone())).unwrap();
+        let opened = files.open_file(&ROOT, b"/a", How::READ_WRITE).unwrap();
+        let size = u64::from(disk.geometry().block_size());
+        let behind = opened.extents[0].blocks.first.0 + 700u64.div_ceil(size) - 1;
+        recorder.clone().write(behind, &vec![7; usize::try_from(size).unwrap()]).unwrap();
+        files.sync().unwrap();
+        drop(files);
+        let log = recorder.log.lock().unwrap().clone();
+        let states = cut_everywhere(&start, &log, 1, |disk, steps| {
+            let mut files = open(disk).unwrap();
+            let opened = files.open_file(&ROOT, b"/a", How::READ_WRITE).unwrap();
+            let content = content(&mut files, disk, opened.inode);
+            assert!(content[700..].iter().all(|byte| *byte == 0), "after step {steps}");
+        });
+        assert!(states > 10, "{states}");
+    }
+}

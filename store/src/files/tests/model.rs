@@ -350,6 +350,10 @@ impl World {
                 files = open(&self.disk).unwrap();
             }
         }
+        if files.metadata.is_clean() {
+            // Opening a file to write it may need a sync.
+            self.synced = self.nodes.clone();
+        }
         self.compare(&mut files, matches!(op, Op::Sync | Op::Reopen | Op::Crash));
         self.files = Some(files);
     }
