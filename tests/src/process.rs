@@ -28,10 +28,12 @@ pub enum Role {
     Server,
     /// An application that attacks its own memory.
     MemoryAttacker,
+    /// An application that writes to a file to which others write.
+    Writer,
 }
 
 impl Role {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::FilteredCall,
         Self::SteadyLoop,
         Self::Victim,
@@ -40,6 +42,7 @@ impl Role {
         Self::Busy,
         Self::Server,
         Self::MemoryAttacker,
+        Self::Writer,
     ];
 
     fn command(self, first: &str, second: &str) -> Command {
@@ -74,6 +77,7 @@ pub fn play_role() -> bool {
         Role::Operator => crate::death::points::play(Path::new(&first), &second),
         Role::Busy => crate::death::random::play(Path::new(&first), &second),
         Role::Server => crate::death::restart::play(&first, Path::new(&second)),
+        Role::Writer => crate::system::writers::play(Path::new(&first), &second),
         Role::MemoryAttacker => crate::system::memory::play(Path::new(&first), &second),
     }
     true

@@ -2,7 +2,6 @@
 //! refused of keys that name no file, no extension, or somebody else's.
 
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::sync::Barrier;
 
 use portcullis::wire::control::{Reply, Request};
 use portcullis::wire::files::{AttributeChange, Create, FilePath, FileTarget, OpenFile};
@@ -17,8 +16,6 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "renaming_replaces_in_one_step_and_keeps_what_is_open", run: renamed },
     Case { name: "s6_r5_a_file_without_a_name_lives_until_it_is_closed", run: unlinked },
     Case { name: "s6_r7_what_was_cut_off_comes_back_as_zeroes", run: lengths },
-    Case { name: "eight_sessions_append_lines_and_none_is_lost_or_torn", run: appends },
-    Case { name: "eight_sessions_write_adjacent_records_and_none_is_lost", run: records },
     Case { name: "s5_r6_s5_r11_an_extension_is_that_part_of_its_file", run: extensions },
     Case { name: "s5_r7_no_number_of_an_extension_leaves_the_file", run: out_of_the_segment },
     Case { name: "s5_r8_files_of_another_session_are_out_of_reach", run: another_session },
@@ -32,11 +29,8 @@ pub(super) const CASES: &[Case] = &[
 
 /// Bytes of the volume that has the files.
 const ROOM: u64 = 24 << 20;
-/// So many sessions at a time.
-const SESSIONS: u32 = 8;
-
 /// Makes the volume `v` with an empty file system. The session must be its owner's.
-fn format(session: &Session) -> Files {
+pub(super) fn format(session: &Session) -> Files {
     session.create_volume("v", ROOM).unwrap();
     let files = session.files().unwrap();
     let info = files.format("v", false).unwrap();
@@ -44,12 +38,12 @@ fn format(session: &Session) -> Files {
     files
 }
 
-fn writable() -> OpenOptions {
+pub(super) fn writable() -> OpenOptions {
     OpenOptions::new().read(true).write(true)
 }
 
 /// All of a file, and that it ends there.
-fn content(file: &File) -> Vec<u8> {
+pub(super) fn content(file: &File) -> Vec<u8> {
     let length = file.len().unwrap() as usize;
     let mut data = vec![0xee; length + 5000];
     assert_eq!(file.read_at(&mut data, 0).unwrap(), length);
@@ -57,7 +51,7 @@ fn content(file: &File) -> Vec<u8> {
     data
 }
 
-fn status<T: std::fmt::Debug>(result: Result<T, Error>) -> Status {
+pub(super) fn status<T: std::fmt::Debug>(result: Result<T, Error>) -> Status {
     result.unwrap_err().status().expect("a refusal with a status")
 }
 
@@ -271,74 +265,6 @@ fn lengths(rig: &Rig) {
     assert!(content(&other) == model, "what was refused changed nothing");
     drop(files.create("v:/a").unwrap());
     assert_eq!(content(&other), b"", "opened to be cut to nothing");
-}
-
-/// Runs `work` in so many sessions of their own at once.
-fn at_once(adapter: &adapter::Adapter, work: impl Fn(u32, &Files) + Sync) {
-    let together = Barrier::new(SESSIONS as usize);
-    std::thread::scope(|scope| {
-        for number in 0..SESSIONS {
-            let (together, work) = (&together, &work);
-            scope.spawn(move || {
-                let files = Session::connect(adapter.socket()).unwrap().files().unwrap();
-                together.wait();
-                work(number, &files);
-            });
-        }
-    });
-}
-
-/// Line `number` of somebody, of one of many lengths; some are longer than a block.
-fn line(who: u32, number: u32) -> String {
-    let filling =
-        "abcdefgh".repeat((number as usize * 7) % 90 + if number.is_multiple_of(50) { 700 } else { 0 });
-    format!("{who} {number} {filling} {}\n", filling.len())
-}
-
-fn appends(rig: &Rig) {
-    const LINES: u32 = 500;
-    let adapter = rig.isolated();
-    let files = format(&Session::connect(adapter.socket()).unwrap());
-    drop(files.create("v:/log").unwrap());
-    at_once(&adapter, |who, files| {
-        let file = OpenOptions::new().read(true).append(true).open(files, "v:/log").unwrap();
-        for number in 0..LINES {
-            let line = line(who, number);
-            let at = file.append(line.as_bytes()).unwrap();
-            let mut back = vec![0; line.len()];
-            file.read_exact_at(&mut back, at).unwrap();
-            assert!(back == line.as_bytes(), "line {number} of {who} is at {at} at once");
-        }
-    });
-    let text = String::from_utf8(content(&files.open("v:/log").unwrap())).expect("nothing is torn");
-    let mut next = [0; SESSIONS as usize];
-    for found in text.split_inclusive('\n') {
-        let who: u32 = found.split(' ').next().unwrap().parse().expect("nothing is torn");
-        let number = &mut next[who as usize];
-        assert_eq!(found, line(who, *number), "the next line of {who}");
-        *number += 1;
-    }
-    assert_eq!(next, [LINES; SESSIONS as usize], "nothing is lost");
-}
-
-fn records(rig: &Rig) {
-    const RECORD: usize = 100;
-    const EACH: u32 = 400;
-    let adapter = rig.isolated();
-    let files = format(&Session::connect(adapter.socket()).unwrap());
-    drop(files.create("v:/records").unwrap());
-    at_once(&adapter, |who, files| {
-        let file = writable().open(files, "v:/records").unwrap();
-        for round in 0..EACH {
-            let record = round * SESSIONS + who;
-            file.write_all_at(&pattern(record, RECORD), u64::from(record) * RECORD as u64).unwrap();
-        }
-    });
-    let all = content(&files.open("v:/records").unwrap());
-    assert_eq!(all.len(), RECORD * (EACH * SESSIONS) as usize);
-    for (number, record) in all.chunks(RECORD).enumerate() {
-        assert!(record == pattern(number as u32, RECORD), "record {number}");
-    }
 }
 
 fn extensions(rig: &Rig) {

@@ -6,6 +6,7 @@
 mod attack;
 mod bytes;
 mod channels;
+mod churn;
 pub mod confined;
 mod files;
 mod grants;
@@ -18,6 +19,7 @@ mod scatter;
 mod silent;
 mod tables;
 mod volumes;
+pub(crate) mod writers;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -110,6 +112,8 @@ pub fn all() -> Vec<Case> {
         limits::CASES,
         manage::CASES,
         files::CASES,
+        writers::CASES,
+        churn::CASES,
     ]
     .concat()
 }
