@@ -451,9 +451,10 @@ impl<'a> Workload<'a> {
             let file = files.open(format!("{VOLUME}:{name}")).unwrap();
             let mut expected = vec![0; self.live[&entry.number].length as usize];
             for put in self.history.files.get(&entry.number).map_or(&[][..], |file| &file.puts) {
-                let end = (put.bytes.end as usize).min(expected.len());
-                for at in put.bytes.start as usize..end.max(put.bytes.start as usize) {
-                    expected[at] = put.content.byte(at as u64);
+                for (at, byte) in (0..).zip(&mut expected) {
+                    if put.bytes.contains(&at) {
+                        *byte = put.content.byte(at);
+                    }
                 }
             }
             let mut found = vec![0xee; expected.len() + 1];
