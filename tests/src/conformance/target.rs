@@ -10,7 +10,7 @@ use driver::emu::Emulator;
 use driver::emu::virtio::VirtioEmulator;
 use driver::hal::{Device, Mapper, PciFunction};
 use driver::null::{NullMapper, NullQueue};
-use driver::nvme::Health;
+use driver::spec::nvme::SmartLog;
 use driver::vfio::{DeviceClass, VfioDevice};
 use driver::{nvme, virtio};
 
@@ -49,7 +49,7 @@ pub trait Controller: Send {
     /// Which it is.
     fn model(&self) -> Model;
     /// Its SMART log, if it has one.
-    fn health(&mut self) -> Option<Result<Health>>;
+    fn health(&mut self) -> Option<Result<SmartLog>>;
     /// Completions that answered nothing.
     fn anomalies(&self) -> u64;
     /// The next of its queues.
@@ -60,7 +60,7 @@ pub trait Controller: Send {
     fn geometry(&self) -> Geometry;
 }
 
-type ReadHealth<C> = fn(&mut C) -> Result<Health>;
+type ReadHealth<C> = fn(&mut C) -> Result<SmartLog>;
 
 /// One of them, as the driver has it.
 struct Driven<C>(C, Kind, Option<ReadHealth<C>>);
@@ -86,7 +86,7 @@ impl<C: BlockController> Controller for Driven<C> {
         self.0.model()
     }
 
-    fn health(&mut self) -> Option<Result<Health>> {
+    fn health(&mut self) -> Option<Result<SmartLog>> {
         self.2.map(|read| read(&mut self.0))
     }
 
