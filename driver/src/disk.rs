@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::block::{BlockQueue, Command, DeviceStatus, Geometry, Operation, QueueState, SubmitError, pieces};
+use crate::dma::keep;
 use crate::hal::{DmaAccess, DmaError, Mapper, Mapping, PinnedMemory};
 
 pub use crate::dice::Dice; // what the power of a disk in memory is cut by
@@ -260,7 +261,7 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
                 outstanding = self.queue.outstanding(),
                 "the device does not answer; its disk is given up"
             );
-            std::mem::forget(self.bounce.take());
+            keep(self.bounce.take());
         }
     }
 }
@@ -269,7 +270,7 @@ impl<Q: BlockQueue> Drop for BlockingQueue<Q> {
     fn drop(&mut self) {
         // Only after a panic of the queue; otherwise every call ends with nothing outstanding.
         if self.queue.outstanding() > 0 {
-            std::mem::forget(self.bounce.take());
+            keep(self.bounce.take());
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Memory that a driver owns and its device sees: queues, lists, data structures. Only ever seen as atomics.
 #![allow(unsafe_code)] // atomics at addresses inside a mapping; every access is bounds-checked here
 
+use std::any::Any;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -11,6 +12,15 @@ use crate::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
+
+/// What devices that do not stop may still write to.
+static KEPT: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
+
+/// Keeps memory that a device may still use for as long as the process lives, as nothing proves that it stopped. It stays
+/// within reach, so that it is not taken for memory that was lost.
+pub(crate) fn keep(memory: impl Any + Send) {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(memory));
+}
 
 /// Anonymous pages, zero and populated. A mapper that needs them pinned pins them; locking them as well would count
 /// them twice against the memlock limit.

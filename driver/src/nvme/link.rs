@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::dma::keep;
 use crate::hal::{Device, Mapper, Registers};
 use crate::spec::nvme::{Cap, Cc, Csts, Vs, cq_head_doorbell, offset, shn, shst};
 
@@ -268,9 +269,9 @@ impl<D: Device> Drop for Link<D> {
         if let Err(error) = self.stop() {
             // The device may still write: what it knows of is never used again.
             tracing::error!(%error, "keeping the memory of a controller that does not stop");
-            std::mem::forget(self.admin.take());
-            std::mem::forget(std::mem::take(&mut self.held));
-            std::mem::forget(self.shadows.take());
+            keep(self.admin.take());
+            keep(std::mem::take(&mut self.held));
+            keep(self.shadows.take());
         }
     }
 }

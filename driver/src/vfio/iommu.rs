@@ -12,6 +12,7 @@ use vfio_ioctls::VfioContainer;
 use super::info::IommuInfo;
 use super::iova::IovaSpace;
 use super::sys;
+use crate::dma::keep;
 use crate::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 
 /// From this size on, memory is placed so that the IOMMU can use 2 MiB pages.
@@ -135,7 +136,7 @@ impl Drop for VfioMapping {
             Err(error) => {
                 // The device may still reach it: neither the memory nor the addresses are ever used again.
                 tracing::error!(iova = self.iova, bytes = self.bytes, %error, "memory could not be unmapped");
-                std::mem::forget(self.memory.take());
+                keep(self.memory.take());
             }
         }
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::dma::keep;
 use crate::hal::{Mapper, PciFunction};
 use crate::pci::{Config, PciId};
 use crate::spec::virtio::{pci, status};
@@ -211,8 +212,8 @@ impl<D: PciFunction> Drop for Link<D> {
         if let Err(error) = self.stop() {
             // The device may still write: what it knows of is never used again.
             tracing::error!(%error, "keeping the memory of a device that does not stop");
-            std::mem::forget(self.inquiry.take());
-            std::mem::forget(std::mem::take(&mut self.held));
+            keep(self.inquiry.take());
+            keep(std::mem::take(&mut self.held));
         }
     }
 }
