@@ -130,6 +130,38 @@ pub trait Device: Send + Sync + 'static {
     fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> std::io::Result<()>;
 }
 
+impl<D: Device> Device for Arc<D> {
+    type Registers = D::Registers;
+
+    fn registers(&self) -> Arc<Self::Registers> {
+        D::registers(self)
+    }
+    fn mapper(&self) -> Arc<dyn Mapper> {
+        D::mapper(self)
+    }
+    fn set_bus_master(&self, on: bool) -> std::io::Result<()> {
+        D::set_bus_master(self, on)
+    }
+    fn reset(&self) -> std::io::Result<()> {
+        D::reset(self)
+    }
+    fn vectors(&self) -> u32 {
+        D::vectors(self)
+    }
+    fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+        D::route_interrupts(self, eventfds)
+    }
+}
+
+impl<D: PciFunction> PciFunction for Arc<D> {
+    fn config_space(&self) -> std::io::Result<[u8; CONFIG_LEN]> {
+        D::config_space(self)
+    }
+    fn bar(&self, index: usize) -> std::io::Result<Arc<Self::Registers>> {
+        D::bar(self, index)
+    }
+}
+
 /// Bytes of a configuration space that hold the header and the capabilities.
 pub const CONFIG_LEN: usize = 0x100;
 

@@ -2,6 +2,7 @@
 //!
 //! - [`conformance`]: what every block device must do, through the driver.
 //! - [`death`]: applications and adapters that die in the middle of anything.
+//! - [`faults`]: devices that fail, lie, hang and go, as one table.
 //! - [`simulation`]: the engine over a device, applications and a control plane that all come from one seed.
 //! - [`power`]: what is left when the power goes.
 //! - [`system`]: what applications and adapter do together, through the whole path.
@@ -10,6 +11,7 @@
 
 pub mod conformance;
 pub mod death;
+pub mod faults;
 pub mod power;
 pub mod process;
 pub mod scale;

@@ -3,7 +3,7 @@
 
 use driver::emu::virtio::{VirtioConfig, VirtioEmulator, VirtioRegisters};
 use driver::emu::{EmuConfig, Emulator, FileMedia, Media, RamMedia};
-use driver::hal::Device;
+use driver::hal::{Device, PciFunction};
 use driver::nvme::Queue;
 use std::sync::Arc;
 
@@ -26,6 +26,24 @@ pub fn open_virtio(
     pollers: u16,
 ) -> Result<Opened<driver::virtio::Queue<VirtioRegisters>>, OpenError> {
     let device = VirtioEmulator::new(VirtioConfig::new(media(uri)?)).map_err(|e| OpenError::new(uri, &e))?;
+    virtio::open(uri, device, pollers, false)
+}
+
+/// Opens an NVMe controller that somebody brings, whatever `uri`, by which it is known, says of it.
+pub fn open_nvme_on<D: Device>(
+    uri: &DeviceUri,
+    device: D,
+    pollers: u16,
+) -> Result<Opened<Queue<D::Registers>>, OpenError> {
+    nvme::open(uri, device, pollers, false)
+}
+
+/// The same for a virtio block device.
+pub fn open_virtio_on<D: PciFunction>(
+    uri: &DeviceUri,
+    device: D,
+    pollers: u16,
+) -> Result<Opened<driver::virtio::Queue<D::Registers>>, OpenError> {
     virtio::open(uri, device, pollers, false)
 }
 
@@ -54,5 +72,5 @@ pub fn open_with(
     pollers: u16,
 ) -> Result<Opened<Queue<<Emulator as Device>::Registers>>, OpenError> {
     let device = Emulator::new(config).map_err(|e| OpenError::new(uri, &e))?;
-    nvme::open(uri, device, pollers, false)
+    open_nvme_on(uri, device, pollers)
 }

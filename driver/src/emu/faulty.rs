@@ -12,9 +12,13 @@ use super::Emulator;
 use super::interpose::{Interposer, Posting, Verdict};
 use super::media::{Media, MediaError};
 use super::memory::Segments;
+use super::virtio::{Fate, RequestInterposer, Using, VIRTIO_CONFIG, VIRTIO_DOORBELLS};
 use crate::dice::Dice;
-use crate::hal::{Device, Mapper, Registers};
+use crate::hal::{CONFIG_LEN, Device, Mapper, NarrowRegisters, PciFunction, Registers};
 use crate::spec::nvme::{Csts, Sqe, Status, offset};
+use crate::spec::virtio::block::{RequestHeader, request, status as virtio_status};
+use crate::spec::virtio::pci::common_cfg;
+use crate::spec::virtio::status as device_status;
 
 /// Media of which parts fail.
 #[derive(Debug)]
@@ -22,12 +26,13 @@ pub struct FaultyMedia<M> {
     under: M,
     reads: RwLock<Vec<Range<u64>>>,
     writes: RwLock<Vec<Range<u64>>>,
+    flushes: AtomicBool,
 }
 
 impl<M: Media> FaultyMedia<M> {
     /// Nothing fails yet.
     pub fn new(under: M) -> Self {
-        Self { under, reads: RwLock::default(), writes: RwLock::default() }
+        Self { under, reads: RwLock::default(), writes: RwLock::default(), flushes: AtomicBool::new(false) }
     }
 
     /// Reads and compares that touch one of these bytes fail with Unrecovered Read Error.
@@ -40,8 +45,14 @@ impl<M: Media> FaultyMedia<M> {
         self.writes.write().unwrap_or_else(PoisonError::into_inner).push(bytes);
     }
 
+    /// Flushes fail with Write Fault.
+    pub fn fail_flushes(&self) {
+        self.flushes.store(true, Ordering::SeqCst);
+    }
+
     /// Nothing fails any more.
     pub fn heal(&self) {
+        self.flushes.store(false, Ordering::SeqCst);
         self.reads.write().unwrap_or_else(PoisonError::into_inner).clear();
         self.writes.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -86,6 +97,9 @@ impl<M: Media> Media for FaultyMedia<M> {
     }
 
     fn flush(&self) -> Result<(), MediaError> {
+        if self.flushes.load(Ordering::SeqCst) {
+            return Err(MediaError::Write);
+        }
         self.under.flush()
     }
 
@@ -297,7 +311,52 @@ impl Interposer for Faults {
     }
 }
 
-/// A device whose registers can be made to misbehave.
+/// On a virtio block device, which has neither phases nor admin commands: a wrong queue is a chain that the queue does not
+/// have, a wrong phase an index that went on by itself, and every status to fail with is an I/O error.
+impl RequestInterposer for Faults {
+    fn before(&self, _: u16, header: &RequestHeader) -> Fate {
+        if header.kind == request::GET_ID {
+            return Fate::Run; // what the driver asks on its own behalf, as admin commands are
+        }
+        if self.holding.load(Ordering::SeqCst) {
+            return Fate::Hold;
+        }
+        if self.armed.load(Ordering::Relaxed) && self.plan().fail.pop_front().is_some() {
+            return Fate::Fail(virtio_status::IOERR);
+        }
+        Fate::Run
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "noise")]
+    fn using(&self, using: &mut Using) {
+        if using.kind == request::GET_ID || !self.armed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut plan = self.plan();
+        let lie = plan.lie();
+        let noise = plan.dice.number() as u16;
+        match lie {
+            None => {}
+            Some(Lie::Lost) => using.copies = 0,
+            Some(Lie::Twice) => using.copies = 2,
+            Some(Lie::WrongCommand) => using.id ^= u32::from(noise.max(1)),
+            Some(Lie::WrongQueue) => using.id |= 1 << 16,
+            Some(Lie::WrongPhase) => (using.copies, using.jump) = (0, 1),
+            Some(Lie::WrongStatus) => using.status = Some(noise as u8 | virtio_status::UNSUPP),
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "masked")]
+    fn event(&self, _: u16, event: &mut u16) {
+        if self.armed.load(Ordering::Relaxed)
+            && let Some(lie) = &self.plan().event
+        {
+            *event = (lie(u32::from(*event)) & 0xffff) as u16;
+        }
+    }
+}
+
+/// A device whose registers can be made to misbehave: an NVMe controller's, or a virtio device's.
 pub struct Faulty<D: Device> {
     under: D,
     registers: Arc<FaultyRegisters<D::Registers>>,
@@ -306,14 +365,15 @@ pub struct Faulty<D: Device> {
 impl<D: Device> Faulty<D> {
     /// Nothing is wrong yet.
     pub fn new(under: D) -> Self {
-        let registers = Arc::new(FaultyRegisters {
-            under: under.registers(),
-            gone: AtomicBool::new(false),
-            mute: AtomicBool::new(false),
-            set: AtomicU32::new(0),
-            clear: AtomicU32::new(0),
-        });
-        Self { under, registers }
+        let places = Places {
+            status: offset::CSTS,
+            control: offset::CC,
+            doorbells: offset::DOORBELLS,
+            requests: offset::DOORBELLS + 8,
+            shape: 0..0,
+        };
+        let registers = FaultyRegisters { under: under.registers(), places, bent: Arc::default() };
+        Self { under, registers: Arc::new(registers) }
     }
 
     /// The device below.
@@ -321,36 +381,147 @@ impl<D: Device> Faulty<D> {
         &self.under
     }
 
-    /// The device is pulled out, or put back: registers read as all ones, writes are lost.
-    pub fn set_gone(&self, gone: bool) {
-        self.registers.gone.store(gone, Ordering::SeqCst);
+    /// What is wrong with it, for those who go on after a driver has got the device.
+    pub fn bent(&self) -> Arc<Bent> {
+        Arc::clone(&self.registers.bent)
     }
 
-    /// Doorbells are lost, or no longer.
+    /// See [`Bent::set_gone`].
+    pub fn set_gone(&self, gone: bool) {
+        self.registers.bent.set_gone(gone);
+    }
+
+    /// See [`Bent::set_mute`].
     pub fn set_mute(&self, mute: bool) {
-        self.registers.mute.store(mute, Ordering::SeqCst);
+        self.registers.bent.set_mute(mute);
     }
 
     /// CSTS reads with these bits set and those cleared: `Csts(2)` is a fatal controller, clearing `Csts(1)` one that
     /// is never ready.
     pub fn bend_status(&self, set: Csts, clear: Csts) {
-        self.registers.set.store(set.0, Ordering::SeqCst);
-        self.registers.clear.store(clear.0, Ordering::SeqCst);
+        self.registers.bent.set.store(set.0, Ordering::SeqCst);
+        self.registers.bent.clear.store(clear.0, Ordering::SeqCst);
     }
+}
+
+/// What is wrong with a [`Faulty`] device.
+#[derive(Default, Debug)]
+pub struct Bent {
+    gone: AtomicBool,
+    mute: AtomicBool,
+    set: AtomicU32,
+    clear: AtomicU32,
+    /// So many doorbells are lost.
+    losing: AtomicU32,
+    /// At so many doorbells it fails.
+    failing: AtomicU32,
+    /// It failed, and was not reset since.
+    failed: AtomicBool,
+    absurd: AtomicBool,
+    deaf: AtomicBool,
+}
+
+impl Bent {
+    /// The device is pulled out, or put back: registers read as all ones, writes are lost.
+    pub fn set_gone(&self, gone: bool) {
+        self.gone.store(gone, Ordering::SeqCst);
+    }
+
+    /// Doorbells are lost, or no longer.
+    pub fn set_mute(&self, mute: bool) {
+        self.mute.store(mute, Ordering::SeqCst);
+    }
+
+    /// The next `count` doorbells of I/O queues are lost; of a virtio device, of queues but the first.
+    pub fn lose_doorbells(&self, count: u32) {
+        self.losing.store(count, Ordering::SeqCst);
+    }
+
+    /// At each of the next `count` such doorbells, which are lost, the device reports that it failed (CSTS.CFS,
+    /// DEVICE_NEEDS_RESET), until it is reset.
+    pub fn fail_at_doorbells(&self, count: u32) {
+        self.failing.store(count, Ordering::SeqCst);
+    }
+
+    /// Of a virtio device: its configuration reads as all ones. What an NVMe controller says of itself is
+    /// bent by [`Faults::edit_data`].
+    pub fn set_absurd(&self, absurd: bool) {
+        self.absurd.store(absurd, Ordering::SeqCst);
+    }
+
+    /// Function resets fail, or no longer.
+    pub fn set_deaf(&self, deaf: bool) {
+        self.deaf.store(deaf, Ordering::SeqCst);
+    }
+
+    /// Nothing is wrong with it any more.
+    pub fn behave(&self) {
+        for bad in [&self.gone, &self.mute, &self.failed, &self.absurd, &self.deaf] {
+            bad.store(false, Ordering::SeqCst);
+        }
+        for bad in [&self.set, &self.clear, &self.losing, &self.failing] {
+            bad.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a doorbell is lost.
+    fn loses_doorbell(&self) -> bool {
+        let one_less = |count: &AtomicU32| {
+            count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1)).is_ok()
+        };
+        if one_less(&self.failing) {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        self.failed.load(Ordering::SeqCst) || one_less(&self.losing)
+    }
+}
+
+/// Where a device has what.
+#[derive(Clone, Debug)]
+struct Places {
+    status: usize,
+    /// Writing 0 to its lowest bit, or all of it, resets the device.
+    control: usize,
+    doorbells: usize,
+    /// Those behind the queue on which a driver asks on its own behalf: the admin queue, or virtio's first.
+    requests: usize,
+    /// What is absurd, if it is to be.
+    shape: Range<usize>,
 }
 
 /// The registers of a [`Faulty`] device.
 pub struct FaultyRegisters<R> {
     under: Arc<R>,
-    gone: AtomicBool,
-    mute: AtomicBool,
-    set: AtomicU32,
-    clear: AtomicU32,
+    places: Places,
+    bent: Arc<Bent>,
 }
 
 impl<R: Registers> FaultyRegisters<R> {
-    fn lost(&self, at: usize) -> bool {
-        self.gone.load(Ordering::SeqCst) || at >= offset::DOORBELLS && self.mute.load(Ordering::SeqCst)
+    /// Whether a write of `value` at `at` is lost.
+    fn lost(&self, at: usize, value: u64) -> bool {
+        if self.bent.gone.load(Ordering::SeqCst) {
+            return true;
+        }
+        if at == self.places.control && value & 1 == 0 {
+            self.bent.failed.store(false, Ordering::SeqCst);
+        }
+        let mute = self.bent.mute.load(Ordering::SeqCst) && at >= self.places.doorbells;
+        mute || at >= self.places.requests && self.bent.loses_doorbell()
+    }
+
+    /// What `value` is bent to, read at `at`; `failure` are the bits of a status that say that the device failed.
+    fn bend(&self, at: usize, value: u32, failure: u32) -> u32 {
+        let bent = &self.bent;
+        if bent.gone.load(Ordering::SeqCst)
+            || bent.absurd.load(Ordering::SeqCst) && self.places.shape.contains(&at)
+        {
+            return u32::MAX;
+        }
+        if at != self.places.status {
+            return value;
+        }
+        let failed = if bent.failed.load(Ordering::SeqCst) { failure } else { 0 };
+        (value | failed | bent.set.load(Ordering::SeqCst)) & !bent.clear.load(Ordering::SeqCst)
     }
 }
 
@@ -360,15 +531,7 @@ impl<R: Registers> Registers for FaultyRegisters<R> {
     }
 
     fn read32(&self, at: usize) -> u32 {
-        if self.gone.load(Ordering::SeqCst) {
-            return u32::MAX;
-        }
-        let value = self.under.read32(at);
-        if at == offset::CSTS {
-            (value | self.set.load(Ordering::SeqCst)) & !self.clear.load(Ordering::SeqCst)
-        } else {
-            value
-        }
+        self.bend(at, self.under.read32(at), FATAL)
     }
 
     fn read64(&self, at: usize) -> u64 {
@@ -376,19 +539,45 @@ impl<R: Registers> Registers for FaultyRegisters<R> {
     }
 
     fn write32(&self, at: usize, value: u32) {
-        if !self.lost(at) {
+        if !self.lost(at, value.into()) {
             self.under.write32(at, value);
         }
     }
 
     fn write64(&self, at: usize, value: u64) {
-        if !self.lost(at) {
+        if !self.lost(at, value) {
             self.under.write64(at, value);
         }
     }
 
     fn arm_interrupt(&self, vector: u32, armed: bool) {
         self.under.arm_interrupt(vector, armed);
+    }
+}
+
+/// CSTS.CFS.
+const FATAL: u32 = 2;
+
+#[expect(clippy::cast_possible_truncation, reason = "as wide as was read")]
+impl<R: NarrowRegisters> NarrowRegisters for FaultyRegisters<R> {
+    fn read8(&self, at: usize) -> u8 {
+        self.bend(at, self.under.read8(at).into(), device_status::DEVICE_NEEDS_RESET.into()) as u8
+    }
+
+    fn read16(&self, at: usize) -> u16 {
+        self.bend(at, self.under.read16(at).into(), 0) as u16
+    }
+
+    fn write8(&self, at: usize, value: u8) {
+        if !self.lost(at, value.into()) {
+            self.under.write8(at, value);
+        }
+    }
+
+    fn write16(&self, at: usize, value: u16) {
+        if !self.lost(at, value.into()) {
+            self.under.write16(at, value);
+        }
     }
 }
 
@@ -408,9 +597,14 @@ impl<D: Device> Device for Faulty<D> {
     }
 
     fn reset(&self) -> io::Result<()> {
-        if self.registers.gone.load(Ordering::SeqCst) {
+        let bent = &self.registers.bent;
+        if bent.gone.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::NotConnected.into());
         }
+        if bent.deaf.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        bent.failed.store(false, Ordering::SeqCst);
         self.under.reset()
     }
 
@@ -420,5 +614,26 @@ impl<D: Device> Device for Faulty<D> {
 
     fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.under.route_interrupts(eventfds)
+    }
+}
+
+impl<D: PciFunction> PciFunction for Faulty<D> {
+    fn config_space(&self) -> io::Result<[u8; CONFIG_LEN]> {
+        if self.registers.bent.gone.load(Ordering::SeqCst) {
+            return Ok([u8::MAX; CONFIG_LEN]);
+        }
+        self.under.config_space()
+    }
+
+    fn bar(&self, index: usize) -> io::Result<Arc<Self::Registers>> {
+        let places = Places {
+            status: common_cfg::DEVICE_STATUS,
+            control: common_cfg::DEVICE_STATUS,
+            doorbells: VIRTIO_DOORBELLS,
+            requests: VIRTIO_DOORBELLS + 4,
+            shape: VIRTIO_CONFIG..VIRTIO_DOORBELLS,
+        };
+        let bent = Arc::clone(&self.registers.bent);
+        Ok(Arc::new(FaultyRegisters { under: self.under.bar(index)?, places, bent }))
     }
 }

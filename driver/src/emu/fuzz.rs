@@ -261,7 +261,9 @@ pub fn hostile_device(data: &[u8]) {
     let arena = Arena::new(&*under.mapper());
     let registers = Arc::new(LyingRegisters { under: under.registers(), tape: tape.clone() });
     let device = LyingDevice { under: under.clone(), registers };
-    let options = Options { entries: 8, admin_timeout: ANSWER, ..Options::new(1) };
+    // It may claim to need two minutes.
+    let options =
+        Options { entries: 8, admin_timeout: ANSWER, ready_timeout: 50 * ANSWER, ..Options::new(1) };
     if let Ok(mut driver) = Driver::open_with(device, &options) {
         let mut queue = driver.take_queue().expect("one queue");
         assert!(driver.take_queue().is_none());
@@ -327,6 +329,8 @@ mod tests {
     fn an_honest_tape_works() {
         hostile_device(&[]);
         hostile_device(&[0; 64]);
+        // It says that it may take two minutes to become ready, and does not.
+        hostile_device(&[0x83, 0xfb, 0xac, 0, 0, 0, 0x2e, 0xfb, 0xdb, 0x3f]);
     }
 
     #[test]

@@ -44,7 +44,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 pub use controller::Controller;
-pub use faulty::{Faults, Faulty, FaultyMedia, FaultyRegisters, Lie};
+pub use faulty::{Bent, Faults, Faulty, FaultyMedia, FaultyRegisters, Lie};
 pub use interpose::{Interposer, Posting, Verdict};
 pub use iommu::MAPPING_LIMIT;
 pub use late::{Late, LateRegisters, Lateness};

@@ -34,6 +34,8 @@ pub struct Options {
     pub shadow_doorbells: bool,
     /// How long an admin command may take.
     pub admin_timeout: Duration,
+    /// The longest that is waited for the controller to become ready or disabled, if it says that it may take longer.
+    pub ready_timeout: Duration,
 }
 
 impl Options {
@@ -46,6 +48,7 @@ impl Options {
             interrupts: true,
             shadow_doorbells: true,
             admin_timeout: Duration::from_secs(10),
+            ready_timeout: Duration::MAX,
         }
     }
 }

@@ -30,6 +30,7 @@ pub(super) struct Link<D: Device> {
     pub(super) registers: Arc<D::Registers>,
     pub(super) mapper: Arc<dyn Mapper>,
     pub(super) cap: Cap,
+    ready_timeout: Duration,
     admin: Option<Admin>,
     /// All queue memory that the device was told of.
     held: Vec<Arc<QueueMemory>>,
@@ -50,6 +51,7 @@ impl<D: Device> Link<D> {
             registers,
             mapper,
             cap: Cap(0),
+            ready_timeout: options.ready_timeout,
             admin: None,
             held: Vec::new(),
             shadows: None,
@@ -126,9 +128,9 @@ impl<D: Device> Link<D> {
         self.shadows.clone()
     }
 
-    /// The longest that CSTS.RDY may take to follow CC.EN (Base 2.0, 3.1.3.1: TO).
+    /// The longest that CSTS.RDY may take to follow CC.EN (Base 2.0, 3.1.3.1: TO), as far as anybody waits.
     pub(super) fn patience(&self) -> Duration {
-        Duration::from_millis(500) * u32::from(self.cap.to().max(1))
+        (Duration::from_millis(500) * u32::from(self.cap.to().max(1))).min(self.ready_timeout)
     }
 
     pub(super) fn version(&self) -> Vs {

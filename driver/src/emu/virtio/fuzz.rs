@@ -260,6 +260,8 @@ mod tests {
         hostile_virtio(&[]);
         hostile_virtio(&[0; 64]);
         hostile_virtio(&[0; 65]);
+        // It does not stop, and its memory is kept.
+        hostile_virtio(b"\0\x0a\xf4\xf4\xf4\xf4\xf4\xf4\xf4\xf4\xff\x0a\xf9\xf9\xf9\xef\xfa\xfa\xfa&\xfa\xfa\xfa\xfa\xfa\xfa\xfa\xff\xff\xff\xff\xfa\xf9\xf9\xf9\xff\xff");
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub type Fate = Verdict<u8>;
 pub struct Using {
     /// The queue, from 0.
     pub queue: u16,
+    /// The type of the request.
+    pub kind: u32,
     /// The head of the chain.
     pub id: u32,
     /// Bytes written.

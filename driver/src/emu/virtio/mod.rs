@@ -26,6 +26,7 @@ use std::thread::JoinHandle;
 pub use interpose::{Fate, RequestInterposer, Using};
 pub use late::{VirtioLate, VirtioLateRegisters};
 pub use registers::VirtioRegisters;
+pub(super) use registers::{BLOCK as VIRTIO_CONFIG, NOTIFY as VIRTIO_DOORBELLS};
 
 use super::iommu::IommuMapper;
 use super::media::{FileMedia, Media, RamMedia};

@@ -350,6 +350,7 @@ impl Function {
         let writable: u32 = chain.writable.iter().map(|(_, len)| *len).fold(0, u32::saturating_add);
         let mut using = Using {
             queue: virtqueue.id,
+            kind: self.header(window, chain).map_or(0, |header| header.kind),
             id: chain.head.into(),
             len: writable,
             status: Some(status),

@@ -15,8 +15,8 @@ pub(super) const LEN: usize = 0x4000;
 
 const COMMON: usize = 0;
 const ISR: usize = 0x1000;
-const BLOCK: usize = 0x2000;
-const NOTIFY: usize = 0x3000;
+pub(in crate::emu) const BLOCK: usize = 0x2000;
+pub(in crate::emu) const NOTIFY: usize = 0x3000;
 /// Bytes between the notifications of two queues.
 const MULTIPLIER: u32 = 4;
 
