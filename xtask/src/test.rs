@@ -135,7 +135,7 @@ pub(crate) fn suites() -> Result<Vec<String>> {
 }
 
 /// The suites that must hold on each kind of device that there is a driver for; the others show the same on any.
-pub(crate) const ON_EACH_DEVICE: [&str; 2] = ["conformance", "system"];
+pub(crate) const ON_EACH_DEVICE: [&str; 3] = ["conformance", "system", "faults"];
 
 /// How many suites run beside one another: on two cores one of them often waits.
 const BESIDE: usize = 2;
