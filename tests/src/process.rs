@@ -24,6 +24,8 @@ pub enum Role {
     Operator,
     /// An application that does everything that one can do, at random.
     Busy,
+    /// An application that does everything that one can do with files, at random.
+    BusyWithFiles,
     /// An adapter over a file.
     Server,
     /// An application that attacks its own memory.
@@ -33,13 +35,14 @@ pub enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::FilteredCall,
         Self::SteadyLoop,
         Self::Victim,
         Self::InState,
         Self::Operator,
         Self::Busy,
+        Self::BusyWithFiles,
         Self::Server,
         Self::MemoryAttacker,
         Self::Writer,
@@ -76,6 +79,7 @@ pub fn play_role() -> bool {
         Role::InState => crate::death::state::play(Path::new(&first), &second),
         Role::Operator => crate::death::points::play(Path::new(&first), &second),
         Role::Busy => crate::death::random::play(Path::new(&first), &second),
+        Role::BusyWithFiles => crate::death::files::play(Path::new(&first), &second),
         Role::Server => crate::death::restart::play(&first, Path::new(&second)),
         Role::Writer => crate::system::writers::play(Path::new(&first), &second),
         Role::MemoryAttacker => crate::system::memory::play(Path::new(&first), &second),
@@ -124,6 +128,11 @@ impl Actor {
     /// SIGSTOP or SIGCONT, for example.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("the process is there");
+    }
+
+    /// Whether it has not ended.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("it was started here").is_none()
     }
 
     /// SIGKILL; it is gone when this returns.

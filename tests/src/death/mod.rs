@@ -2,6 +2,7 @@
 //! What the dead held is free again, to the last byte; the others did not notice.
 
 mod counts;
+pub(crate) mod files;
 mod flood;
 mod fork;
 pub(crate) mod points;
@@ -30,7 +31,7 @@ pub const SOFTWARE: &[Case] = restart::CASES;
 
 /// The cases for any device.
 pub fn all() -> Vec<Case> {
-    [states::CASES, points::CASES, random::CASES, flood::CASES].concat()
+    [states::CASES, points::CASES, random::CASES, files::CASES, flood::CASES].concat()
 }
 
 /// Where random numbers begin: anywhere, if nobody says where.

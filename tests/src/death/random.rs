@@ -59,6 +59,7 @@ fn one(socket: &Path, slot: usize, dice: &mut Dice) {
         actor.signal(Signal::STOP);
         std::thread::sleep(Duration::from_micros(dice.below(5_000)));
     }
+    assert!(actor.is_alive(), "it was to be killed, and ended by itself");
     actor.kill();
 }
 
