@@ -5,6 +5,7 @@ use driver::emu::virtio::{VirtioConfig, VirtioEmulator, VirtioRegisters};
 use driver::emu::{EmuConfig, Emulator, FileMedia, Media, RamMedia};
 use driver::hal::{Device, PciFunction};
 use driver::nvme::Queue;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::{DeviceUri, OpenError, Opened, nvme, virtio};
@@ -56,8 +57,14 @@ fn media(uri: &DeviceUri) -> Result<Arc<dyn Media>, OpenError> {
         }
         DeviceUri::EmuFile(path) | DeviceUri::EmuVirtioFile(path) => {
             Ok(Arc::new(FileMedia::open(path).map_err(|e| {
-                let text = format!("{e}; `truncate -s 1G {}` makes a file of one GiB", path.display());
-                OpenError::new(uri, &text)
+                let advice = match e.kind() {
+                    ErrorKind::WouldBlock => {
+                        "another process has it, perhaps an adapter: end that".to_owned()
+                    }
+                    ErrorKind::ResourceBusy => "it is mounted, or in use otherwise: unmount it".to_owned(),
+                    _ => format!("`truncate -s 1G {}` makes a file of one GiB", path.display()),
+                };
+                OpenError::new(uri, &format!("{e}; {advice}"))
             })?))
         }
         DeviceUri::Null(_) | DeviceUri::Vfio(_) => Err(OpenError::new(uri, &"not a software device")),

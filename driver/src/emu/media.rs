@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 
 use super::memory::{Pages, Segments, Words};
 use crate::dice::Dice;
@@ -184,9 +184,15 @@ pub struct FileMedia {
 
 impl FileMedia {
     /// Opens an existing file or block device, for this process alone. Errors are the kernel's; `WouldBlock` means
-    /// another has it.
+    /// another has it, `ResourceBusy` that a block device is mounted.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::take(OpenOptions::new().read(true).write(true).open(path)?)
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        // open(2): without O_CREAT, of a block device.
+        if std::fs::metadata(path)?.file_type().is_block_device() {
+            options.custom_flags(OFlags::EXCL.bits().cast_signed());
+        }
+        Self::take(options.open(path)?)
     }
 
     /// Makes a sparse file of `bytes` bytes; fails where one exists.
