@@ -1,6 +1,7 @@
 //! A real guest, from start to end. Ignored by default: needs QEMU and a kernel (`qemu::install()` gets both).
 
 mod bind;
+mod ext4;
 mod power;
 mod two_users;
 mod vfio;

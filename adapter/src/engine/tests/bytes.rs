@@ -133,7 +133,7 @@ impl BlockQueue for Disk {
 /// Engines of one device, and an application.
 pub(super) struct Many {
     pub(super) engines: Vec<Engine<Disk, Hand>>,
-    shareds: Vec<Arc<PollerShared>>,
+    pub(super) shareds: Vec<Arc<PollerShared>>,
     pub(super) tables: Tables,
     media: Media,
     clock: Hand,

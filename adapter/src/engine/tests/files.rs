@@ -317,3 +317,75 @@ fn a_grant_of_blocks_takes_no_append() {
     many.turns(3);
     assert_eq!(writer.app.statuses(), [(1, Status::E_ENTRY_INVALID)]);
 }
+
+#[test]
+fn to_read_a_hole_is_told_to_write_it_asks_for_room_and_neither_is_a_denial() {
+    let mut many = Many::new(1);
+    many.lengths.open(FILE, ROOM, true);
+    let hole = (LbaRange::hole(4, 2).unwrap().first.0, 2);
+    let mut writer = many.opener(0, Access::READ_WRITE, FILE, &[EXTENTS[0], hole, EXTENTS[2]]);
+    many.engines[0].queue.reads_reach_applications = true;
+    for (op, offset, length, expected) in [
+        (opcode::READ, 4 * BLOCK, 1024, Status::E_HOLE),
+        (opcode::READ, 3 * BLOCK, 1024, Status::E_HOLE),
+        (opcode::READ, 0, 8192, Status::E_HOLE),
+        (opcode::COMPARE, 5 * BLOCK, 512, Status::E_HOLE),
+        (opcode::WRITE, 5 * BLOCK, 1024, Status::E_NO_RESOURCES),
+        (opcode::WRITE, 0, 8192, Status::E_NO_RESOURCES),
+        (opcode::WRITE_BYTES, 4 * BLOCK - 1, 2, Status::E_NO_RESOURCES),
+        (opcode::WRITE_ZEROES, 4 * BLOCK, 512, Status::E_NO_RESOURCES),
+    ] {
+        let entry = writer.app.request(1, op, offset, length);
+        writer.submit(&entry);
+        many.turns(3);
+        assert_eq!(writer.app.statuses(), [(1, expected)], "opcode {op} at {offset}");
+    }
+    assert_eq!(commands(&mut many, 0), []);
+    assert_eq!(many.shareds[0].denied(), 0);
+    for (offset, length) in [(0, 2048), (6 * BLOCK, 5120)] {
+        let entry = writer.read(1, offset, length);
+        writer.submit(&entry);
+        many.turns(3);
+        assert_eq!(writer.answers(), [(Status::OK, length, 0)]);
+    }
+    assert_eq!(commands(&mut many, 0), [(1000, 4), (3000, 10)]);
+    many.assert_clean(&writer);
+}
+
+#[test]
+fn a_length_that_is_fixed_is_not_moved_and_nothing_is_written_behind_it() {
+    let (mut many, mut writers) = open(1, 0);
+    let length = 14 * BLOCK + 100;
+    many.lengths.open(FILE, length, true);
+    for (op, offset, bytes) in [
+        (opcode::WRITE, 14 * BLOCK, 512),
+        (opcode::WRITE, 13 * BLOCK, 1024),
+        (opcode::WRITE, 15 * BLOCK, 512),
+        (opcode::WRITE_BYTES, length, 1),
+        (opcode::WRITE_BYTES, length - 1, 2),
+        (opcode::WRITE_ZEROES, 14 * BLOCK, 512),
+        (opcode::APPEND, 0, 1),
+        (opcode::APPEND, 0, 600),
+    ] {
+        let entry = writers[0].app.request(1, op, offset, bytes);
+        writers[0].submit(&entry);
+        many.turns(4);
+        assert_eq!(writers[0].app.statuses(), [(1, Status::E_NO_RESOURCES)], "opcode {op} at {offset}");
+        assert_eq!((commands(&mut many, 0), many.lengths.get(FILE)), (vec![], length));
+    }
+    for (op, offset, bytes) in [(opcode::WRITE, 13 * BLOCK, 512), (opcode::WRITE_BYTES, 14 * BLOCK + 1, 99)] {
+        let entry = writers[0].app.request(1, op, offset, bytes);
+        writers[0].submit(&entry);
+        many.turns(4);
+        assert_eq!(writers[0].answers(), [(Status::OK, bytes, 0)], "opcode {op} at {offset}");
+    }
+    assert_eq!(many.lengths.get(FILE), length);
+    assert!(many.lengths.take_written(FILE));
+    // The next file of that number is one of ours.
+    many.lengths.open(FILE, length, false);
+    let entry = writers[0].bytes(1, length, 5);
+    writers[0].submit(&entry);
+    many.turns(4);
+    assert_eq!((writers[0].answers(), many.lengths.get(FILE)), (vec![(Status::OK, 5, 0)], length + 5));
+    many.assert_clean(&writers[0]);
+}
