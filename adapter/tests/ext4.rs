@@ -473,3 +473,26 @@ fn what_somebody_else_uses_is_not_served() {
     let text = refused(&options);
     assert!(text.contains("e2fsck -f"), "{text}");
 }
+
+#[test]
+fn what_was_opened_in_vain_is_closed() {
+    let (image, _) = image(&[]);
+    let adapter = adapter(&image, "emu");
+    let files = session(&adapter).files().unwrap();
+    let writing = OpenOptions::new().write(true);
+    for options in [writing.truncate(true), writing.allocate(1 << 30)] {
+        status(options.open(&files, "disk:/sparse"));
+    }
+    drop(files.open("disk:/sparse").unwrap());
+    // Only what nobody has a file of is opened again.
+    image.change(&["ssv mnt_count 9".to_owned()]).unwrap();
+    assert_eq!(status(files.open("disk:/sparse")).0, Status::E_STORE);
+    let open = files.open("disk:/sparse").unwrap();
+    image.change(&["ssv mnt_count 10".to_owned()]).unwrap();
+    for _ in 0..2 {
+        assert_eq!(status(files.metadata("disk:/sparse")).0, Status::E_STORE, "as long as a file is open");
+    }
+    open.close().unwrap();
+    files.metadata("disk:/sparse").err();
+    assert!(files.metadata("disk:/sparse").is_ok());
+}

@@ -92,7 +92,7 @@ struct Made {
 
 const DIRECTORIES: usize = 24;
 const FILES: usize = 6;
-const USERS: usize = 8;
+const USERS: usize = 6;
 
 impl Made {
     fn any(dice: &mut Dice, path: String, is_directory: bool) -> Self {

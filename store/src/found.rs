@@ -1,12 +1,11 @@
 //! A device without a store of ours: what another program made on it is served as it is found.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driver::block::Geometry;
 use driver::disk::{Disk, DiskError};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tpt::{Access, LbaRange};
 
 use crate::ext4::{Ext4Error, Mounted};
@@ -108,8 +107,9 @@ impl Found {
 
 fn first_instance() -> Result<u32, StoreError> {
     let mut bytes = [0; 4];
-    File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes)).map_err(|error| {
-        StoreError::NotServed { what: format!("no random numbers from /dev/urandom ({error})") }
+    // Up to 256 bytes come whole or not at all.
+    getrandom(&mut bytes, GetRandomFlags::empty()).map_err(|error| StoreError::NotServed {
+        what: format!("the kernel gives no random number to begin keys with ({error})"),
     })?;
     Ok(u32::from_ne_bytes(bytes) >> 1 | 1)
 }
