@@ -1,6 +1,5 @@
 //! A device that completes everything and moves nothing: what is left of a measurement when the device is taken away.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,14 +9,17 @@ use crate::block::{
 };
 use crate::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 
-/// Commands that a queue takes before they are polled.
+/// Commands that a queue takes before they are polled: a power of two.
 const DEPTH: usize = 1024;
 
 /// A queue of the null device. Commands end, successfully, at the next poll after they were committed.
 pub struct NullQueue {
     geometry: Geometry,
-    waiting: VecDeque<u64>,
+    tags: Box<[u64; DEPTH]>,
+    /// Commands so far: taken, committed, and ended.
+    taken: usize,
     committed: usize,
+    ended: usize,
 }
 
 impl NullQueue {
@@ -35,7 +37,7 @@ impl NullQueue {
             deallocate_zeroes: true,
             compare: true,
         };
-        Self { geometry, waiting: VecDeque::with_capacity(DEPTH), committed: 0 }
+        Self { geometry, tags: Box::new([0; DEPTH]), taken: 0, committed: 0, ended: 0 }
     }
 }
 
@@ -46,7 +48,7 @@ impl BlockQueue for NullQueue {
 
     #[inline]
     fn submit(&mut self, command: &Command) -> Result<(), SubmitError> {
-        if self.waiting.len() == DEPTH {
+        if self.outstanding() == DEPTH {
             return Err(SubmitError::Full);
         }
         let end = command.lba.checked_add(u64::from(command.blocks));
@@ -54,7 +56,8 @@ impl BlockQueue for NullQueue {
         if command.operation != Operation::Flush && !fits {
             return Err(SubmitError::Invalid);
         }
-        self.waiting.push_back(command.tag);
+        self.tags[self.taken % DEPTH] = command.tag;
+        self.taken += 1;
         Ok(())
     }
 
@@ -68,21 +71,21 @@ impl BlockQueue for NullQueue {
 
     #[inline]
     fn commit(&mut self) {
-        self.committed = self.waiting.len();
+        self.committed = self.taken;
     }
 
     #[inline]
     fn poll(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> usize {
-        let count = budget.min(self.committed);
-        for tag in self.waiting.drain(..count) {
-            ended(Completed { tag, status: DeviceStatus::OK });
+        let count = budget.min(self.committed - self.ended);
+        for at in self.ended..self.ended + count {
+            ended(Completed { tag: self.tags[at % DEPTH], status: DeviceStatus::OK });
         }
-        self.committed -= count;
+        self.ended += count;
         count
     }
 
     fn outstanding(&self) -> usize {
-        self.waiting.len()
+        self.taken - self.ended
     }
 
     fn state(&self) -> QueueState {

@@ -9,16 +9,19 @@ use core::hint;
 use core::ops::Range;
 
 use crate::fept::Extension;
-use crate::published::{self, Entry, LbaEntry, NONE, Region, Segment};
+use crate::published::{self, Entry, LbaEntry, NONE, Segment};
 use crate::trace::{Touch, Trace};
 use crate::{
     Denied, Domain, EntryIndex, Grant, Hold, Key, Lba, Memory, Operation, Published, RegionIndex, Request,
-    SEGMENT_ENTRIES, SegmentSource,
+    SegmentSource,
 };
 
+pub(crate) use counts::Counted;
+use counts::{Memories, Own, Pointer, segment_of};
 pub use decision::OpenFile;
 pub use pieces::Pieces;
 
+mod counts;
 mod decision;
 mod pieces;
 
@@ -33,18 +36,6 @@ pub struct DirectoryCounters {
 
 /// So many segments stay in a processor's own cache: 256 KiB.
 const NEAR: u64 = 256;
-
-/// What a poller knows of one segment of the table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum Pointer {
-    /// It is not at hand. None of its entries is looked at.
-    Dropped,
-    /// It is at hand.
-    AtHand,
-    /// And was used since the hand last passed it.
-    Used,
-}
 
 impl Entry {
     /// The table's part of the decision: whether the entry admits the request, and where its blocks are if they are in
@@ -126,19 +117,15 @@ pub struct Place {
 ///
 /// A check that finds its segment at hand, and its request in the first range of its grant, reads the entry's line and the
 /// region's of what is shared, and writes nothing there. Of its own it reads the pointer and writes counts, which are small
-/// and close together: for a million entries 61 KiB of pointers and 2 MiB of counts.
+/// and close together: 34 bytes for 16 entries.
 #[derive(Debug)]
 pub struct Directory<S: SegmentSource = Published> {
     entries: Arc<[Entry]>,
     /// One for each segment of the table.
-    pointers: Box<[Pointer]>,
-    /// How many I/O are active on each entry, also while the pointer to its segment is dropped.
-    active: Box<[u16]>,
-    regions: Arc<[Region]>,
-    regions_active: Box<[u32]>,
+    own: Box<[Own]>,
+    memories: Memories,
     extensions: Arc<[Extension]>,
     lba: Arc<[LbaEntry]>,
-    number: u32,
     /// Which segments are at hand, or `NONE`.
     residents: Box<[u32]>,
     /// Where in `residents` the search for a pointer to drop goes on (the clock algorithm).
@@ -147,13 +134,6 @@ pub struct Directory<S: SegmentSource = Published> {
     published: Arc<Published>,
     source: Arc<S>,
     trace: Trace,
-}
-
-/// So many of `value`, each page of which was written to, first with another: no check waits for the kernel to give one.
-fn touched<T: Copy>(count: usize, other: T, value: T) -> Box<[T]> {
-    let mut all = vec![other; count];
-    hint::black_box(&mut all).fill(value);
-    all.into()
 }
 
 impl Directory {
@@ -171,13 +151,14 @@ impl<S: SegmentSource> Directory<S> {
         let residents = resident_segments.clamp(1, published.segment_count().max(1));
         Self {
             entries: Arc::clone(&published.entries),
-            pointers: touched(published.segment_count(), Pointer::Used, Pointer::Dropped),
-            active: touched(published.segment_count() * SEGMENT_ENTRIES as usize, 1, 0),
-            regions: Arc::clone(&published.regions),
-            regions_active: touched(limits.regions as usize, 1, 0),
+            own: Own::of(published.segment_count()),
+            memories: Memories::new(
+                Arc::clone(&published.regions),
+                limits.regions as usize,
+                published.enrol(),
+            ),
             extensions: Arc::clone(&published.extensions),
             lba: Arc::clone(&published.lba),
-            number: published.enrol(),
             residents: vec![NONE; residents].into(),
             hand: 0,
             counters: DirectoryCounters::default(),
@@ -248,10 +229,9 @@ impl<S: SegmentSource> Directory<S> {
         if length == 0 || !aligned {
             return Err(Denied::Memory);
         }
-        let found = published::memory(&self.regions, domain, operation, memory, length);
+        let found = self.memories.find_piece(domain, operation, memory, length);
         let (region, iova) = found.ok_or(Denied::Memory)?;
-        self.regions_active[region as usize] += 1;
-        Ok(Hold { iova, region, directory: self.number })
+        Ok(Hold { iova, counted: self.memories.begin(region) })
     }
 
     /// Whether so many segments are at hand that it pays to ask for entries before they are needed.
@@ -266,11 +246,11 @@ impl<S: SegmentSource> Directory<S> {
     /// entries nothing is far.
     #[inline]
     pub fn prefetch(&self, key: Key) {
-        let index = key.index().0;
-        if self.is_far() && self.is_at_hand(segment_of(key)) {
+        let index = key.index();
+        if self.is_far() && self.is_at_hand(segment_of(index)) {
             // Nobody waits for what is loaded here.
-            hint::black_box(self.entries[index as usize].shape());
-            hint::black_box(self.active[index as usize]);
+            hint::black_box(self.entries[index.0 as usize].shape());
+            hint::black_box(self.own[segment_of(index)].active(index));
         }
     }
 
@@ -294,75 +274,35 @@ impl<S: SegmentSource> Directory<S> {
     /// Whatever else it is, the check in order tells.
     #[inline(always)]
     fn grant_at_once<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
-        let entry = self.entries.get(request.key.index().0 as usize)?;
-        if *self.pointers.get(segment_of(request.key))? == Pointer::Dropped {
+        let Self { entries, own, memories, .. } = self;
+        let index = request.key.index();
+        let (entry, own) = (entries.get(index.0 as usize)?, own.get_mut(segment_of(index))?);
+        if own.pointer == Pointer::Dropped {
             return None;
         }
         let place = entry.find(domain, request)?;
-        self.grant_place::<MEMORY>(domain, request, place)
+        grant_place::<MEMORY>(own, memories, domain, request, place)
     }
 
     /// As [`Self::grant_at_once`], if all blocks are in one extension of a file, whichever. Apart from the other: what both need
     /// would not stay in registers.
     #[inline(never)]
     fn grant_in_file<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
-        let entry = self.entries.get(request.key.index().0 as usize)?;
-        if *self.pointers.get(segment_of(request.key))? == Pointer::Dropped {
+        let Self { entries, own, memories, extensions, trace, .. } = self;
+        let index = request.key.index();
+        let (entry, own) = (entries.get(index.0 as usize)?, own.get_mut(segment_of(index))?);
+        if own.pointer == Pointer::Dropped {
             return None;
         }
-        let place = entry.find_in_file(&self.extensions, domain, request, &self.trace)?;
-        self.grant_place::<MEMORY>(domain, request, place)
-    }
-
-    /// The rest of the decision about a request whose blocks were found.
-    #[inline(always)]
-    fn grant_place<const MEMORY: bool>(
-        &mut self,
-        domain: Domain,
-        request: &Request,
-        place: Place,
-    ) -> Option<Grant> {
-        let memory = if MEMORY {
-            if request.memory.offset & 3 != 0 {
-                return None;
-            }
-            published::memory(&self.regions, domain, request.operation, request.memory, request.length)?
-        } else {
-            (NONE, 0)
-        };
-        *self.pointers.get_mut(segment_of(request.key))? = Pointer::Used;
-        let Place { lba, blocks, upper, .. } = place;
-        Some(self.count(request, Located { first: lba.0, blocks, root: NONE, upper }, memory))
-    }
-
-    /// Counts a request as active and makes the token of it.
-    #[inline(always)]
-    fn count(&mut self, request: &Request, blocks: Located, (region, iova): (u32, u64)) -> Grant {
-        let active = &mut self.active[request.key.index().0 as usize];
-        *active = active.checked_add(1).expect("an entry has at most 65,535 I/O active on one poller");
-        // `NONE` is beyond the table.
-        if let Some(active) = self.regions_active.get_mut(region as usize) {
-            *active += 1;
-        }
-        let Located { first, blocks, root, upper } = blocks;
-        Grant {
-            key: request.key,
-            first,
-            blocks,
-            iova,
-            root,
-            region,
-            directory: self.number,
-            operation: request.operation,
-            shape: upper,
-        }
+        let place = entry.find_in_file(extensions, domain, request, trace)?;
+        grant_place::<MEMORY>(own, memories, domain, request, place)
     }
 
     fn fetch(&mut self, segment: u32) -> Result<(), Denied> {
         let Segment(segment) = self.source.fetch(segment).ok_or(Denied::Segment)?;
         let place = self.make_room();
         self.residents[place] = segment;
-        self.pointers[segment as usize] = Pointer::AtHand;
+        self.own[segment as usize].pointer = Pointer::AtHand;
         self.counters.fetches += 1;
         Ok(())
     }
@@ -373,7 +313,7 @@ impl<S: SegmentSource> Directory<S> {
             let place = self.hand;
             self.hand = if place + 1 == self.residents.len() { 0 } else { place + 1 };
             let resident = self.residents[place];
-            match self.pointers.get_mut(resident as usize) {
+            match self.own.get_mut(resident as usize).map(|own| &mut own.pointer) {
                 None => return place, // nothing is there
                 Some(pointer @ Pointer::Used) => *pointer = Pointer::AtHand,
                 Some(_) => {
@@ -385,13 +325,13 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     fn drop_pointer(&mut self, segment: u32) {
-        self.pointers[segment as usize] = Pointer::Dropped;
+        self.own[segment as usize].pointer = Pointer::Dropped;
         self.counters.evictions += 1;
     }
 
     #[inline]
     fn is_at_hand(&self, segment: usize) -> bool {
-        self.pointers.get(segment).is_some_and(|pointer| *pointer != Pointer::Dropped)
+        self.own.get(segment).is_some_and(|own| own.pointer != Pointer::Dropped)
     }
 
     /// Gives a grant back: the device is done with it. The only way to end one.
@@ -400,12 +340,9 @@ impl<S: SegmentSource> Directory<S> {
     /// If the grant is not of this directory, which is a fault in the caller.
     #[inline]
     pub fn release(&mut self, grant: Grant) {
-        let Grant { key, region, directory, .. } = *grant.forget();
-        assert_eq!(directory, self.number, "a grant is released where it was granted");
-        self.active[key.index().0 as usize] -= 1;
-        if let Some(active) = self.regions_active.get_mut(region as usize) {
-            *active -= 1;
-        }
+        let Grant { key, counted, .. } = *grant.forget();
+        self.memories.end(counted);
+        self.own[segment_of(key.index())].end(key);
     }
 
     /// Gives a hold back: the device is done with that memory. The only way to end one.
@@ -414,21 +351,19 @@ impl<S: SegmentSource> Directory<S> {
     /// If the hold is not of this directory, which is a fault in the caller.
     #[inline]
     pub fn release_hold(&mut self, hold: Hold) {
-        let Hold { region, directory, .. } = *hold.forget();
-        assert_eq!(directory, self.number, "a hold is released where it was given");
-        self.regions_active[region as usize] -= 1;
+        self.memories.end(hold.forget().counted);
     }
 
     /// Whether this poller has no I/O active on the entry.
     #[inline]
     pub fn entry_is_idle(&self, entry: EntryIndex) -> bool {
-        self.active.get(entry.0 as usize).is_none_or(|count| *count == 0)
+        self.own.get(segment_of(entry)).is_none_or(|own| own.active(entry) == 0)
     }
 
     /// Whether this poller has no I/O active on the memory region.
     #[inline]
     pub fn region_is_idle(&self, region: RegionIndex) -> bool {
-        self.regions_active.get(region.0 as usize).is_none_or(|count| *count == 0)
+        self.memories.is_idle(region)
     }
 
     /// How large the tables are.
@@ -437,8 +372,8 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     /// Between which addresses its counts and pointers lie: for who would have them in larger pages.
-    pub fn addresses(&self) -> [Range<usize>; 2] {
-        [published::addresses(&self.active), published::addresses(&self.pointers)]
+    pub fn addresses(&self) -> [Range<usize>; 1] {
+        [published::addresses(&self.own)]
     }
 
     /// What it did so far.
@@ -455,7 +390,7 @@ impl<S: SegmentSource> Directory<S> {
     /// Drops the pointer to the entry's segment, if there is one: a fault for tests.
     #[cfg(any(test, feature = "oracle"))]
     pub fn evict(&mut self, entry: EntryIndex) {
-        let segment = entry.0 / SEGMENT_ENTRIES;
+        let segment = entry.0 / crate::SEGMENT_ENTRIES;
         if let Some(place) = self.residents.iter_mut().find(|place| **place == segment) {
             *place = NONE;
             self.drop_pointer(segment);
@@ -463,10 +398,41 @@ impl<S: SegmentSource> Directory<S> {
     }
 }
 
-/// The segment of a key's entry.
-#[inline]
-fn segment_of(key: Key) -> usize {
-    (key.index().0 / SEGMENT_ENTRIES) as usize
+/// The rest of the decision about a request whose blocks were found.
+#[inline(always)]
+fn grant_place<const MEMORY: bool>(
+    own: &mut Own,
+    memories: &mut Memories,
+    domain: Domain,
+    request: &Request,
+    place: Place,
+) -> Option<Grant> {
+    let memory = if MEMORY {
+        if request.memory.offset & 3 != 0 {
+            return None;
+        }
+        memories.find(domain, request)?
+    } else {
+        (NONE, 0)
+    };
+    own.pointer = Pointer::Used;
+    let Place { lba, blocks, upper, .. } = place;
+    Some(count(own, memories, request, Located { first: lba.0, blocks, root: NONE, upper }, memory))
+}
+
+/// Counts a request as active and makes the token of it.
+#[inline(always)]
+fn count(
+    own: &mut Own,
+    memories: &mut Memories,
+    request: &Request,
+    Located { first, blocks, root, upper }: Located,
+    (region, iova): (u32, u64),
+) -> Grant {
+    own.begin(request.key);
+    let counted = memories.begin(region);
+    let (key, operation) = (request.key, request.operation);
+    Grant { key, first, blocks, iova, counted, root, operation, shape: upper }
 }
 
 /// Where the blocks of a request are.
@@ -519,7 +485,7 @@ mod tests {
         tables.finish_delete(quiesce);
         let (key, request) = grant_to(&mut tables, new);
         assert_eq!(key.index().0, 0);
-        assert!(directory.is_at_hand(segment_of(key)), "it is at hand still");
+        assert!(directory.is_at_hand(segment_of(key.index())), "it is at hand still");
         assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
         let never = Request { key: Key::new(EntryIndex(9), KeyInstance(1)), ..request };
         assert_eq!(

@@ -3,6 +3,7 @@
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::directory::Counted;
 use crate::published::NONE;
 use crate::{Iova, Key, Lba, Operation, RegionIndex};
 
@@ -30,9 +31,8 @@ pub struct Grant {
     pub(crate) iova: u64,
     /// Of the list, or the segment of extensions, that says where its blocks are; `NONE` if they are one after another.
     pub(crate) root: u32,
-    /// `NONE` if no data moves, or memory is held otherwise.
-    pub(crate) region: u32,
-    pub(crate) directory: u32,
+    /// In which region its memory is.
+    pub(crate) counted: Counted,
     pub(crate) operation: Operation,
     /// The size of its blocks as a power of two, and above that the kind of its entry.
     pub(crate) shape: u16,
@@ -81,7 +81,15 @@ impl Grant {
     /// Whether the device moves its data from or to memory that it names.
     #[inline]
     pub(crate) fn names_memory(&self) -> bool {
-        self.region != NONE && self.operation != Operation::WriteBytes
+        self.counted.region() != NONE && self.operation != Operation::WriteBytes
+    }
+
+    /// [`Directory::only_piece`](crate::Directory::only_piece), if that is of no more than `most` blocks.
+    #[inline]
+    pub fn as_one(&self, most: u64) -> Option<Piece> {
+        let whole = Piece { lba: Lba(self.first), blocks: self.blocks, iova: Iova(self.iova) };
+        // No blocks are more than any, then.
+        (self.root == NONE && self.blocks.wrapping_sub(1) < most).then_some(whole)
     }
 
     /// The end of its life: what it said, and nothing that must be released.
@@ -109,8 +117,7 @@ impl Drop for Grant {
 #[derive(Debug)]
 pub struct Hold {
     pub(crate) iova: u64,
-    pub(crate) region: u32,
-    pub(crate) directory: u32,
+    pub(crate) counted: Counted,
 }
 
 impl Hold {
@@ -123,7 +130,7 @@ impl Hold {
     /// Of which region.
     #[inline]
     pub fn region(&self) -> RegionIndex {
-        RegionIndex(self.region)
+        RegionIndex(self.counted.region())
     }
 
     /// The end of its life: what it said, and nothing that must be released.
@@ -138,7 +145,7 @@ impl Drop for Hold {
         LEAKED.fetch_add(1, Relaxed);
         #[cfg(debug_assertions)]
         if !std::thread::panicking() {
-            panic!("a hold of region {} was dropped, not released", self.region);
+            panic!("a hold of region {} was dropped, not released", self.counted.region());
         }
     }
 }

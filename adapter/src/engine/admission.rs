@@ -5,7 +5,7 @@
 
 use driver::block::{self, BlockQueue};
 use driver::hal::Iova;
-use tpt::{Denied, ExtensionKey, Grant, Key, Operation, Request};
+use tpt::{Denied, Directory, Domain, ExtensionKey, Grant, Key, Operation, Request};
 use wire::Status;
 use wire::layout::{SubmissionEntry, opcode};
 
@@ -13,11 +13,12 @@ use super::State;
 use super::bytes::writes;
 use super::files::{Outside, Reach, is_inside};
 use super::gates::Claim;
+use super::lengths::Lengths;
 use super::lists::Refused;
 use super::parse::{self, Parsed, parse};
 use super::port::PortState;
 use super::share::Allowance;
-use super::slots::{Aside, Asked, SlotState};
+use super::slots::{Aside, Asked, SlotState, Slots};
 use crate::mailbox::Denial;
 
 /// Requests that a cancel looks at for the price of one more entry of its queue's share.
@@ -41,6 +42,54 @@ pub(super) enum End {
     Empty,
     /// The application says what cannot be.
     Violation,
+}
+
+/// What the short way of nearly all requests works with: see [`State::begin_plain`].
+struct ShortWay<'a, Q> {
+    queue: &'a mut Q,
+    slots: &'a mut Slots,
+    directory: &'a mut Directory,
+    lengths: &'a Lengths,
+    domain: Domain,
+    /// Of the port.
+    index: usize,
+    now_ns: u64,
+}
+
+impl<Q: BlockQueue> ShortWay<'_, Q> {
+    /// Begins a request, or says that it goes the long way, with which grant if it has one.
+    #[inline(always)]
+    fn begin<const IN_FILE: bool>(
+        &mut self,
+        request: &Request,
+        operation: block::Operation,
+        user_data: u64,
+    ) -> Result<(), Option<Grant>> {
+        let Self { queue, slots, directory, lengths, domain, index, now_ns } = self;
+        let grant = if IN_FILE {
+            directory.check_in_file(*domain, request)
+        } else {
+            directory.check_plain(*domain, request)
+        };
+        let Some(grant) = grant else { return Err(None) };
+        let most = u64::from(queue.geometry().most_blocks(operation));
+        let Some(piece) = grant.as_one(most).filter(|_| is_inside(directory, lengths, &grant, request))
+        else {
+            return Err(Some(grant));
+        };
+        #[allow(clippy::cast_possible_truncation)] // no more than `most`
+        let blocks = piece.blocks as u32;
+        let mut vacancy = slots.vacancy();
+        let tag = vacancy.tag() | piece.blocks << 32;
+        vacancy.begin(user_data, grant, blocks, *now_ns);
+        let data = Iova(piece.iova.0);
+        let command = block::Command { operation, lba: piece.lba.0, blocks, data, tag };
+        if queue.submit(&command).is_err() {
+            return Err(vacancy.empty());
+        }
+        vacancy.take(*index);
+        Ok(())
+    }
 }
 
 impl State {
@@ -171,50 +220,35 @@ impl State {
         number: usize,
     ) -> (usize, Option<Grant>) {
         let Self { ports, slots, directory, lengths, gates, throttle, taken, now_ns, .. } = self;
-        let (Some(port), Some(entries)) = (ports[index].as_mut(), taken.get(at..number)) else {
+        let (Some(port), Some(entries)) = (ports[index].as_ref(), taken.get(at..number)) else {
             return (0, None);
         };
-        let mut granted = None;
         let before = slots.used();
+        let mut short =
+            ShortWay { queue, slots, directory, lengths, domain: port.domain, index, now_ns: *now_ns };
+        let mut granted = None;
         for entry in entries {
             let Some(request) = parse::plain(entry) else { break };
-            let operation = match request.operation {
-                Operation::Read => block::Operation::Read,
-                Operation::Write { fua } if !gates.any() => block::Operation::Write { fua },
-                _ => break,
-            };
             if throttle.limits(request.key) {
                 break;
             }
-            let grant = if IN_FILE {
-                directory.check_in_file(port.domain, &request)
-            } else {
-                directory.check_plain(port.domain, &request)
+            // Each with its operation known, which is then not kept anywhere.
+            let begun = match request.operation {
+                Operation::Read => {
+                    let request = Request { operation: Operation::Read, ..request };
+                    short.begin::<IN_FILE>(&request, block::Operation::Read, entry.user_data)
+                }
+                Operation::Write { fua } if !gates.any() => {
+                    short.begin::<IN_FILE>(&request, block::Operation::Write { fua }, entry.user_data)
+                }
+                _ => break,
             };
-            let Some(grant) = grant else { break };
-            let Some(piece) = directory.only_piece(&grant) else {
-                granted = Some(grant);
-                break;
-            };
-            if !is_inside(directory, lengths, &grant, &request) {
-                granted = Some(grant);
+            if let Err(its) = begun {
+                granted = its;
                 break;
             }
-            let most = queue.geometry().most_blocks(operation);
-            #[allow(clippy::cast_possible_truncation)] // of what is no more than `most`
-            let blocks = piece.blocks as u32;
-            let tag = slots.next_tag() | piece.blocks << 32;
-            let command =
-                block::Command { operation, lba: piece.lba.0, blocks, data: Iova(piece.iova.0), tag };
-            if piece.blocks > u64::from(most) || queue.submit(&command).is_err() {
-                granted = Some(grant);
-                break;
-            }
-            slots.allocate(index, entry.user_data).begin(grant, blocks, *now_ns);
         }
-        let begun = slots.used() - before;
-        port.in_flight += begun;
-        (begun, granted)
+        (slots.used() - before, granted)
     }
 
     /// The short way in the other extensions of files, apart from that of nearly all, which it would make longer.
@@ -408,12 +442,8 @@ impl State {
     /// The slot of a request that needs one for more than to be ended.
     pub(super) fn slot_for(&mut self, asked: &Asked, slot: Option<u32>) -> u32 {
         slot.unwrap_or_else(|| {
-            let Some(port) = self.ports[asked.port].as_mut() else {
-                unreachable!("a queue outlives its requests")
-            };
             let slot = self.slots.next_free();
             self.slots.allocate(asked.port, asked.user_data);
-            port.in_flight += 1;
             self.slots.note(slot, asked);
             slot
         })
@@ -459,7 +489,7 @@ impl State {
     #[cold]
     fn cancel(&mut self, index: usize, user_data: u64, target: u64) -> usize {
         let Some(port) = self.ports[index].as_ref() else { return 1 };
-        let cost = 1 + port.in_flight / CANCEL_COST;
+        let cost = 1 + port.in_flight() / CANCEL_COST;
         let slots = &self.slots;
         let mut all = std::iter::successors(slots.next_of(index, 0), |slot| slots.next_of(index, slot + 1));
         let Some(slot) = all.find(|&slot| self.slots.get(slot).user_data == target) else {

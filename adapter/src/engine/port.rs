@@ -58,8 +58,6 @@ pub struct Port {
     pub(super) domain: Domain,
     pub(super) ring: AdapterEnd<QueueView>,
     pub(super) state: PortState,
-    /// Its admitted requests.
-    pub(super) in_flight: usize,
     /// Management requests that wait, and how many may.
     pub(super) managed: u32,
     pub(super) may_manage: u32,
@@ -72,9 +70,7 @@ pub struct Port {
     /// What holds for its session, until it is attached; then where the session's share is kept.
     pub(super) terms: Terms,
     pub(super) account: usize,
-    posted: bool,
     counters: Arc<PortCounters>,
-    completed: u64,
     failed: u64,
 }
 
@@ -87,7 +83,6 @@ impl Port {
             domain,
             ring: AdapterEnd::new(view, entries),
             state: PortState::Ready,
-            in_flight: 0,
             managed: 0,
             may_manage: 0,
             wake_due: false,
@@ -95,9 +90,7 @@ impl Port {
             attention: super::schedule::Attention::default(),
             terms: Terms::default(),
             account: 0,
-            posted: false,
             counters: Arc::default(),
-            completed: 0,
             failed: 0,
         }
     }
@@ -125,6 +118,11 @@ impl Port {
         self.counters.clone()
     }
 
+    /// Requests that were taken from it and have not ended.
+    pub(super) fn in_flight(&self) -> usize {
+        self.ring.in_flight() as usize
+    }
+
     /// Posts a completion into the room that was reserved when the request was taken.
     pub(super) fn complete(
         &mut self,
@@ -134,13 +132,11 @@ impl Port {
         device_status: u16,
         value: u64,
     ) {
-        self.completed += 1;
-        self.counters.completed.store(self.completed, Ordering::Relaxed);
+        self.counters.completed.store(self.completed() + 1, Ordering::Relaxed);
         if status != Status::OK {
             self.failed += 1;
             self.counters.failed.store(self.failed, Ordering::Relaxed);
         }
-        self.posted = true;
         let device_status = u32::from(device_status);
         self.ring.complete(&Completion { user_data, status, device_status, bytes, value });
     }
@@ -149,7 +145,6 @@ impl Port {
     pub(super) fn fail(&mut self) {
         self.state = PortState::Error;
         self.ring.fail();
-        self.posted = true; // An application may sleep on the state as it does on a completion.
     }
 
     /// In the error state: answers what was rung within bounds, each once, as far as there is room for the answers, at
@@ -169,7 +164,7 @@ impl Port {
     /// Looks whether the application went to sleep before it saw what this turn posted. True if it is to be woken and
     /// was not before.
     pub(super) fn end_turn(&mut self) -> bool {
-        let asleep = std::mem::take(&mut self.posted) && self.ring.end_turn();
+        let asleep = self.ring.end_turn();
         asleep && !std::mem::replace(&mut self.wake_due, true)
     }
 
@@ -180,12 +175,12 @@ impl Port {
 
     /// Whether something was posted of which the application does not know yet, or it is to be woken.
     pub(super) fn has_news(&self) -> bool {
-        self.posted || self.wake_due
+        self.ring.has_posted() || self.wake_due
     }
 
     /// Requests completed so far.
     pub(super) fn completed(&self) -> u64 {
-        self.completed
+        self.counters.completed()
     }
 
     /// Wakes the application: a system call, made outside of turns.

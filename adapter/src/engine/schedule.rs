@@ -184,7 +184,7 @@ impl State {
     fn is_idle(&mut self, index: usize) -> bool {
         let (now_ns, after) = (self.now_ns, self.schedule.park_after_ns);
         let port = self.port(index);
-        let waits = port.is_served() && port.in_flight == 0 && !port.has_news();
+        let waits = port.is_served() && port.in_flight() == 0 && !port.has_news();
         let completed = port.completed();
         let attention = &mut port.attention;
         if !waits || completed != attention.completed {
@@ -304,7 +304,7 @@ impl State {
     fn part_with(&mut self, index: usize) -> bool {
         let now_ns = self.now_ns;
         let port = self.port(index);
-        let goes = port.in_flight == 0 && !port.wake_due;
+        let goes = port.in_flight() == 0 && !port.wake_due;
         let is_late = matches!(port.state, PortState::Leaving(_, until) if now_ns > until);
         if goes || is_late {
             match std::mem::replace(&mut port.state, PortState::Ready) {
@@ -400,12 +400,12 @@ impl State {
     #[cold]
     fn has_its_part(&self, index: usize, burst: usize, full: bool) -> bool {
         let Some(port) = self.ports[index].as_ref() else { return true };
-        let (has, queues) = (port.in_flight, self.shares.ports(port.account));
+        let (has, queues) = (port.in_flight(), self.shares.ports(port.account));
         // Each queue may have a burst of requests waiting for the device, so that its cancels are still seen; where others
         // have something in flight, too, all queues of a session together. The rest waits in the application's own queues and
         // delays nobody.
         if full {
-            let of = |&port: &usize| self.ports[port].as_ref().map_or(0, |port| port.in_flight);
+            let of = |&port: &usize| self.ports[port].as_ref().map_or(0, Port::in_flight);
             let alone = queues.iter().map(of).sum::<usize>() == self.slots.used();
             let part = self.shares.weighted(port.account, burst) / queues.len();
             if has >= if alone { burst } else { part.max(1) } {

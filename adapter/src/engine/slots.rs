@@ -160,17 +160,6 @@ impl Slot {
         self.grant = Some(grant);
     }
 
-    /// It was granted, and the device took all of it, new as it is, as one command.
-    #[inline]
-    pub(super) fn begin(&mut self, grant: Grant, blocks: u32, now_ns: u64) {
-        // A slot is freed without a grant, so that none is to be dropped here.
-        std::mem::forget(self.grant.replace(grant));
-        (self.blocks, self.submitted) = (blocks, blocks);
-        self.outstanding = 1;
-        self.progress_ns = now_ns;
-        self.state = SlotState::Running;
-    }
-
     /// The device took a command of it.
     #[inline]
     pub(super) fn record_submitted(&mut self, blocks: u32, now_ns: u64) {
@@ -198,6 +187,62 @@ impl Slot {
             self.status = status;
             self.device_status = device_status;
         }
+    }
+}
+
+/// The slot that the next request gets. What the short way begins is written here before the device gets its command, so that
+/// nothing of it has to be kept until then; the slot is taken only when the device has.
+pub(super) struct Vacancy<'a> {
+    slot: &'a mut Slot,
+    port: &'a mut u32,
+    free: &'a mut u32,
+    used: &'a mut usize,
+}
+
+impl<'a> Vacancy<'a> {
+    /// What the tags of its commands will begin with.
+    #[inline]
+    pub(super) fn tag(&self) -> u64 {
+        self.slot.tag()
+    }
+
+    /// All but the request's own, as if the device had all of it as one command of so many blocks: to be followed by
+    /// [`Vacancy::take`] if it takes that, else by [`Vacancy::empty`].
+    #[inline(always)]
+    pub(super) fn begin(&mut self, user_data: u64, grant: Grant, blocks: u32, now_ns: u64) {
+        // A slot is freed without a grant, so that none is to be dropped here.
+        std::mem::forget(self.slot.grant.replace(grant));
+        (self.slot.blocks, self.slot.submitted) = (blocks, blocks);
+        self.clear(SlotState::Running, 1);
+        (self.slot.user_data, self.slot.progress_ns) = (user_data, now_ns);
+    }
+
+    /// What the last request left is as good as new where nothing is written.
+    #[inline(always)]
+    fn clear(&mut self, state: SlotState, outstanding: u32) {
+        let slot = &mut *self.slot;
+        (slot.outstanding, slot.done) = (outstanding, 0);
+        (slot.status, slot.device_status) = (Status::OK, 0);
+        (slot.state, slot.noted, slot.beside) = (state, false, false);
+    }
+
+    /// It is a request's of the queue of that port.
+    #[inline(always)]
+    pub(super) fn take(self, port: usize) -> &'a mut Slot {
+        let Self { slot, port: its, free, used } = self;
+        #[allow(clippy::cast_possible_truncation)] // a few thousand at the most
+        let port = port as u32;
+        *its = port;
+        *used += 1;
+        *free = slot.next;
+        slot
+    }
+
+    /// It is nobody's, as before. Gives back the grant.
+    #[cold]
+    pub(super) fn empty(mut self) -> Option<Grant> {
+        self.clear(SlotState::Free, 0);
+        self.slot.grant.take()
     }
 }
 
@@ -262,27 +307,21 @@ impl Slots {
         self.free
     }
 
-    /// Its [`Slot::tag`].
+    /// That slot, to be taken or not. The caller saw [`Slots::has_room`].
     #[inline]
-    pub(super) fn next_tag(&self) -> u64 {
-        self.get(self.free).tag()
+    pub(super) fn vacancy(&mut self) -> Vacancy<'_> {
+        let Self { slots, ports, free, used, .. } = self;
+        let (slot, port) = (&mut slots[*free as usize], &mut ports[*free as usize]);
+        Vacancy { slot, port, free, used }
     }
 
     /// Gives a request a slot. The caller saw [`Slots::has_room`], and counts it for its queue.
     #[inline]
     pub(super) fn allocate(&mut self, port: usize, user_data: u64) -> &mut Slot {
-        let number = self.free;
-        #[allow(clippy::cast_possible_truncation)] // a few thousand at the most
-        let port = port as u32;
-        self.ports[number as usize] = port;
-        self.used += 1;
-        let slot = &mut self.slots[number as usize];
-        self.free = slot.next;
-        // Field by field: what the last request left is as good as new where nothing is written.
-        slot.user_data = user_data;
-        (slot.submitted, slot.done) = (0, 0);
-        (slot.status, slot.device_status) = (Status::OK, 0);
-        (slot.state, slot.noted, slot.beside) = (SlotState::Taken, false, false);
+        let mut vacancy = self.vacancy();
+        vacancy.clear(SlotState::Taken, 0);
+        let slot = vacancy.take(port);
+        (slot.user_data, slot.submitted) = (user_data, 0);
         slot
     }
 

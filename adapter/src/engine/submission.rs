@@ -212,15 +212,15 @@ impl State {
         let s = slots.get(slot);
         let (done, user_data) = (u64::from(s.done), s.user_data);
         let (status, device_status) = (s.status, s.device_status);
-        let mut blocks = 0;
+        let mut whole = 0;
         let (grant, index) = slots.free(slot);
         if let Some(grant) = grant {
-            blocks = done << grant.block_shift();
+            whole = done << grant.block_shift();
             directory.release(grant);
         }
-        let bytes = u32::try_from(bytes.unwrap_or(blocks)).unwrap_or(u32::MAX);
+        #[allow(clippy::cast_possible_truncation)] // no more than was asked for, with 32 bits
+        let bytes = bytes.unwrap_or(whole) as u32;
         let Some(port) = ports[index].as_mut() else { unreachable!("a queue outlives its requests") };
-        port.in_flight -= 1;
         port.complete(user_data, status, bytes, device_status, value);
     }
 

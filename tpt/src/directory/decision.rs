@@ -2,9 +2,9 @@
 
 use core::sync::atomic::Ordering::Acquire;
 
-use super::{Directory, Located, Pointer, segment_of};
+use super::{Directory, Located, Pointer, count, segment_of};
 use crate::fept::{Run, Stretch};
-use crate::published::{self, Entry, NONE, Shape, Stage, StateWord, extent};
+use crate::published::{Entry, NONE, Shape, Stage, StateWord, extent};
 use crate::trace::Touch;
 use crate::{Denied, Domain, ExtensionKey, Grant, Key, Operation, Request, SEGMENT_ENTRIES, SegmentSource};
 
@@ -55,10 +55,11 @@ impl<S: SegmentSource> Directory<S> {
         };
         let located = located?;
         // The first use does not count: what is used only once goes before what is used again and again.
+        let own = &mut self.own[segment_of(request.key.index())];
         if !fetched {
-            self.pointers[segment_of(request.key)] = Pointer::Used;
+            own.pointer = Pointer::Used;
         }
-        Ok(self.count(request, located, memory))
+        Ok(count(own, &mut self.memories, request, located, memory))
     }
 
     /// Sees to it that the entry of a key is at hand, if `domain` may look at it. Whether it had to be fetched.
@@ -206,12 +207,12 @@ impl<S: SegmentSource> Directory<S> {
     /// Which region the memory of a request is in, and where the device finds it; neither where no data moves, and no place
     /// for a write of bytes, whose data is copied.
     fn memory(&self, domain: Domain, request: &Request) -> Result<(u32, u64), Denied> {
-        let Request { operation, memory, length, .. } = *request;
+        let Request { operation, memory, .. } = *request;
         if operation.required_memory_access().is_none() {
             return Ok((NONE, 0));
         }
         let copied = operation == Operation::WriteBytes;
-        let found = published::memory(&self.regions, domain, operation, memory, length);
+        let found = self.memories.find(domain, request);
         let (region, iova) = found.ok_or(Denied::Memory)?;
         match memory.offset & 3 {
             _ if copied => Ok((region, 0)),

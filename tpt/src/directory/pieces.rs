@@ -121,7 +121,6 @@ impl<S: SegmentSource> Directory<S> {
     /// [`Directory::pieces`] tells then.
     #[inline]
     pub fn only_piece(&self, grant: &Grant) -> Option<Piece> {
-        let whole = Piece { lba: Lba(grant.first), blocks: grant.blocks, iova: Iova(grant.iova) };
-        (grant.root == NONE && grant.blocks != 0).then_some(whole)
+        grant.as_one(u64::MAX)
     }
 }

@@ -266,7 +266,8 @@ impl Harness {
     }
 
     fn region_is_idle(&self, poller: usize, index: u32) -> bool {
-        let in_flight = |f: &Flying| f.poller == poller && f.iova.is_some() && f.grant.region == index;
+        let in_flight =
+            |f: &Flying| f.poller == poller && f.iova.is_some() && f.grant.counted.region() == index;
         let held = |(its, hold): &(usize, Hold)| *its == poller && hold.region().0 == index;
         !self.flying.iter().any(in_flight) && !self.holds.iter().any(held)
     }

@@ -276,6 +276,29 @@ fn s4_r12_the_first_range_is_one_piece() {
     world.directory.release(grant);
 }
 
+/// A count of one poller is never moved by another's token, whether memory goes with it or not.
+#[test]
+fn a_grant_is_released_only_where_it_was_granted() {
+    let mut world = World::new();
+    let key = world.grant(&[range(1000, 3)]);
+    let mut other = Directory::new(world.tables.published(), 4);
+    let read = world.request(Operation::Read, key, 0, 1);
+    let flush = Request { offset: 0, length: 0, ..world.request(Operation::Flush, key, 0, 1) };
+    for request in [read, flush] {
+        let grant = world.directory.check(A, &request).unwrap();
+        let elsewhere = std::panic::AssertUnwindSafe(|| other.release(grant));
+        std::panic::catch_unwind(elsewhere).expect_err("it was not granted there");
+        assert!(!world.directory.entry_is_idle(key.index()) && other.entry_is_idle(key.index()));
+    }
+    let hold = world.directory.hold(A, Operation::Read, read.memory, BLOCK).unwrap();
+    let elsewhere = std::panic::AssertUnwindSafe(|| other.release_hold(hold));
+    std::panic::catch_unwind(elsewhere).expect_err("it was not given there");
+    assert!(
+        other.region_is_idle(world.region_a.index())
+            && !world.directory.region_is_idle(world.region_a.index())
+    );
+}
+
 /// S8-R8: a thousand ranges in order, as one request and block by block.
 #[test]
 fn s8_r8_a_grant_of_a_thousand_ranges_is_read_in_order() {
