@@ -8,7 +8,7 @@
 //! done
 //! ```
 //!
-//! `turns DEPTH ROUNDS [QUEUES]` makes `ROUNDS` rounds. In each an application announces `DEPTH` reads of 4 KiB at random
+//! `turns DEPTH ROUNDS [QUEUES [WHERE [EXTENSIONS]]]` makes `ROUNDS` rounds. In each an application announces `DEPTH` reads of 4 KiB at random
 //! places of its grant, which is not counted; then `turned` gives the engine one turn over the null device, which takes,
 //! parses, checks, submits, reaps and completes all of them (`DEPTH` may be no more than the burst of a turn, 32), and
 //! the application, not counted, consumes the completions. Beside it `bare` submits `DEPTH` commands for the same blocks
@@ -17,25 +17,63 @@
 //! Callgrind counts what is done inside of the function that `--toggle-collect` names, and says `Collected : N` at the
 //! end. (turned - bare) / (DEPTH * ROUNDS) are the instructions of a request above a bare submit and reap. With a `DEPTH`
 //! of 0 nothing is asked for: then turned / ROUNDS is what a turn costs that finds nothing to do. `QUEUES - 1` more
-//! queues are served, and idle.
+//! queues are served, and idle. `WHERE` is `blocks`, or the reads are by the key of a file of so many extensions: of the
+//! `first` at random places, of the `later` ones from their beginning to their end, or of `all` at random.
 //!
 //! Nobody else is on the queue's lines and everything is in the caches, so this says nothing of time.
 
 use std::hint::black_box;
 use std::sync::Arc;
 
-use adapter::engine::{Engine, Gates, MonotonicClock, Port, QueueId, TurnLimits};
+use adapter::engine::{Engine, Gates, Lengths, MonotonicClock, Port, QueueId, TurnLimits};
 use adapter::mailbox::{Command, PollerShared};
 use benches::pattern::{Order, Walk};
 use driver::block::{self, BlockQueue};
 use driver::hal;
 use driver::null::NullQueue;
-use tpt::{Access, Directory, Domain, GrantSpec, Iova, KeyInstance, LbaRange, Limits, RegionSpec, Tables};
+use tpt::{
+    Access, Directory, Domain, FileSpec, GrantSpec, Iova, KeyInstance, LbaRange, Limits, RegionSpec, Tables,
+};
 use wire::Status;
 use wire::layout::{Entries, SubmissionEntry, opcode};
 use wire::ring::ApplicationEnd;
 use wire::shm::SharedMemory;
 use wire::view::QueueView;
+
+/// Where reads are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Where {
+    /// Of a grant of blocks, anywhere.
+    Blocks,
+    /// In the first extension of a file, anywhere.
+    First,
+    /// In the others, one after another.
+    Later,
+    /// In all of them, anywhere.
+    All,
+}
+
+impl Where {
+    fn of(text: &str) -> Self {
+        match text {
+            "blocks" => Self::Blocks,
+            "first" => Self::First,
+            "later" => Self::Later,
+            "all" => Self::All,
+            _ => panic!("neither blocks nor first, later or all: {text}"),
+        }
+    }
+
+    /// Reads at which it begins, how many there are, and their order, if each of the extensions has so many.
+    fn reads(self, extensions: u32, each: u32) -> (u32, Walk) {
+        let all = extensions * each;
+        match self {
+            Self::Blocks | Self::All => (0, Walk::new(Order::Random, all)),
+            Self::First => (0, Walk::new(Order::Random, each)),
+            Self::Later => (each, Walk::new(Order::Sequential, all - each)),
+        }
+    }
+}
 
 /// Bytes and blocks of a read.
 const READ: u32 = 4096;
@@ -85,17 +123,28 @@ fn queue(id: u32) -> (ApplicationEnd<QueueView>, Port) {
     (ApplicationEnd::new(view(), entries), Port::new(QueueId(id), 1, DOMAIN, view(), entries))
 }
 
-/// One number after the other from the command line.
-fn arguments() -> [u32; 3] {
-    let mut given = std::env::args().skip(1).map(|text| text.parse::<u32>().expect("a number"));
-    let mut next = |or| given.next().unwrap_or(or);
-    [next(32), next(1000), next(1)]
+/// From the command line: numbers, and after the third of them where the reads are.
+fn arguments() -> ([u32; 4], Where) {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize, or| given.get(at).map_or(or, |text| text.parse::<u32>().expect("a number"));
+    (
+        [number(0, 32), number(1, 1000), number(2, 1), number(4, 1)],
+        given.get(3).map_or(Where::Blocks, |text| Where::of(text)),
+    )
+}
+
+/// The device blocks of the extensions, each as far behind the one before as it is long.
+fn extents(extensions: u32, each: u32) -> Vec<LbaRange> {
+    let blocks = u64::from(each * BLOCKS);
+    let range = |number: u32| LbaRange::new(FIRST + 2 * u64::from(number) * blocks, blocks);
+    (0..extensions).map(|number| range(number).expect("a range of some blocks")).collect()
 }
 
 fn main() {
-    let [depth, rounds, queues] = arguments();
+    let ([depth, rounds, queues, extensions], place) = arguments();
+    let each = PLACES / extensions;
     let mut tables = Tables::<32>::new(
-        Limits { entries: 1024, lba_entries: 1024, extensions: 0, regions: 64 },
+        Limits { entries: 1024, lba_entries: 4096, extensions: 4096, regions: 64 },
         KeyInstance(1),
     );
     let shared = Arc::new(PollerShared::default());
@@ -110,6 +159,9 @@ fn main() {
     // As a poller has it: queues that are not in use cost no look.
     engine.hear_bells();
     engine.set_gates(Gates::new(1).expect("one engine is not too many"));
+    let lengths = Arc::new(Lengths::new(1));
+    lengths.set(0, u64::from(PLACES) * u64::from(READ));
+    engine.set_lengths(lengths);
     let (mut application, port) = queue(0);
     let others: Vec<_> = (1..queues).map(queue).collect();
     let idle = others.len();
@@ -120,22 +172,27 @@ fn main() {
     while engine.parked() < idle {
         engine.turn();
     }
-    let ranges = [LbaRange::new(FIRST, u64::from(PLACES * BLOCKS)).expect("a range of some blocks")];
-    let spec =
-        GrantSpec { domain: DOMAIN, access: Access::READ, block_shift: 9, ranges: &ranges, shared: false };
-    let key = tables.create(&spec).expect("the table is empty");
+    let ranges = extents(extensions, each);
+    let (domain, access) = (DOMAIN, Access::READ);
+    let key = if place == Where::Blocks {
+        let spec = GrantSpec { domain, access, block_shift: 9, ranges: &ranges, shared: false };
+        tables.create(&spec).expect("the table is empty")
+    } else {
+        let spec = FileSpec { domain, access, block_shift: 9, extents: &ranges, shared: false, context: 0 };
+        tables.create_file(&spec).expect("the table is empty").file
+    };
     let bytes = u64::from(depth.max(1) * READ);
     let region = RegionSpec { domain: DOMAIN, access: Access::READ_WRITE, iova: Iova(IOVA), bytes };
     let region = tables.create_region(&region).expect("the table is empty");
 
     let mut device = NullQueue::new(DEVICE_BLOCKS);
-    let mut walk = Walk::new(Order::Random, PLACES);
+    let (start, mut walk) = place.reads(extensions, each);
     let mut commands = Vec::new();
     let mut tags = 0;
     for _ in 0..rounds {
         commands.clear();
         for number in 0..depth {
-            let place = walk.step();
+            let place = start + walk.step();
             let memory = u64::from(number * READ);
             let entry = SubmissionEntry {
                 opcode: opcode::READ,
@@ -150,7 +207,7 @@ fn main() {
             application.push(&entry).expect("nothing is in flight");
             commands.push(block::Command {
                 operation: block::Operation::Read,
-                lba: FIRST + u64::from(place * BLOCKS),
+                lba: ranges[(place / each) as usize].first.0 + u64::from(place % each * BLOCKS),
                 blocks: BLOCKS,
                 data: hal::Iova(IOVA + memory),
                 tag: u64::from(number),

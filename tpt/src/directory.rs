@@ -34,6 +34,9 @@ pub struct DirectoryCounters {
     pub evictions: u64,
 }
 
+/// Files of which it is known where they were read or written last: a power of two.
+const LAST: usize = 256;
+
 /// So many segments stay in a processor's own cache: 256 KiB.
 const NEAR: u64 = 256;
 
@@ -69,13 +72,14 @@ impl Entry {
     }
 
     /// As [`Entry::find`], of a file: if one extension has all blocks. Beside the entry's line one of that extension is read,
-    /// and those that are passed on the way to it.
-    #[inline(never)]
+    /// and those that are passed on the way to it, which begins at number `last`.
+    #[inline(always)]
     fn find_in_file(
         &self,
         table: &[Extension],
         domain: Domain,
         request: &Request,
+        last: &mut u32,
         trace: &Trace,
     ) -> Option<Place> {
         trace.touch(Touch::Entry(request.key.index()));
@@ -90,7 +94,7 @@ impl Entry {
         if !self.is_sealed(request.key, shape, self.first_range()) {
             return None;
         }
-        let lba = self.extensions(table, request.key)?.place(domain, request, trace)?;
+        let lba = self.extensions(table, request.key)?.place(domain, request, last, trace)?;
         let blocks = request.length >> shape.shift();
         Some(Place { lba: Lba(lba), blocks, block_shift: shape.shift(), upper: shape.upper() })
     }
@@ -125,6 +129,8 @@ pub struct Directory<S: SegmentSource = Published> {
     own: Box<[Own]>,
     memories: Memories,
     extensions: Arc<[Extension]>,
+    /// Of files the number of the extension that was used last; files of different entries may share one.
+    last: Box<[u32; LAST]>,
     lba: Arc<[LbaEntry]>,
     /// Which segments are at hand, or `NONE`.
     residents: Box<[u32]>,
@@ -158,6 +164,7 @@ impl<S: SegmentSource> Directory<S> {
                 published.enrol(),
             ),
             extensions: Arc::clone(&published.extensions),
+            last: Box::new([0; LAST]),
             lba: Arc::clone(&published.lba),
             residents: vec![NONE; residents].into(),
             hand: 0,
@@ -197,6 +204,7 @@ impl<S: SegmentSource> Directory<S> {
     }
 
     /// As [`Directory::check_plain`], if all its blocks are in one extension of a file, whichever.
+    #[inline(always)]
     pub fn check_in_file(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
         self.grant_in_file::<true>(domain, request)
     }
@@ -264,6 +272,16 @@ impl<S: SegmentSource> Directory<S> {
         if let Some(grant) = self.grant_at_once::<MEMORY>(domain, request) {
             return Ok(grant);
         }
+        self.check_slowly::<MEMORY>(domain, request)
+    }
+
+    /// Whatever is not granted at once.
+    #[inline(never)]
+    fn check_slowly<const MEMORY: bool>(
+        &mut self,
+        domain: Domain,
+        request: &Request,
+    ) -> Result<Grant, Denied> {
         match self.grant_in_file::<MEMORY>(domain, request) {
             Some(grant) => Ok(grant),
             None => self.check_in_order::<MEMORY>(domain, request),
@@ -284,17 +302,17 @@ impl<S: SegmentSource> Directory<S> {
         grant_place::<MEMORY>(own, memories, domain, request, place)
     }
 
-    /// As [`Self::grant_at_once`], if all blocks are in one extension of a file, whichever. Apart from the other: what both need
-    /// would not stay in registers.
-    #[inline(never)]
+    /// As [`Self::grant_at_once`], if all blocks are in one extension of a file, whichever.
+    #[inline(always)]
     fn grant_in_file<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
-        let Self { entries, own, memories, extensions, trace, .. } = self;
+        let Self { entries, own, memories, extensions, last, trace, .. } = self;
         let index = request.key.index();
         let (entry, own) = (entries.get(index.0 as usize)?, own.get_mut(segment_of(index))?);
         if own.pointer == Pointer::Dropped {
             return None;
         }
-        let place = entry.find_in_file(extensions, domain, request, trace)?;
+        let last = &mut last[index.0 as usize % LAST];
+        let place = entry.find_in_file(extensions, domain, request, last, trace)?;
         grant_place::<MEMORY>(own, memories, domain, request, place)
     }
 

@@ -172,12 +172,18 @@ impl<'a> Extensions<'a> {
 
     /// The first device block of `length` bytes, which is some, from byte `offset` on: of the file, or of the extension that
     /// is named, if its key is not stale. `None` unless one extension that admits it has all of them, and is sound. The LBA
-    /// table is not read.
-    #[inline]
-    pub(crate) fn place(&self, domain: Domain, request: &Request, trace: &Trace) -> Option<u64> {
+    /// table is not read. `last` is where one looks first.
+    #[inline(always)]
+    pub(crate) fn place(
+        &self,
+        domain: Domain,
+        request: &Request,
+        last: &mut u32,
+        trace: &Trace,
+    ) -> Option<u64> {
         let needed = request.operation.enough();
         let (number, is_named) = match request.extension {
-            ExtensionKey::NONE => (self.search(request.offset, trace)?, false),
+            ExtensionKey::NONE => (self.search_from(last, request.offset, trace)?, false),
             key => (key.index().0, true),
         };
         let extension = self.get(number, trace)?;
@@ -216,20 +222,35 @@ impl<'a> Extensions<'a> {
         self.run(lba, number, stretch, at.checked_sub(stretch.offset)?)
     }
 
+    /// As [`Self::search`], but first at the one of number `last`, whatever that is: who reads a file from its beginning to its
+    /// end searches once for each extension.
+    #[inline(always)]
+    fn search_from(&self, last: &mut u32, at: u64, trace: &Trace) -> Option<u32> {
+        if let Some(its) = self.get(*last, trace)
+            && at.wrapping_sub(its.offset.load(Relaxed)) < its.bytes.load(Relaxed)
+        {
+            return Some(*last);
+        }
+        *last = self.search(at, trace)?;
+        Some(*last)
+    }
+
     /// The number of the last extension that does not begin behind byte `at` of the file: the one that has it, if the table
-    /// is sound. A binary search; of no extensions `None`.
+    /// is sound. A binary search; `None` if there is none.
     #[inline]
     fn search(&self, at: u64, trace: &Trace) -> Option<u32> {
-        let mut low = 0;
-        let mut count = u32::try_from(self.all.len()).ok()?;
-        while count > 1 {
-            let half = count / 2;
-            if self.get(low + half, trace)?.offset.load(Relaxed) <= at {
-                low += half;
-            }
-            count -= half;
-        }
-        (count != 0).then_some(low)
+        let behind = self.all.partition_point(|its| {
+            trace.touch(Touch::Extension(self.base + self.number_of(its)));
+            its.offset.load(Relaxed) <= at
+        });
+        u32::try_from(behind).ok()?.checked_sub(1)
+    }
+
+    /// Which one it is.
+    #[inline]
+    fn number_of(&self, its: &Extension) -> u32 {
+        let bytes = core::ptr::from_ref(its).addr() - self.all.as_ptr().addr();
+        u32::try_from(bytes / size_of::<Extension>()).unwrap_or(u32::MAX)
     }
 
     /// The device blocks from byte `within` of extension `number` on, whose entry was read as `stretch`, if it has that byte

@@ -349,12 +349,11 @@ impl Entry {
         let number = usize::try_from(self.extensions.load(Acquire)).ok()?;
         let base = self.list().root;
         let all = match shape.segment_order() {
-            Some(order) => {
-                let (first, capacity) = (base as usize, 1_usize.checked_shl(order)?);
-                table.get(first..first.checked_add(capacity)?)?.get(..number)?
+            Some(order) if number <= 1_usize.wrapping_shl(order) => {
+                table.get(base as usize..(base as usize).checked_add(number)?)?
             }
             None if number == 0 => &[],
-            None => return None,
+            _ => return None,
         };
         Some(Extensions::new(all, base, key, shape.shift()))
     }

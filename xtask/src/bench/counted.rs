@@ -69,7 +69,7 @@ fn figure(name: &str, unit: &str, sides: [(&str, f64); 2]) -> Figure {
 /// What a turn with 32 requests costs for each of them, and the device queue alone.
 pub(crate) fn turn(quick: bool) -> Result<Figure> {
     let program = build("turns")?;
-    let each = |inside: &str| in_turns(&program, rounds(quick), 1, inside);
+    let each = |inside: &str| in_turns(&program, rounds(quick), &["1"], inside);
     let sides = [("turn", each("turns::turned*")?), ("submit and reap", each("turns::bare*")?)];
     Ok(figure("turn-instructions", "instructions/request", sides))
 }
@@ -77,14 +77,40 @@ pub(crate) fn turn(quick: bool) -> Result<Figure> {
 /// The same turn, alone and with a thousand more queues attached.
 pub(crate) fn idle_queues(quick: bool) -> Result<Figure> {
     let program = build("turns")?;
-    let each = |queues| in_turns(&program, rounds(quick), queues, "turns::turned*");
-    let sides = [("1,000 idle queues", each(1001)?), ("none", each(1)?)];
+    let each = |queues| in_turns(&program, rounds(quick), &[queues], "turns::turned*");
+    let sides = [("1,000 idle queues", each("1001")?), ("none", each("1")?)];
     Ok(figure("idle-instructions", "instructions/request", sides))
 }
 
+/// The same turn with reads by the key of a file, beside reads of a grant of blocks.
+pub(crate) fn file(quick: bool) -> Result<Figure> {
+    let program = build("turns")?;
+    let each = |at: &str, extensions: &str| {
+        in_turns(&program, rounds(quick), &["1", at, extensions], "turns::turned*")
+    };
+    let sides = [("first extension", each("first", "16")?), ("grant of blocks", each("blocks", "1")?)];
+    let mut figure = figure("file-instructions", "instructions/request", sides);
+    for (name, at, extensions) in [
+        ("later extensions in order, of 16", "later", "16"),
+        ("later extensions in order, of 1,000", "later", "1000"),
+        ("any extension, of 16", "all", "16"),
+        ("any extension, of 1,000", "all", "1000"),
+    ] {
+        figure.sides.push(Side { name: name.to_owned(), rounds: vec![each(at, extensions)?] });
+    }
+    Ok(figure)
+}
+
 /// Of one request. What is done once, as the program starts, is left out by a run of no rounds.
-fn in_turns(program: &Path, rounds: u64, queues: u64, inside: &str) -> Result<f64> {
-    let run = |rounds: u64| count(program, &[DEPTH, rounds, queues].map(|number| number.to_string()), inside);
+fn in_turns(program: &Path, rounds: u64, rest: &[&str], inside: &str) -> Result<f64> {
+    let run = |rounds: u64| {
+        let arguments = [DEPTH.to_string(), rounds.to_string()];
+        count(
+            program,
+            &[&arguments, &rest.iter().map(|&text| text.to_owned()).collect::<Vec<_>>()[..]].concat(),
+            inside,
+        )
+    };
     // One round more than none, as nothing at all is an error.
     let (few, many) = (run(1)?, run(1 + rounds)?);
     #[expect(clippy::cast_precision_loss, reason = "small")]

@@ -33,6 +33,7 @@ impl Sources {
             _ if in_a_guest(name) => in_guest::compare(self.quick),
             "shared-lines" => Ok(vec![shared_lines()?]),
             "turn-instructions" => Ok(vec![counted::turn(self.quick)?]),
+            "file-instructions" => Ok(vec![counted::file(self.quick)?]),
             "idle-instructions" => Ok(vec![counted::idle_queues(self.quick)?]),
             "check-instructions" => Ok(vec![counted::check(self.quick)?]),
             _ => Ok(vec![self.on_this_machine(name)?]),
