@@ -74,7 +74,7 @@ impl Lengths {
     }
 
     /// It is about to be written. Only the first one after somebody asked writes this down.
-    pub(super) fn note_write(&self, file: u32) {
+    pub(crate) fn note_write(&self, file: u32) {
         if !self.of(file).written.load(Relaxed) {
             self.of(file).written.store(true, Relaxed);
         }

@@ -78,6 +78,8 @@ pub enum FileJob {
     CarryOut(Truncation),
     /// To change attributes of an open file.
     SetAttributes {
+        /// What was written before, if the file's times are to be set.
+        told: Option<Told>,
         /// The file.
         number: u64,
         /// What changes.
@@ -302,7 +304,8 @@ fn perform(
             system.drained(&plan)?;
             changed(system, volume, plan.inode.0)?
         }
-        FileJob::SetAttributes { number, change } => {
+        FileJob::SetAttributes { told, number, change } => {
+            told.into_iter().try_for_each(|told| report(system, told))?;
             let number = InodeNumber(number);
             let changes = match changes(system, number, change)? {
                 Ok(changes) => changes,

@@ -188,7 +188,9 @@ impl Control {
             }
             Request::SetAttributes { of: FileTarget::Key(key), change } => {
                 let (_, FileHeld { number, .. }) = self.held_file(session, Key(key))?;
-                let job = FileJob::SetAttributes { number, change };
+                // What was written until now is older than a time that is set: closing the file must not change that again.
+                let told = change.modified.and_then(|_| self.told(volume, number));
+                let job = FileJob::SetAttributes { told, number, change };
                 self.run_file(volume, asked, job, Step::Alone);
             }
             Request::SyncFile { key, .. } => {

@@ -81,6 +81,7 @@ impl Rig {
     /// As an engine does for a write that ended there.
     fn write_up_to(&mut self, file: &FileInfo, end: u64) {
         let context = self.control.files.of_number(file.attributes.number);
+        self.control.lengths.note_write(context);
         self.control.lengths.extend(context, end);
     }
 
@@ -281,6 +282,26 @@ fn too_many_open_files_are_refused_and_leave_nothing() {
     rig.done(session, Request::Close { key: first.key });
     rig.settle();
     rig.open_file(session, "/3", Create::Never);
+}
+
+#[test]
+fn a_time_that_was_set_outlives_the_close_of_the_file() {
+    use wire::files::{AttributeChange, FileTarget, SetTime, Time};
+    let (mut rig, session) = rig();
+    let file = rig.open_file(session, "/a", Create::New);
+    rig.file(session, Request::GrowFile { key: file.key, bytes: BLOCK });
+    rig.write_up_to(&file, 100);
+    let time = Time { seconds: 1_000_000_000, nanoseconds: 5 };
+    let change = AttributeChange { modified: Some(SetTime::At(time)), ..AttributeChange::default() };
+    let set = Request::SetAttributes { of: FileTarget::Key(file.key), change };
+    assert!(matches!(rig.call(session, set), Reply::Attributes(its) if its.modified == time));
+    rig.done(session, Request::Close { key: file.key });
+    rig.settle();
+    let stat = Request::StatPath { volume: "v".into(), path: path("/a"), follow: true };
+    match rig.call(session, stat) {
+        Reply::Attributes(its) => assert_eq!((its.modified, its.length), (time, 100)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
