@@ -20,7 +20,7 @@ mod memory;
 pub mod poller;
 pub mod resident;
 pub mod server;
-mod signals;
+pub mod signals;
 pub mod storage;
 
 pub use assembly::{Format, Options, StartError};

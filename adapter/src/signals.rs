@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Blocks SIGTERM and SIGINT in this thread and those it starts, and gives a descriptor that becomes readable when one
 /// arrives.
-pub(crate) fn termination() -> io::Result<OwnedFd> {
+pub fn termination() -> io::Result<OwnedFd> {
     // SAFETY: `set` is initialised by sigemptyset before it is read; the calls take no other memory.
     let fd = unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
