@@ -19,7 +19,7 @@ use crate::place::{Place, ToPlace};
 use crate::queue::Pieces;
 use crate::target::Of;
 
-/// A file that grows gets at least this much more, and at most that, beyond what is written: as much as it has.
+/// A file that grows again gets at least this much more, and at most that, beyond what is written: as much as it has.
 const LEAST_GROWTH: u64 = 64 << 10;
 const MOST_GROWTH: u64 = 64 << 20;
 /// So often in a row somebody else may take the room that was made for a write.
@@ -741,9 +741,10 @@ pub(crate) fn checked(info: &FileInfo) -> Result<Access, Error> {
         .ok_or_else(|| Error::Protocol(format!("a file came with unknown rights {access:#x}")))
 }
 
-/// How much room to ask for when there must be some until `end`: as much again as there is, within bounds.
+/// How much room to ask for when there must be some until `end`: as much again as there is, within bounds. The first write of a
+/// new file gets what it needs: most files are written once, and are small.
 pub(crate) fn growth(end: u64, room: u64) -> u64 {
-    end.saturating_add(room.clamp(LEAST_GROWTH, MOST_GROWTH))
+    if room == 0 { end } else { end.saturating_add(room.clamp(LEAST_GROWTH, MOST_GROWTH)) }
 }
 
 pub(crate) fn no_room(end: u64) -> Error {
