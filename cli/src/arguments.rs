@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use portcullis::{Access, Subject};
 
 use crate::files::{
-    CheckOptions, CopyOptions, ListOptions, MakeOptions, MoveOptions, Places, RemoveOptions, SpaceOptions,
-    StatOptions,
+    CheckOptions, CopyOptions, ListOptions, MakeOptions, MountOptions, MoveOptions, Places, RemoveOptions,
+    SpaceOptions, StatOptions,
 };
 use crate::limits::LimitOptions;
 use crate::subject::Name;
@@ -96,6 +96,8 @@ pub(crate) enum Command {
     Df(SpaceOptions),
     /// Check the file system of a volume; exit code 1 if something is wrong with it
     Fsck(CheckOptions),
+    /// Show the files of a volume as a directory here, to ordinary tools
+    Mount(MountOptions),
     /// Measure IOPS and latency, beside the kernel's own path
     Bench(BenchOptions),
     /// See the whole story in a few seconds: two applications on a software disk, and what each is refused

@@ -308,7 +308,8 @@ impl<'a> Copier<'a> {
             1 => String::new(),
             files => format!("{files} files, "),
         };
-        eprintln!("copied {files}{} ({bytes} bytes) in {:.2} s", show_size(bytes), took.as_secs_f64());
+        let exactly = if bytes < 1024 { String::new() } else { format!(" ({bytes} bytes)") };
+        eprintln!("copied {files}{}{exactly} in {:.2} s", show_size(bytes), took.as_secs_f64());
         if padding > 0 && matches!(target, End::Volume { .. }) {
             eprintln!(
                 "A volume keeps whole blocks: the last one was filled up with {padding} zero bytes.\n\

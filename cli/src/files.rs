@@ -19,8 +19,8 @@ use crate::units::show_size;
 use crate::volume::answer;
 pub(crate) use list::{list, stat};
 pub(crate) use options::{
-    CheckOptions, CopyOptions, ListOptions, MakeOptions, MoveOptions, Places, RemoveOptions, SpaceOptions,
-    StatOptions,
+    CheckOptions, CopyOptions, ListOptions, MakeOptions, MountOptions, MoveOptions, Places, RemoveOptions,
+    SpaceOptions, StatOptions,
 };
 
 /// Exit code of a check that could not be made, as of fsck(8).

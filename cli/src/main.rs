@@ -13,6 +13,7 @@ mod files;
 mod limit;
 mod limits;
 mod machine;
+mod mount;
 mod output;
 mod serve;
 mod subject;
@@ -53,6 +54,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Stat(options) => return files::stat(options, place),
         Command::Df(options) => return files::space(options, place),
         Command::Fsck(options) => return files::check(options, place),
+        Command::Mount(options) => return mount::run(options, place),
         Command::Bench(options) => bench::run(options, place)?,
         Command::Demo => return demo::run(place.json),
         Command::DemoApplication { volume } => demo::run_application(place, volume)?,

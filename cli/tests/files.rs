@@ -3,13 +3,19 @@
 
 mod served;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use served::{Adapter, data, text, write};
 
@@ -175,7 +181,7 @@ fn zeroes_are_holes_here_and_zeroes_there() {
     file.set_len(length).unwrap();
     let ends = data(5000);
     for at in [0, 7 << 20, length - 5000 - (1 << 20)] {
-        std::os::unix::fs::FileExt::write_all_at(&file, &ends, at).unwrap();
+        file.write_all_at(&ends, at).unwrap();
     }
     let whole = fs::read(&path).unwrap();
     adapter.run(&["cp", "sparse", "v:/sparse"]);
@@ -230,7 +236,7 @@ fn modes_times_and_owners_are_kept_if_asked_for() {
         fs::set_permissions(adapter.path(name), fs::Permissions::from_mode(mode)).unwrap();
     };
     set("d/f", 0o640);
-    let modified = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
+    let modified = UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
     let file = fs::File::options().write(true).open(adapter.path("d/f")).unwrap();
     file.set_times(fs::FileTimes::new().set_modified(modified)).unwrap();
     set("d", 0o500);
@@ -271,6 +277,208 @@ fn what_is_copied_out_stays_in_its_directory() {
     symlink("elsewhere", adapter.path("named")).unwrap();
     adapter.run(&["cp", "-r", "v:/d", "named"]);
     assert_eq!(fs::read(adapter.path("elsewhere/d/y/z")).unwrap(), b"new");
+}
+
+/// A volume mounted with FUSE, unmounted with the test.
+struct Mounted {
+    child: Child,
+    root: PathBuf,
+}
+
+impl Mounted {
+    /// `None` where the machine has no FUSE, which is said.
+    fn start(adapter: &Adapter, options: &[&str]) -> Option<Self> {
+        if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
+            println!("skipped: /dev/fuse cannot be opened: {error}");
+            return None;
+        }
+        let root = adapter.path("mounted");
+        fs::create_dir_all(&root).unwrap();
+        let mut child = adapter.command(&[&["mount", "v", "mounted"], options].concat()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            let mut error = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+            child.wait().unwrap();
+            // Some sandboxes have the device and do not let anybody mount.
+            assert!(error.contains("cannot mount on"), "{error}");
+            println!("skipped: {error}");
+            return None;
+        }
+        assert!(line.contains("v is mounted on mounted"), "{line}");
+        Some(Self { child, root })
+    }
+
+    fn end(mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        assert!(fs::read_dir(&self.root).unwrap().next().is_none(), "what was mounted is gone");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Ended well it is reaped already; if a test fails nothing must stay mounted.
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
+#[test]
+fn a_mounted_volume_is_a_directory_of_files() {
+    let adapter = with_files("64M");
+    let Some(mounted) = Mounted::start(&adapter, &[]) else { return };
+    let root = &mounted.root;
+    // Made here, seen there, and the other way round.
+    fs::write(root.join("hello"), b"from here").unwrap();
+    assert_eq!(bytes(&adapter, &["cat", "v:/hello"]), b"from here");
+    let there = write(&adapter.path("there"), b"from there");
+    adapter.run(&["cp", &there, "v:/there"]);
+    assert_eq!(fs::read(root.join("there")).unwrap(), b"from there");
+
+    // Of any length, anywhere, and cut off.
+    let large = data(3_000_001);
+    fs::write(root.join("large"), &large).unwrap();
+    assert!(fs::read(root.join("large")).unwrap() == large);
+    let file = fs::File::options().read(true).write(true).open(root.join("large")).unwrap();
+    file.write_all_at(b"patch", 1_000_003).unwrap();
+    file.sync_all().unwrap();
+    let mut back = [0; 7];
+    file.read_exact_at(&mut back, 1_000_002).unwrap();
+    assert_eq!(&back[1..6], b"patch");
+    file.set_len(1_000_008).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 1_000_008);
+    drop(file);
+    assert_eq!(adapter.json(&["stat", "v:/large"])[0]["length"], 1_000_008);
+    let mut log = fs::File::options().append(true).create(true).open(root.join("log")).unwrap();
+    log.write_all(b"one\n").unwrap();
+    log.write_all(b"two\n").unwrap();
+    assert_eq!(fs::read_to_string(root.join("log")).unwrap(), "one\ntwo\n");
+
+    // Directories, names, attributes.
+    fs::create_dir_all(root.join("a/b/c")).unwrap();
+    fs::rename(root.join("a/b"), root.join("a/z")).unwrap();
+    fs::rename(root.join("hello"), root.join("a/z/c/hello")).unwrap();
+    assert_eq!(fs::read(root.join("a/z/c/hello")).unwrap(), b"from here");
+    assert_eq!(lines(&adapter, &["ls", "v:/a/z/c"]), ["hello"]);
+    fs::rename(root.join("there"), root.join("log")).unwrap();
+    assert_eq!(fs::read(root.join("log")).unwrap(), b"from there", "it was replaced");
+    log.write_all(b"three\n").unwrap();
+    assert_eq!(log.metadata().unwrap().len(), 14, "who has it open goes on with it");
+    let entry = root.join("large");
+    fs::set_permissions(&entry, fs::Permissions::from_mode(0o600)).unwrap();
+    let modified = UNIX_EPOCH + Duration::new(1_000_000_000, 5);
+    fs::File::open(&entry).unwrap().set_times(fs::FileTimes::new().set_modified(modified)).unwrap();
+    let meta = fs::metadata(&entry).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.modified().unwrap()), (0o600, modified));
+    let mut names: Vec<_> = fs::read_dir(root).unwrap().map(|it| it.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "large", "log"]);
+
+    // As tar(1) and cp(1) do it: while the file is open that was just written.
+    let mut kept = fs::File::create(root.join("kept")).unwrap();
+    kept.write_all(b"kept").unwrap();
+    kept.set_times(fs::FileTimes::new().set_modified(modified)).unwrap();
+    drop(kept);
+    adapter.run(&["cat", "v:/kept"]); // after it was closed
+    assert_eq!(adapter.json(&["stat", "v:/kept"])[0]["modified"], "2001-09-09T01:46:40.000000005Z");
+    fs::remove_file(root.join("kept")).unwrap();
+
+    // Errors are those that tools know.
+    assert_eq!(errno(fs::read(root.join("none"))), Some(libc::ENOENT));
+    assert_eq!(errno(fs::create_dir(root.join("a"))), Some(libc::EEXIST));
+    assert_eq!(errno(fs::remove_dir(root.join("a"))), Some(libc::ENOTEMPTY));
+    assert_eq!(errno(fs::remove_file(root.join("a"))), Some(libc::EISDIR));
+    assert_eq!(errno(fs::rename(root.join("large"), root.join("a"))), Some(libc::EISDIR));
+    assert_eq!(errno(symlink("a", root.join("link"))), Some(libc::EPERM));
+    assert_eq!(errno(fs::write(root.join("n".repeat(256)), b"")), Some(libc::ENAMETOOLONG));
+    assert_eq!(errno(fs::write(root.join("full"), vec![1; 100 << 20])), Some(libc::ENOSPC));
+    fs::remove_dir_all(root.join("a")).unwrap();
+    fs::remove_file(root.join("full")).unwrap();
+    drop(log);
+    let free = rustix::fs::statvfs(root).unwrap();
+    assert_eq!(free.f_bfree * free.f_frsize, adapter.json(&["df", "v"])[0]["free"].as_u64().unwrap());
+    mounted.end(Signal::TERM);
+    assert!(adapter.run(&["fsck", "v"]).contains("nothing is wrong"));
+    assert_eq!(lines(&adapter, &["ls", "v:/"]), ["large", "log"]);
+}
+
+#[test]
+fn a_directory_of_thousands_is_listed_whole_through_a_mount() {
+    let adapter = with_files("64M");
+    let Some(mounted) = Mounted::start(&adapter, &[]) else { return };
+    let wanted: BTreeSet<String> =
+        (0..3000).map(|number| format!("file with a longer name {number}")).collect();
+    for name in &wanted {
+        fs::write(mounted.root.join(name), name).unwrap();
+    }
+    let names =
+        || fs::read_dir(&mounted.root).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names().collect::<BTreeSet<_>>(), wanted);
+    assert_eq!(names().count(), wanted.len(), "each once");
+    // Read, removed, and gone; while the directory is read.
+    for name in names() {
+        assert_eq!(fs::read_to_string(mounted.root.join(&name)).unwrap(), name);
+        fs::remove_file(mounted.root.join(&name)).unwrap();
+    }
+    assert_eq!(names().count(), 0);
+    mounted.end(Signal::INT);
+}
+
+#[test]
+fn a_file_that_somebody_else_replaced_is_not_the_new_one() {
+    let adapter = with_files("16M");
+    let Some(mounted) = Mounted::start(&adapter, &[]) else { return };
+    fs::write(mounted.root.join("a"), b"old").unwrap();
+    // Known by its number and not opened, so that only its name leads to it.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let known = rustix::fs::open(mounted.root.join("a"), flags, Mode::empty()).unwrap();
+    let longer = write(&adapter.path("longer"), b"longer");
+    adapter.run(&["cp", &longer, "v:/b"]);
+    adapter.run(&["mv", "v:/b", "v:/a"]);
+    let end = Instant::now() + Duration::from_secs(30);
+    // The kernel believes what it knows for a second.
+    loop {
+        match rustix::fs::fstat(&known) {
+            Err(Errno::STALE) => break,
+            its => assert_eq!(its.unwrap().st_size, 3, "the old one or none"),
+        }
+        assert!(Instant::now() < end, "the kernel still knows it");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(fs::read(mounted.root.join("a")).unwrap(), b"longer");
+    drop(known); // It keeps the mount in use.
+    mounted.end(Signal::TERM);
+}
+
+#[test]
+fn a_mount_to_be_read_is_not_written_and_one_in_use_ends_with_the_last() {
+    let adapter = with_files("16M");
+    let small = write(&adapter.path("small"), b"hello");
+    adapter.run(&["cp", &small, "v:/f"]);
+    let Some(mut mounted) = Mounted::start(&adapter, &["--read-only"]) else { return };
+    assert_eq!(errno(fs::write(mounted.root.join("g"), b"")), Some(libc::EROFS));
+    let file = fs::File::open(mounted.root.join("f")).unwrap();
+    kill_process(Pid::from_child(&mounted.child), Signal::TERM).unwrap();
+    let mut said = String::new();
+    BufReader::new(mounted.child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("in use"), "{said}");
+    assert!(!mounted.root.join("f").exists(), "it is gone from its place");
+    let mut back = [0; 5];
+    file.read_exact_at(&mut back, 0).unwrap();
+    assert_eq!(&back, b"hello");
+    drop(file);
+    assert!(mounted.child.wait().unwrap().success());
+    let error = adapter.fail(&["mount", "v", "none"]);
+    assert!(error.contains("no directory"), "{error}");
+    assert!(adapter.fail(&["mount", "none", "mounted"]).contains("none"));
 }
 
 /// Real files: those of the guest's kernel, or what else the machine has.

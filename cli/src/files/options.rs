@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -213,6 +214,29 @@ Exit codes: 0 nothing is wrong, 1 something is, 8 it could not be checked.")]
 pub(crate) struct CheckOptions {
     /// The volume
     pub(crate) volume: String,
+}
+
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  portcullis mount notes /mnt &
+  ls -l /mnt; tar cf backup.tar -C /mnt .; vi /mnt/2024/log.txt
+  umount /mnt                                        # or end the command
+
+For looking around with ordinary tools, by FUSE: each request makes its way through the kernel, this command and the adapter. \
+Its rights are those of the user who mounts; the kernel lets no other user in, root included. It needs /dev/fuse, and, for users \
+other than root, fusermount3. Programs that want to be fast open files with the library.
+
+There are no symbolic or hard links, and no extended attributes. What is written is durable after fsync(2).")]
+pub(crate) struct MountOptions {
+    /// The volume
+    pub(crate) volume: String,
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// Only to be read
+    #[arg(short, long)]
+    pub(crate) read_only: bool,
 }
 
 #[cfg(test)]
