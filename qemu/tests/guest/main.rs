@@ -2,6 +2,7 @@
 
 mod bind;
 mod ext4;
+mod files;
 mod power;
 mod two_users;
 mod vfio;
