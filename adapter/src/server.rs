@@ -259,6 +259,8 @@ impl Server {
         self.paused.remove(&token);
         // A wait on the epoll set holds what is in it for a moment, and would be the last to let go of it.
         let _ = epoll::delete(&self.epoll, &socket);
+        // Who waits for requests sees the end of the session before any of them fails for it.
+        let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
         // With the connection go the descriptors in packets that nobody received, and closing those may take long.
         discard(self.control.user_of(session).map_or(Owner::Nobody, Owner::Connections), socket);
         self.control.disconnect(session);

@@ -114,6 +114,10 @@ pub struct Storage {
     thread: Option<JoinHandle<()>>,
     volumes: Vec<Volume>,
     metadata: Vec<LbaRange>,
+    /// Of the store: no other has it.
+    uuid: u128,
+    /// How often an adapter has started over the store.
+    life: u64,
     /// Of the device.
     blocks: u64,
     free_blocks: u64,
@@ -135,6 +139,7 @@ impl Storage {
         let os = |source| StartError::Os { what: "starting the store's thread", source };
         let volumes = contents.volumes().map_err(on_store)?;
         let (metadata, blocks) = (contents.metadata_extents(), contents.geometry().blocks);
+        let (uuid, life) = contents.begin_life().map_err(on_store)?;
         let reserved = contents.reserve_instances(instances).map_err(on_store)?;
         let (jobs, inbox) = channel::<Message>();
         let (outbox, reports) = channel::<Report>();
@@ -180,6 +185,8 @@ impl Storage {
             thread: Some(thread),
             volumes,
             metadata,
+            uuid,
+            life,
             blocks,
             free_blocks,
             outcomes: VecDeque::new(),
@@ -206,6 +213,16 @@ impl Storage {
                 volume.name
             );
         }
+    }
+
+    /// What tells a volume from all others, also of other stores.
+    pub fn identity_of(&self, volume: VolumeId) -> u128 {
+        self.uuid ^ u128::from(volume.0)
+    }
+
+    /// How often an adapter has started over the store, this time included.
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// The volumes at the start. Taken once.

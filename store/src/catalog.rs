@@ -26,6 +26,8 @@ pub(crate) enum Counter {
     Volume,
     /// The next key instance that was never reserved.
     Instance,
+    /// How often somebody began to serve it.
+    Life,
 }
 
 impl Counter {
@@ -33,6 +35,7 @@ impl Counter {
         match self {
             Self::Volume => "next volume",
             Self::Instance => "next key instance",
+            Self::Life => "lives",
         }
     }
 }
@@ -51,6 +54,7 @@ pub(crate) struct Contents {
     pub(crate) volumes: Vec<(u64, Vec<u8>)>,
     pub(crate) next_volume: u64,
     pub(crate) next_instance: u64,
+    pub(crate) lives: u64,
 }
 
 pub(crate) struct Catalog {
@@ -78,6 +82,7 @@ impl Catalog {
             };
             contents.next_volume = counter(Counter::Volume)?;
             contents.next_instance = counter(Counter::Instance)?;
+            contents.lives = counter(Counter::Life)?;
             for row in transaction.open_table(VOLUMES)?.iter()? {
                 let (id, record) = row?;
                 contents.volumes.push((id.value(), record.value().to_vec()));
@@ -185,6 +190,7 @@ impl Contents {
             Change::Remove(id) => record(*id).is_none(),
             Change::Set(Counter::Volume, value) => self.next_volume == *value,
             Change::Set(Counter::Instance, value) => self.next_instance == *value,
+            Change::Set(Counter::Life, value) => self.lives == *value,
         }
     }
 }

@@ -275,6 +275,7 @@ mod tests {
             volumes: volumes.iter().map(|volume| (volume.id.0, encode(volume))).collect(),
             next_volume: 10,
             next_instance: 1,
+            lives: 0,
         };
         inspect(&contents, &layout()).findings.iter().map(ToString::to_string).collect()
     }
@@ -291,6 +292,7 @@ mod tests {
             volumes: volumes.iter().map(|volume| (volume.id.0, encode(volume))).collect(),
             next_volume: 4,
             next_instance: 0,
+            lives: 0,
         };
         let found = inspect(&contents, &layout());
         assert_eq!(found.findings, []);

@@ -55,6 +55,7 @@ pub struct Store {
     space: Space,
     next_volume: u64,
     next_instance: u32,
+    lives: u64,
     /// The weight of all records.
     record_bytes: u64,
     /// Windows that may still be in use.
@@ -123,9 +124,23 @@ impl Store {
             space: found.space,
             next_volume: contents.next_volume,
             next_instance: next_instance.max(1),
+            lives: contents.lives,
             record_bytes,
             windows: BTreeMap::new(),
         })
+    }
+
+    /// Counts that somebody begins to serve the store: how often that was, this time included. Durable on return, so that who
+    /// knew the last time sees whether there was one between.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn begin_life(&mut self) -> Result<u64, StoreError> {
+        self.catalog.healthy()?;
+        let life = self.lives.saturating_add(1);
+        self.catalog.commit(&[Change::Set(Counter::Life, life)])?;
+        self.lives = life;
+        Ok(life)
     }
 
     /// Reserves `count` key instances that no earlier call ever returned, also not before a crash. Durable before it
@@ -414,6 +429,7 @@ impl Store {
         );
         let instance = u64::from(self.next_instance);
         accounting(contents.next_instance != instance, "the next key instance is not that in memory");
+        accounting(contents.lives != self.lives, "the number of lives is not that in memory");
         Ok(findings)
     }
 

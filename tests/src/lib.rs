@@ -5,6 +5,7 @@
 //! - [`faults`]: devices that fail, lie, hang and go, as one table.
 //! - [`simulation`]: the engine over a device, applications and a control plane that all come from one seed.
 //! - [`power`]: what is left when the power goes.
+//! - [`restart`]: applications that go on when the adapter is replaced.
 //! - [`system`]: what applications and adapter do together, through the whole path.
 #![deny(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)] // a case that cannot go on has failed
@@ -14,6 +15,7 @@ pub mod death;
 pub mod faults;
 pub mod power;
 pub mod process;
+pub mod restart;
 pub mod scale;
 pub mod simulation;
 pub mod suite;

@@ -14,7 +14,7 @@ use wire::view::{QueueMemory, QueueView};
 
 use crate::error::Error;
 use crate::memory::unexpected;
-use crate::session::Link;
+use crate::link::Link;
 
 /// A wait spins at most so long before it sleeps. To be woken on another core takes 30 to 60 µs, so less would cost more
 /// than it saves, and a fast disk answers within.
@@ -25,14 +25,14 @@ const EMBEDDED_SPIN: Duration = Duration::from_millis(1);
 const YIELD_AFTER: Duration = Duration::from_micros(10);
 /// With each wait in a row that took far longer than the spin, the next spins half as long, so many times.
 const MOST_HALVINGS: u32 = 5;
-/// A sleep is interrupted so often to see whether the adapter still lives.
-const HEARTBEAT: Duration = Duration::from_millis(500);
 /// An embedded adapter that waits for its device is looked after so often.
 const EMBEDDED_NAP: Duration = Duration::from_micros(50);
 
 pub(crate) struct Channel {
     pub(crate) end: ApplicationEnd<QueueView>,
     pub(crate) link: Arc<Link>,
+    /// That of the session in which it was made, and in which it ends.
+    pub(crate) life: u32,
     queue: u32,
     bell: Bell,
     /// Waits in a row in which spinning was of no use.
@@ -46,13 +46,18 @@ impl Channel {
                 "a queue of {entries} entries is not possible: give a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
             ))
         })?;
+        link.in_some_life(|life| Self::create_in(&link, life, entries))
+    }
+
+    /// The same in this life of the session and no other.
+    pub(crate) fn create_in(link: &Arc<Link>, life: u32, entries: Entries) -> Result<Self, Error> {
         let (memory, descriptor) = SharedMemory::create("portcullis-queue", entries.bytes())
             .map_err(|source| Error::os("making a memfd for a queue", source))?;
         let view = QueueView::create(Arc::new(memory), entries)
             .map_err(|error| Error::os("laying out a queue", io::Error::other(error)))?;
         let end = ApplicationEnd::new(view, entries);
         let request = Request::CreateQueue { entries: entries.get() };
-        let (queue, bell) = match link.call_with(&request, &[descriptor.as_fd()])? {
+        let (queue, bell) = match link.call_in(life, &request, &[descriptor.as_fd()])? {
             (Reply::Queue { queue }, mut descriptors) if descriptors.len() == 1 => (queue, descriptors.pop()),
             (Reply::Queue { .. }, descriptors) => {
                 return Err(Error::Protocol(format!("a queue came with {} eventfds", descriptors.len())));
@@ -61,7 +66,7 @@ impl Channel {
         };
         let bell = bell.ok_or_else(|| Error::Protocol("a queue came without eventfd".to_owned()))?;
         let bell = Bell::adopt(bell).map_err(|source| Error::os("taking the eventfd of a queue", source))?;
-        Ok(Self { end, link, queue, bell, outlasted: 0 })
+        Ok(Self { end, link: link.clone(), life, queue, bell, outlasted: 0 })
     }
 
     /// Which queue of the session it is.
@@ -147,6 +152,7 @@ impl Channel {
 
     /// Sleeps on the futex until a completion is there.
     fn sleep(&mut self, deadline: Option<Instant>) -> Result<Option<CompletionEntry>, Error> {
+        let heartbeat = self.link.heartbeat();
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
@@ -154,7 +160,7 @@ impl Channel {
             }
             let mut rested = true;
             if self.end.begin_wait() {
-                let time = left.map_or(HEARTBEAT, |left| left.min(HEARTBEAT));
+                let time = left.map_or(heartbeat, |left| left.min(heartbeat));
                 let woken = doorbell::wait(self.end.memory().cq_wait(), 1, Some(time));
                 self.end.end_wait();
                 let woken = woken.map_err(|source| Error::os("waiting for a completion", source))?;
@@ -164,7 +170,7 @@ impl Channel {
                 return Ok(Some(entry));
             }
             if rested {
-                self.link.check_alive()?;
+                self.link.check_alive(self.life)?;
                 if self.is_down() {
                     return Err(Error::QueueDown);
                 }
@@ -198,6 +204,12 @@ impl Channel {
 
     /// Ends the queue. After success the adapter touches nothing of its requests any more.
     pub(crate) fn destroy(&self) -> Result<(), Error> {
-        self.link.done(&Request::DestroyQueue { queue: self.queue })
+        match self.link.call_in(self.life, &Request::DestroyQueue { queue: self.queue }, &[]) {
+            Ok((Reply::Done, _)) => Ok(()),
+            Ok((other, _)) => Err(unexpected(&other)),
+            // The session goes on with another adapter, so this one is dead.
+            Err(_) if self.link.life() != self.life => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }

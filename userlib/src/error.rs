@@ -97,6 +97,11 @@ impl Error {
         }
     }
 
+    /// Whether the adapter is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Transport(TransportError::Gone(_)))
+    }
+
     pub(crate) fn os(what: &'static str, source: impl Into<io::Error>) -> Self {
         Self::Os { what, source: source.into() }
     }
@@ -110,7 +115,7 @@ impl From<Error> for io::Error {
             Some(Status::E_EXISTS) => io::ErrorKind::AlreadyExists,
             Some(Status::E_AUTH | Status::E_ACCESS) => io::ErrorKind::PermissionDenied,
             Some(Status::E_NO_RESOURCES) => io::ErrorKind::StorageFull,
-            Some(Status::E_BUSY_TIMEOUT) => io::ErrorKind::ResourceBusy,
+            Some(Status::E_BUSY_TIMEOUT | Status::E_RESERVATION) => io::ErrorKind::ResourceBusy,
             Some(Status::E_DEADLINE) => io::ErrorKind::TimedOut,
             Some(Status::E_PARAM | Status::E_ALIGN) => io::ErrorKind::InvalidInput,
             Some(Status::E_BOUNDS) => io::ErrorKind::UnexpectedEof,
@@ -239,6 +244,9 @@ fn explain(status: Status) -> &'static str {
         Status::E_CANCELLED => "it was cancelled before the device had it",
         Status::E_DEADLINE => "its deadline passed before the device had it",
         Status::E_NOT_FOUND => "no request with that ticket is waiting or running; it has ended already",
+        Status::E_OUTCOME_UNKNOWN => {
+            "the adapter ended before it answered; it was done whole, in part or not at all: read what is there"
+        }
         Status::E_MISCOMPARE => "the blocks differ from the buffer",
         _ => "the adapter gave no further word",
     }

@@ -234,6 +234,11 @@ impl File {
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> u64 {
+        self.files.session().link().present_key(self.key)
+    }
+
+    /// What it goes by in this library: the first key that it had.
+    pub(crate) fn name(&self) -> u64 {
         self.key
     }
 

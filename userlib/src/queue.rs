@@ -1,7 +1,6 @@
 //! The queue: requests in, completions out.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
@@ -17,15 +16,19 @@ use crate::error::{Error, IoError, Refused};
 use crate::file::File;
 use crate::memory::Buffer;
 use crate::request::{Completion, Data, Request, Ticket, encode_managed, reply_in};
-use crate::session::Link;
+use crate::link::{Link, is_repeatable};
 use crate::slots::{Flight, Slots};
 use crate::target::{Of, Target};
 use crate::volume::Volume;
 
+mod again;
 mod lists;
+mod stash;
 mod transfer;
 
+use again::Again;
 use lists::Lists;
+use stash::{Stash, Stashed};
 pub(crate) use transfer::{Pieces, before_block, next_write};
 
 /// What the blocking calls copy through: so many buffers of so many bytes.
@@ -70,13 +73,20 @@ pub(crate) const BOUNCE_BYTES: usize = 128 << 10;
 pub struct Queue {
     channel: Channel,
     slots: Slots,
-    /// Completions that came while a blocking call waited for its own.
-    stash: VecDeque<Completion>,
+    stash: Stash,
     bounce: Vec<Buffer>,
     /// Where scatter lists are written.
     lists: Lists,
     /// Blocking transfers begun; the number of one marks its requests.
     transfers: u64,
+    /// Its session goes on when the adapter ends.
+    resumes: bool,
+    /// What it knows of the lives before, in all but the session's first.
+    again: Option<Box<Again>>,
+    /// What its session knows it by, if that resumes.
+    watch: u64,
+    /// Polls without anything since somebody looked whether the adapter lives.
+    silent: u32,
     /// Send, not Sync.
     _one_thread: PhantomData<Cell<()>>,
 }
@@ -84,13 +94,22 @@ pub struct Queue {
 impl Queue {
     pub(crate) fn create(link: Arc<Link>, entries: u32) -> Result<Self, Error> {
         let channel = Channel::create(link, entries)?;
+        let (link, life) = (channel.link.clone(), channel.life);
+        let watch = link.watch(channel.end.memory());
+        if life > 0 {
+            link.arrive(watch);
+        }
         Ok(Self {
             channel,
             slots: Slots::new(entries),
-            stash: VecDeque::new(),
+            stash: Stash::default(),
             bounce: Vec::new(),
             lists: Lists::default(),
             transfers: 0,
+            resumes: link.resumes(),
+            again: (life > 0).then(Box::default),
+            watch,
+            silent: 0,
             _one_thread: PhantomData,
         })
     }
@@ -142,7 +161,7 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn in_flight(&self) -> usize {
-        self.slots.in_flight() + self.stash.len()
+        self.slots.in_flight() + self.stash.done()
     }
 
     /// Writes a request into the queue. The adapter sees it after [`Queue::ring`].
@@ -177,6 +196,9 @@ impl Queue {
 
     #[inline]
     fn submit(&mut self, request: Request, transfer: Option<NonZeroU64>) -> Result<Ticket, Refused> {
+        if self.again.is_some() {
+            return self.submit_again(request, transfer);
+        }
         let memory = match &request.data {
             Data::None => (0, 0),
             Data::One(buffer) => (buffer.region(), buffer.region_offset()),
@@ -190,7 +212,10 @@ impl Queue {
         let Data::Several(buffers) = &request.data else { unreachable!("asked for several buffers only") };
         let several = u8::try_from(buffers.len()).unwrap_or(u8::MAX);
         let written = check_several(request.length, buffers).and_then(|()| match self.slots.vacant() {
-            Some(vacant) => self.lists.write(&self.channel, vacant.ticket().slot(), buffers),
+            Some(vacant) => {
+                let segments = buffers.iter().map(|buffer| (buffer.region(), buffer));
+                self.lists.write(&self.channel, vacant.ticket().slot(), segments)
+            }
             None => Err(Error::QueueFull),
         });
         match written {
@@ -235,8 +260,7 @@ impl Queue {
         if self.channel.end.push(&entry).is_err() {
             return Err(Refused { error: Error::QueueFull, request });
         }
-        let Request { data, tag, offset, opcode, .. } = request;
-        Ok(vacant.fill(Flight { data, tag, offset, length, opcode, transfer }))
+        Ok(vacant.fill(flight(request, length, transfer)))
     }
 
     /// Rings the doorbell: announces all requests prepared since the last time. Writes the adapter's eventfd if it
@@ -286,12 +310,33 @@ impl Queue {
     /// ```
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Completion>, Error> {
-        if !self.stash.is_empty() {
-            return Ok(self.stash.pop_front());
+        if !self.stash.is_empty()
+            && let Some(completion) = self.from_stash()?
+        {
+            return Ok(Some(completion));
         }
         while let Some(entry) = self.channel.poll() {
+            if entry.status != 0 && self.holds_back(&entry) {
+                continue;
+            }
             if let Some(completion) = self.end_request(&entry)? {
                 return Ok(Some(completion));
+            }
+        }
+        if self.resumes { self.heard_nothing() } else { Ok(None) }
+    }
+
+    /// What was kept, if there is anything to hand out.
+    #[cold]
+    fn from_stash(&mut self) -> Result<Option<Completion>, Error> {
+        while let Some(stashed) = self.stash.pop() {
+            match stashed {
+                Stashed::Done(completion) => return Ok(Some(completion)),
+                Stashed::Late(entry) => {
+                    if let Some(completion) = self.end_request(&entry)? {
+                        return Ok(Some(completion));
+                    }
+                }
             }
         }
         Ok(None)
@@ -319,15 +364,30 @@ impl Queue {
     /// ```
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<Completion>, Error> {
         self.ring()?;
-        if let Some(completion) = self.stash.pop_front() {
+        if let Some(completion) = self.from_stash()? {
             return Ok(Some(completion));
         }
         // A time too long to be written is as good as for ever.
         let deadline = Instant::now().checked_add(timeout);
         while self.slots.in_flight() > 0 {
-            let Some(entry) = self.channel.wait(deadline)? else {
+            let entry = match self.channel.wait(deadline) {
+                Err(error) if self.resumes && error.is_gone() => {
+                    if !self.resume(deadline)? {
+                        return Ok(None);
+                    }
+                    if let Some(completion) = self.from_stash()? {
+                        return Ok(Some(completion));
+                    }
+                    continue;
+                }
+                other => other?,
+            };
+            let Some(entry) = entry else {
                 return Ok(None);
             };
+            if entry.status != 0 && self.holds_back(&entry) {
+                continue;
+            }
             if let Some(completion) = self.end_request(&entry)? {
                 return Ok(Some(completion));
             }
@@ -382,6 +442,23 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn call(&mut self, request: &control::Request) -> Result<Reply, Error> {
+        loop {
+            let link = self.channel.link.clone();
+            let mut reply = self.call_once(&*link.translate(request)?);
+            match &mut reply {
+                Ok(reply) => link.learn(request, reply),
+                Err(Error::Io(error))
+                    if error.status == Status::E_OUTCOME_UNKNOWN && is_repeatable(request) =>
+                {
+                    continue;
+                }
+                Err(_) => {}
+            }
+            return reply;
+        }
+    }
+
+    fn call_once(&mut self, request: &control::Request) -> Result<Reply, Error> {
         self.provide_bounce()?;
         let Some(mut buffer) = self.bounce.pop() else { return Err(Error::QueueFull) };
         let manage = match encode_managed(request, &mut buffer) {
@@ -497,6 +574,9 @@ impl Queue {
     #[inline]
     fn end_request(&mut self, entry: &CompletionEntry) -> Result<Option<Completion>, Error> {
         let Some((ticket, flight)) = self.slots.end(entry.user_data) else { return Err(stray(entry)) };
+        if flight.bounced {
+            flight.come_back(self.channel.life, entry.bytes);
+        }
         let data = flight.take_data();
         if flight.transfer.is_some() {
             // A transfer gave up on it; its buffer is of use again.
@@ -510,6 +590,9 @@ impl Queue {
 
     fn resolve(&mut self, entry: &CompletionEntry) -> Result<Ended, Error> {
         let Some((ticket, flight)) = self.slots.end(entry.user_data) else { return Err(stray(entry)) };
+        if flight.bounced {
+            flight.come_back(self.channel.life, entry.bytes);
+        }
         let result = outcome(flight, entry);
         let flight = Flight { data: flight.take_data(), ..*flight };
         Ok(Ended { ticket, flight, result, value: entry.value })
@@ -517,9 +600,17 @@ impl Queue {
 
     /// Waits for whichever request ends next.
     fn next_ended(&mut self) -> Result<Ended, Error> {
-        match self.channel.wait(None)? {
-            Some(entry) => self.resolve(&entry),
-            None => Err(Error::Protocol("a wait without an end has ended".to_owned())),
+        loop {
+            if let Some(entry) = self.stash.pop_late() {
+                return self.resolve(&entry);
+            }
+            match self.channel.wait(None) {
+                Ok(Some(entry)) if entry.status != 0 && self.holds_back(&entry) => {}
+                Ok(Some(entry)) => return self.resolve(&entry),
+                Ok(None) => return Err(Error::Protocol("a wait without an end has ended".to_owned())),
+                Err(error) if self.resumes && error.is_gone() => drop(self.resume(None)?),
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -528,7 +619,7 @@ impl Queue {
         if ended.flight.transfer.is_some() {
             self.bounce.extend(ended.flight.data.into_one());
         } else {
-            self.stash.push_back(ended.into());
+            self.stash.push(ended.into());
         }
     }
 
@@ -591,6 +682,14 @@ fn stray(entry: &CompletionEntry) -> Error {
     ))
 }
 
+/// What is kept of a request while it is in flight.
+#[inline]
+fn flight(request: Request, length: u32, transfer: Option<NonZeroU64>) -> Flight {
+    let Request { data, tag, offset, opcode, flags, deadline_us, key, extension, .. } = request;
+    let (in_extension, bounced) = (extension != 0, false);
+    Flight { data, tag, offset, length, opcode, flags, in_extension, bounced, deadline_us, key, transfer }
+}
+
 #[inline]
 fn checked_length(request: &Request) -> Result<u32, Error> {
     let most = match &request.data {
@@ -637,6 +736,7 @@ fn check_several(length: u64, buffers: &[Buffer]) -> Result<(), Error> {
 
 impl Drop for Queue {
     fn drop(&mut self) {
+        self.channel.link.unwatch(self.watch);
         if self.channel.destroy().is_err() {
             self.slots.leak();
         }

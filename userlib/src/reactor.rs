@@ -18,9 +18,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use wire::Status;
 use wire::control::{self, Reply};
 
 use crate::error::Error;
+use crate::link::is_repeatable;
 use crate::memory::{Buffer, MemoryAccess};
 use crate::queue::{BOUNCE_BYTES, Queue};
 use crate::request::{Completion, Request, Ticket, encode_managed, reply_in};
@@ -192,6 +194,23 @@ impl Reactor {
     /// # Ok(()) }
     /// ```
     pub async fn call(&self, request: &control::Request) -> Result<Reply, Error> {
+        loop {
+            let link = self.0.session.link();
+            let mut reply = self.call_once(&*link.translate(request)?).await;
+            match &mut reply {
+                Ok(reply) => link.learn(request, reply),
+                Err(Error::Io(error))
+                    if error.status == Status::E_OUTCOME_UNKNOWN && is_repeatable(request) =>
+                {
+                    continue;
+                }
+                Err(_) => {}
+            }
+            return reply;
+        }
+    }
+
+    async fn call_once(&self, request: &control::Request) -> Result<Reply, Error> {
         let mut buffer = self.buffer().await?;
         let manage = match encode_managed(request, &mut buffer) {
             Ok((length, room)) => Request::managed(length, room, buffer),
@@ -333,6 +352,10 @@ impl Reactor {
     fn close_later(&self, key: u64) {
         let close = control::Request::Close { key };
         let buffer = self.0.buffers.borrow_mut().pop();
+        let link = self.0.session.link();
+        let translated = link.translate(&close).ok();
+        link.learn(&close, &mut Reply::Done);
+        let Some(close) = translated else { return };
         let managed = buffer.map(|mut buffer| match encode_managed(&close, &mut buffer) {
             Ok((length, room)) => Ok(Request::managed(length, room, buffer)),
             Err(_) => Err(buffer),

@@ -5,68 +5,19 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use wire::Status;
+use rustix::rand::{GetRandomFlags, getrandom};
 use wire::control::{
-    DeviceInfo, HealthInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo, Welcome,
+    Change, DeviceInfo, HealthInfo, Limits, OnceId, Reply, Request, Statistics, Subject, VolumeInfo,
 };
 
 use crate::access::Access;
 use crate::error::Error;
 use crate::files::Files;
+use crate::link::{ConnectOptions, Link};
 use crate::memory::{Buffer, Memory, MemoryAccess, unexpected};
 use crate::queue::Queue;
-use crate::transport::{EmbeddedAdapter, Transport};
-use crate::unix::UnixTransport;
+use crate::transport::Transport;
 use crate::volume::Volume;
-
-/// What volumes, memory and queues keep of their session.
-pub(crate) struct Link {
-    transport: Mutex<Box<dyn Transport>>,
-    embedded: Option<Arc<dyn EmbeddedAdapter>>,
-    welcome: Welcome,
-}
-
-impl Link {
-    fn lock(&self) -> MutexGuard<'_, Box<dyn Transport>> {
-        // A panic in a call leaves the transport to answer for itself; the guard protects nothing else.
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends a request and gives the reply, unless that is a refusal.
-    pub(crate) fn call_with(
-        &self,
-        request: &Request,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
-        match self.lock().call(request, descriptors)? {
-            (Reply::Error { status, detail }, _) => Err(Error::Refused { status, detail }),
-            answer => Ok(answer),
-        }
-    }
-
-    pub(crate) fn call(&self, request: &Request) -> Result<Reply, Error> {
-        Ok(self.call_with(request, &[])?.0)
-    }
-
-    /// For requests that are answered by Done.
-    pub(crate) fn done(&self, request: &Request) -> Result<(), Error> {
-        match self.call(request)? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// The adapter, if it is in this process and needs turns.
-    #[inline]
-    pub(crate) fn embedded(&self) -> Option<&dyn EmbeddedAdapter> {
-        self.embedded.as_deref()
-    }
-
-    /// Fails if the adapter is known to be gone.
-    pub(crate) fn check_alive(&self) -> Result<(), Error> {
-        Ok(self.lock().check_alive()?)
-    }
-}
 
 /// What taking rights away did to grants that were open.
 ///
@@ -134,7 +85,22 @@ impl Session {
     /// assert!(error.to_string().contains("portcullis serve"));
     /// ```
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
-        Self::with_transport(Box::new(UnixTransport::connect(path.as_ref())?))
+        ConnectOptions::new().connect(path)
+    }
+
+    /// The same as `options` say: with patience, the session goes on when the adapter is replaced.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    ///
+    /// ```
+    /// use portcullis::{ConnectOptions, Session};
+    /// let options = ConnectOptions::new().patience(std::time::Duration::from_secs(30));
+    /// let error = Session::connect_with("/nowhere/portcullis.sock", &options).unwrap_err();
+    /// assert!(error.to_string().contains("portcullis serve"));
+    /// ```
+    pub fn connect_with(path: impl AsRef<Path>, options: &ConnectOptions) -> Result<Self, Error> {
+        options.connect(path)
     }
 
     /// A session over any transport, an adapter embedded in this process for example.
@@ -159,36 +125,22 @@ impl Session {
     /// assert_eq!(error.status(), Some(portcullis::Status::E_PATH));
     /// # Ok(()) }
     /// ```
-    pub fn with_transport(mut transport: Box<dyn Transport>) -> Result<Self, Error> {
-        let hello = Request::Hello { min_version: wire::VERSION, max_version: wire::VERSION };
-        let welcome = match transport.call(&hello, &[])?.0 {
-            Reply::Welcome(welcome) if welcome.version == wire::VERSION => welcome,
-            Reply::Welcome(welcome) => {
-                return Err(Error::Protocol(format!(
-                    "it chose version {}, this library speaks {} only",
-                    welcome.version,
-                    wire::VERSION
-                )));
-            }
-            Reply::Error { status: Status::E_VERSION, detail } => {
-                return Err(Error::Refused {
-                    status: Status::E_VERSION,
-                    detail: format!(
-                        "{detail} (this library speaks version {}: use the adapter and the library of one release)",
-                        wire::VERSION
-                    ),
-                });
-            }
-            Reply::Error { status, detail } => return Err(Error::Refused { status, detail }),
-            other => return Err(unexpected(&other)),
-        };
-        let embedded = transport.embedded();
-        let link = Arc::new(Link { transport: Mutex::new(transport), embedded, welcome });
-        Ok(Self { link, desk: None })
+    pub fn with_transport(transport: Box<dyn Transport>) -> Result<Self, Error> {
+        Ok(Self::over(Arc::new(Link::open(transport)?)))
+    }
+
+    pub(crate) fn over(link: Arc<Link>) -> Self {
+        Self { link, desk: None }
     }
 
     /// Sends a request by the session's queue, if it has one and the queue carries it, else by its transport.
     pub(crate) fn ask(&self, request: &Request) -> Result<Reply, Error> {
+        // What another adapter may have to be asked again goes by a name of its own.
+        let once = match Change::of(request) {
+            Some(change) if self.link.resumes() => Some(Request::Once { id: new_id()?, change }),
+            _ => None,
+        };
+        let request = once.as_ref().unwrap_or(request);
         match &self.desk {
             Some(desk) if request.goes_by_queue() => desk.lock().call(request),
             _ => self.link.call(request),
@@ -259,7 +211,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn number(&self) -> u64 {
-        self.link.welcome.session
+        self.link.welcome().session
     }
 
     /// What this session may use.
@@ -272,7 +224,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn limits(&self) -> Limits {
-        self.link.welcome.limits
+        self.link.welcome().limits
     }
 
     /// Whether the adapter runs on this session's own threads.
@@ -303,8 +255,33 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn open(&self, name: &str, access: Access) -> Result<Volume, Error> {
-        let request = Request::OpenVolume { name: name.to_owned(), access: access.bits() };
-        match self.ask(&request)? {
+        self.open_by(&Request::OpenVolume { name: name.to_owned(), access: access.bits() })
+    }
+
+    /// The same for the only session that may write to the volume meanwhile; `access` has a right to write or to trim. When
+    /// the adapter is replaced, writes without an answer can be made again on such a volume, and on no other.
+    ///
+    /// # Errors
+    /// As [`Session::open`]; E_RESERVATION while another session may write to it.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// # let (session, another) = (adapter.session()?, adapter.session()?);
+    /// use portcullis::{Access, Status};
+    /// session.create_volume("v", 1 << 20)?;
+    /// let volume = session.open_exclusive("v", Access::READ_WRITE)?;
+    /// let refused = another.open("v", Access::WRITE).unwrap_err();
+    /// assert_eq!(refused.status(), Some(Status::E_RESERVATION));
+    /// assert!(another.open("v", Access::READ).is_ok());
+    /// # Ok(()) }
+    /// ```
+    pub fn open_exclusive(&self, name: &str, access: Access) -> Result<Volume, Error> {
+        self.open_by(&Request::OpenExclusive { name: name.to_owned(), access: access.bits() })
+    }
+
+    fn open_by(&self, request: &Request) -> Result<Volume, Error> {
+        match self.ask(request)? {
             Reply::Grant(grant) => Volume::new(self.clone(), &grant),
             other => Err(unexpected(&other)),
         }
@@ -577,7 +554,19 @@ impl Session {
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
-        Ok(self.link.lock().call(request, descriptors)?)
+        self.link.exchange(request, descriptors)
+    }
+
+    /// How often it went on with another adapter; always 0 without patience.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let adapter = adapter::Embedded::open("emu:16M")?;
+    /// assert_eq!(adapter.session()?.restarts(), 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn restarts(&self) -> u32 {
+        self.link.life()
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
@@ -658,4 +647,11 @@ impl Iterator for Volumes<'_> {
         }
         self.page.pop_front().map(Ok)
     }
+}
+
+/// A name that nothing ever had.
+fn new_id() -> Result<OnceId, Error> {
+    let mut id = OnceId::default();
+    getrandom(&mut id, GetRandomFlags::empty()).map_err(|error| Error::os("random bytes", error))?;
+    Ok(id)
 }

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroU64;
 
+use wire::layout::opcode;
+
 use crate::request::{Data, Ticket};
 
 /// What is kept of a request while it is in flight.
@@ -12,18 +14,56 @@ pub(crate) struct Flight {
     pub(crate) offset: u64,
     pub(crate) length: u32,
     pub(crate) opcode: u8,
+    /// Of the entry; what a queue needs that goes on with another adapter.
+    pub(crate) flags: u8,
+    /// It names an extension of a file, by a key that ends with the adapter.
+    pub(crate) in_extension: bool,
+    /// Its data lie elsewhere while it is in flight.
+    pub(crate) bounced: bool,
+    pub(crate) deadline_us: u32,
+    pub(crate) key: u64,
     /// Made by that blocking transfer for itself; never handed out.
     pub(crate) transfer: Option<NonZeroU64>,
 }
 
 impl Flight {
     /// What no request is.
-    const NONE: Self = Self { data: Data::None, tag: 0, offset: 0, length: 0, opcode: 0, transfer: None };
+    const NONE: Self = Self {
+        data: Data::None,
+        tag: 0,
+        offset: 0,
+        length: 0,
+        opcode: 0,
+        flags: 0,
+        in_extension: false,
+        bounced: false,
+        deadline_us: 0,
+        key: 0,
+        transfer: None,
+    };
 
     /// Its data, which is out of the device's reach now.
     #[inline]
     pub(crate) fn take_data(&mut self) -> Data {
         std::mem::replace(&mut self.data, Data::None)
+    }
+
+    /// Its data lay elsewhere in this life of its session, and do no more. What the device wrote comes back: `bytes` of it.
+    #[cold]
+    pub(crate) fn come_back(&mut self, life: u32, bytes: u32) {
+        self.bounced = false;
+        let written = matches!(self.opcode, opcode::READ | opcode::MANAGE);
+        let mut left = if written { usize::try_from(bytes).unwrap_or(usize::MAX) } else { 0 };
+        match &mut self.data {
+            Data::None => {}
+            Data::One(buffer) => buffer.come_back(life, left),
+            Data::Several(buffers) => {
+                for buffer in buffers {
+                    buffer.come_back(life, left);
+                    left = left.saturating_sub(buffer.len());
+                }
+            }
+        }
     }
 }
 
@@ -84,6 +124,21 @@ impl Slots {
         Some((ticket, &mut slot.flight))
     }
 
+    /// The requests in flight, by their user data.
+    pub(crate) fn all(&mut self) -> impl Iterator<Item = (u64, &mut Flight)> {
+        (0u32..).zip(&mut self.slots).filter(|(_, slot)| slot.in_flight).map(|(number, slot)| {
+            let ticket = Ticket { generation: slot.generation, slot: number };
+            (ticket.user_data(), &mut slot.flight)
+        })
+    }
+
+    /// The request in flight of this user data.
+    pub(crate) fn get_mut(&mut self, user_data: u64) -> Option<&mut Flight> {
+        let ticket = Ticket::from_user_data(user_data);
+        let slot = self.slots.get_mut(ticket.slot as usize)?;
+        (slot.in_flight && slot.generation == ticket.generation).then_some(&mut slot.flight)
+    }
+
     /// Gives up whatever is in flight without running a destructor: its memory may still be written by the device.
     pub(crate) fn leak(&mut self) {
         for slot in &mut self.slots {
@@ -125,7 +180,7 @@ mod tests {
     }
 
     fn flight(tag: u64) -> Flight {
-        Flight { data: Data::None, tag, offset: 0, length: 0, opcode: 0, transfer: None }
+        Flight { tag, ..Flight::NONE }
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub trait Target: sealed::Sealed {
 
 impl Target for Volume {
     fn key(&self) -> u64 {
-        Volume::key(self)
+        self.name()
     }
 
     fn block_size(&self) -> u32 {
@@ -38,7 +38,7 @@ impl Target for Volume {
 
 impl Target for File {
     fn key(&self) -> u64 {
-        File::key(self)
+        self.name()
     }
 
     fn block_size(&self) -> u32 {
@@ -77,12 +77,12 @@ pub(crate) struct Of {
 impl Of {
     /// A volume: all of it can be read.
     pub(crate) fn volume(volume: &Volume) -> Self {
-        Self { key: volume.key(), block_size: volume.block_size(), ends: false }
+        Self { key: volume.name(), block_size: volume.block_size(), ends: false }
     }
 
     /// A file: reads end where it does.
     pub(crate) fn file(file: &File) -> Self {
-        Self { key: file.key(), block_size: file.block_size(), ends: true }
+        Self { key: file.name(), block_size: file.block_size(), ends: true }
     }
 
     /// A file, as it was opened.

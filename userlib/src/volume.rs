@@ -29,7 +29,8 @@ use crate::session::Session;
 /// ```
 pub struct Volume {
     session: Session,
-    key: u64,
+    /// What it goes by in this library: the first key that it had.
+    name: u64,
     bytes: AtomicU64,
     block_size: u32,
     access: Access,
@@ -45,10 +46,11 @@ impl Volume {
             return Err(Error::Protocol(format!("a grant came with a block size of {}", grant.block_size)));
         }
         let bytes = AtomicU64::new(grant.bytes);
-        Ok(Self { session, key: grant.key, bytes, block_size: grant.block_size, access, open: true })
+        Ok(Self { session, name: grant.key, bytes, block_size: grant.block_size, access, open: true })
     }
 
-    /// What the grant is named by on the wire: an index and a key instance. A name, not a secret.
+    /// What the grant is named by on the wire: an index and a key instance. A name, not a secret. It is another one after the
+    /// session went on with another adapter; requests of this library find it by themselves.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -61,7 +63,12 @@ impl Volume {
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> u64 {
-        self.key
+        self.session.link().present_key(self.name)
+    }
+
+    #[inline]
+    pub(crate) fn name(&self) -> u64 {
+        self.name
     }
 
     /// Bytes, as of the opening or the last [`Volume::refresh`].
@@ -127,7 +134,7 @@ impl Volume {
     /// # Ok(()) }
     /// ```
     pub fn refresh(&self) -> Result<GrantInfo, Error> {
-        match self.session.ask(&Request::Query { key: self.key })? {
+        match self.session.ask(&Request::Query { key: self.name })? {
             Reply::Grant(grant) => {
                 self.bytes.store(grant.bytes, Ordering::Relaxed);
                 Ok(grant)
@@ -151,7 +158,7 @@ impl Volume {
     /// ```
     pub fn close(mut self) -> Result<(), Error> {
         self.open = false;
-        self.session.done(&Request::Close { key: self.key })
+        self.session.done(&Request::Close { key: self.name })
     }
 }
 
@@ -159,7 +166,7 @@ impl Drop for Volume {
     /// Best effort: who wants to know calls [`Volume::close`].
     fn drop(&mut self) {
         if self.open {
-            let _ = self.session.ask(&Request::Close { key: self.key });
+            let _ = self.session.ask(&Request::Close { key: self.name });
         }
     }
 }
@@ -167,7 +174,7 @@ impl Drop for Volume {
 impl fmt::Debug for Volume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Volume")
-            .field("key", &format_args!("{:#x}", self.key))
+            .field("key", &format_args!("{:#x}", self.name))
             .field("size", &self.size())
             .field("block_size", &self.block_size)
             .field("access", &self.access)

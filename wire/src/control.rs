@@ -312,6 +312,62 @@ pub enum Request {
         /// So many; `None` is no limit.
         bytes: Option<u64>,
     },
+    /// [`Request::OpenVolume`] for the only session that may write: E_RESERVATION while another may, and as long as this grant
+    /// lasts no other gets a right to write or to trim.
+    OpenExclusive {
+        /// The volume's name.
+        name: String,
+        /// The rights wanted.
+        access: AccessBits,
+    },
+    /// A change that is made once, however often it is asked for: its answer is kept with its effect, and who asks again by
+    /// the same id, the same user in a later life of the adapter for example, gets that answer.
+    Once {
+        /// Random, of the application's making.
+        id: OnceId,
+        /// The change.
+        change: Change,
+    },
+}
+
+/// Names one wish for a change, among all that its user ever had.
+pub type OnceId = [u8; 16];
+
+/// A change of volumes that [`Request::Once`] carries: the request of the same name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)] // as in `Request`
+pub enum Change {
+    CreateVolume { name: String, bytes: u64 },
+    DeleteVolume { name: String },
+    ResizeVolume { name: String, bytes: u64 },
+    RenameVolume { from: String, to: String },
+    SetAccess { name: String, subject: Subject, access: AccessBits },
+}
+
+impl Change {
+    /// The change that a request is, if it is one.
+    pub fn of(request: &Request) -> Option<Self> {
+        Some(match request.clone() {
+            Request::CreateVolume { name, bytes } => Self::CreateVolume { name, bytes },
+            Request::DeleteVolume { name } => Self::DeleteVolume { name },
+            Request::ResizeVolume { name, bytes } => Self::ResizeVolume { name, bytes },
+            Request::RenameVolume { from, to } => Self::RenameVolume { from, to },
+            Request::SetAccess { name, subject, access } => Self::SetAccess { name, subject, access },
+            _ => return None,
+        })
+    }
+}
+
+impl From<Change> for Request {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::CreateVolume { name, bytes } => Self::CreateVolume { name, bytes },
+            Change::DeleteVolume { name } => Self::DeleteVolume { name },
+            Change::ResizeVolume { name, bytes } => Self::ResizeVolume { name, bytes },
+            Change::RenameVolume { from, to } => Self::RenameVolume { from, to },
+            Change::SetAccess { name, subject, access } => Self::SetAccess { name, subject, access },
+        }
+    }
 }
 
 impl Request {
@@ -327,6 +383,7 @@ impl Request {
             Self::DestroyQueue { .. }
             | Self::ReleaseMemory { .. }
             | Self::OpenVolume { .. }
+            | Self::OpenExclusive { .. }
             | Self::Close { .. }
             | Self::Query { .. }
             | Self::DeleteVolume { .. }
@@ -377,7 +434,7 @@ pub enum Reply {
         /// Names the region.
         region: u64,
     },
-    /// To OpenVolume and Query.
+    /// To OpenVolume, OpenExclusive and Query.
     Grant(GrantInfo),
     /// To ListVolumes.
     Volumes {
@@ -496,6 +553,10 @@ pub struct Welcome {
     pub version: u16,
     /// The number of the session, as logs and statistics show it.
     pub session: u64,
+    /// Which run of which adapter this is: random, another after each start.
+    pub adapter: u64,
+    /// The how many-th over its device: one more after each start.
+    pub life: u64,
     /// What it may use.
     pub limits: Limits,
 }
@@ -526,6 +587,10 @@ pub struct GrantInfo {
     pub bytes: u64,
     /// The unit of offsets and lengths.
     pub block_size: u32,
+    /// Which volume it is, whatever its name: no other ever has this number.
+    pub volume: u128,
+    /// Nobody but this session has had a right to write to the volume since the adapter started.
+    pub sole_writer: bool,
 }
 
 /// A volume.

@@ -50,6 +50,29 @@ impl SharedMemory {
         Ok(Self { map })
     }
 
+    /// Maps the pages from `offset` on at `onto` as well, in place of what is mapped there. It is a move of this mapping that
+    /// leaves the old address where it is: no new mapping, which the adapter's seals would forbid, and nothing is missing at
+    /// any moment.
+    ///
+    /// # Errors
+    /// EINVAL if it is not whole pages inside, or the kernel is older than 5.13; ENOMEM at its limit of mappings.
+    ///
+    /// # Safety
+    /// The `bytes` bytes at `onto` are a mapping of the caller's own, no reference into it exists and no other thread touches
+    /// it until this returns, and it holds the same bytes as the pages here.
+    pub unsafe fn map_also_at(&self, offset: usize, bytes: usize, onto: *mut u8) -> io::Result<()> {
+        use rustix::mm::{MremapFlags, mremap_fixed};
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.len());
+        if !inside || bytes == 0 || !(offset | bytes | onto.addr()).is_multiple_of(PAGE) {
+            return Err(Errno::INVAL.into());
+        }
+        let from = self.start().wrapping_add(offset).cast();
+        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+        // SAFETY: the source lies in this mapping and stays mapped; what happens to the target is what the caller allows.
+        unsafe { mremap_fixed(from, bytes, bytes, flags, onto.cast())? };
+        Ok(())
+    }
+
     /// Bytes.
     #[allow(clippy::len_without_is_empty)] // never empty
     pub fn len(&self) -> usize {

@@ -61,7 +61,7 @@ status! {
     E_AUTH = 16, "E_AUTH";
     /// The thing named is not open.
     E_NOT_OPEN = 17, "E_NOT_OPEN";
-    /// A reservation of another host is in the way.
+    /// A reservation of another host, or another session's exclusive or running right to write, is in the way.
     E_RESERVATION = 18, "E_RESERVATION";
     /// The path or the adapter is lost.
     E_PATH = 19, "E_PATH";
@@ -89,6 +89,8 @@ status! {
     E_STORE = 30, "E_STORE";
     /// The range touches a part of a file that has no blocks and reads as zeros: its extensions that allow nothing.
     E_HOLE = 31, "E_HOLE";
+    /// The adapter ended before it answered: it was done, or not at all, or in part, and nobody knows which.
+    E_OUTCOME_UNKNOWN = 32, "E_OUTCOME_UNKNOWN";
 }
 
 impl Status {

@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use wire::VERSION;
 use wire::control::{
+    Change,
     AccessBits, DeviceInfo, ErrorInfo, FRAME_MAGIC, GrantInfo, HealthInfo, LimitChange, LimitInfo, Limited,
     Limits, MAX_DETAIL, MAX_MESSAGE, Rate, Rates, Reply, Request, SMALL_REPLY, SessionInfo, Statistics,
     Subject, VolumeInfo, Welcome,
@@ -82,6 +83,8 @@ fn request() -> impl Strategy<Value = Request> {
         any::<(u64, u8)>().prop_map(|(length, access)| Request::RegisterMemory { length, access }),
         any::<u64>().prop_map(|region| Request::ReleaseMemory { region }),
         (name(), any::<u8>()).prop_map(|(name, access)| Request::OpenVolume { name, access }),
+        (name(), any::<u8>()).prop_map(|(name, access)| Request::OpenExclusive { name, access }),
+        (any::<[u8; 16]>(), change()).prop_map(|(id, change)| Request::Once { id, change }),
         any::<u64>().prop_map(|key| Request::Close { key }),
         any::<u64>().prop_map(|key| Request::Query { key }),
         (name(), any::<u64>()).prop_map(|(name, bytes)| Request::CreateVolume { name, bytes }),
@@ -357,11 +360,28 @@ fn statistics() -> impl Strategy<Value = Statistics> {
     })
 }
 
+fn change() -> impl Strategy<Value = Change> {
+    let name = || ".{0,40}";
+    prop_oneof![
+        (name(), any::<u64>()).prop_map(|(name, bytes)| Change::CreateVolume { name, bytes }),
+        name().prop_map(|name| Change::DeleteVolume { name }),
+        (name(), any::<u64>()).prop_map(|(name, bytes)| Change::ResizeVolume { name, bytes }),
+        (name(), name()).prop_map(|(from, to)| Change::RenameVolume { from, to }),
+        (name(), subject(), any::<u8>()).prop_map(|(name, subject, access)| Change::SetAccess {
+            name,
+            subject,
+            access
+        }),
+    ]
+}
+
 fn welcome() -> impl Strategy<Value = Welcome> {
-    (any::<u16>(), any::<[u64; 2]>(), any::<[u32; 4]>()).prop_map(
-        |(version, [session, pinned_bytes], [regions, queues, grants, outstanding])| Welcome {
+    (any::<u16>(), any::<[u64; 4]>(), any::<[u32; 4]>()).prop_map(
+        |(version, [session, adapter, life, pinned_bytes], [regions, queues, grants, outstanding])| Welcome {
             version,
             session,
+            adapter,
+            life,
             limits: Limits { pinned_bytes, regions, queues, grants, outstanding },
         },
     )
@@ -375,12 +395,16 @@ fn reply() -> impl Strategy<Value = Reply> {
         welcome().prop_map(Reply::Welcome),
         any::<u32>().prop_map(|queue| Reply::Queue { queue }),
         any::<u64>().prop_map(|region| Reply::Region { region }),
-        any::<(u64, u8, u64, u32)>().prop_map(|(key, access, bytes, block_size)| Reply::Grant(GrantInfo {
-            key,
-            access,
-            bytes,
-            block_size
-        })),
+        any::<(u64, u8, u64, u32, u128, bool)>().prop_map(
+            |(key, access, bytes, block_size, volume, sole_writer)| Reply::Grant(GrantInfo {
+                key,
+                access,
+                bytes,
+                block_size,
+                volume,
+                sole_writer
+            })
+        ),
         (proptest::collection::vec(volume(), 0..5), any::<bool>())
             .prop_map(|(volumes, more)| Reply::Volumes { volumes, more }),
         volume().prop_map(Reply::Volume),

@@ -221,6 +221,7 @@ impl Control {
             Operation::Deleted { name, grants } => {
                 if let Some(volume) = self.volumes.remove(&name) {
                     self.quotas.forget_volume(volume.id);
+                    self.writers.forget(volume.id);
                 }
                 return self.reply(caller, Reply::Revoked { grants, draining: 0 });
             }

@@ -19,6 +19,7 @@ mod requests;
 mod rig;
 mod session;
 mod users;
+mod writers;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -56,6 +57,7 @@ use quotas::Quotas;
 use registrar::Registrar;
 use session::Session;
 use users::Users;
+use writers::Writers;
 
 /// Names a session for the life of the adapter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -159,6 +161,9 @@ pub struct Control {
     quotas: Quotas,
     /// Of each volume, as the store has it.
     volumes: BTreeMap<String, Volume>,
+    writers: Writers,
+    /// Random: what tells this run from all others.
+    run: u64,
     sessions: BTreeMap<SessionId, Session>,
     pending: Vec<Pending>,
     lane: Lane,
@@ -212,6 +217,8 @@ impl Control {
             users: Users::default(),
             quotas,
             volumes,
+            writers: Writers::default(),
+            run: random()?,
             sessions: BTreeMap::new(),
             pending: Vec::new(),
             lane: Lane::default(),
@@ -451,6 +458,12 @@ impl Control {
     pub fn first_instance(storage: &Storage) -> KeyInstance {
         KeyInstance(storage.first_instance())
     }
+}
+
+fn random() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// While as many descriptors that a user sent cannot be closed, no more are taken from it.

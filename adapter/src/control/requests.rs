@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use tpt::{Access, GrantSpec, Key, Purpose, RegionKey};
 use wire::Status;
 use wire::control::{
-    DeviceInfo, GrantInfo, Limited, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
+    Change, DeviceInfo, GrantInfo, Limited, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
 };
 use wire::discard::{Owner, discard};
 use wire::files::{FilePath, FileTarget, OpenFile, check_path};
@@ -17,7 +17,7 @@ use super::lane::no_volume;
 use super::limits::{Held, What};
 use super::quotas::rates_of;
 use super::session::{GrantHeld, Session};
-use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal};
+use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
 
 /// Volumes in one reply, sessions likewise: what surely fits a message.
 const LIST_PAGE: usize = 32;
@@ -43,7 +43,8 @@ impl Control {
                 return self.register(caller, length, access, descriptors.next());
             }
             Request::ReleaseMemory { region } => return self.release(caller, RegionKey(region)),
-            Request::OpenVolume { name, access } => self.open(caller, &name, access),
+            Request::OpenVolume { name, access } => self.open(caller, &name, access, false),
+            Request::OpenExclusive { name, access } => self.open(caller, &name, access, true),
             Request::Close { key } => return self.close(caller, Key(key)),
             Request::Query { key } => self.query(caller, Key(key)),
             Request::ListVolumes { after } => Ok(self.list_volumes(caller, after.as_deref())),
@@ -57,7 +58,8 @@ impl Control {
             | Request::DeleteVolume { .. }
             | Request::ResizeVolume { .. }
             | Request::RenameVolume { .. }
-            | Request::SetAccess { .. } => return self.enter_lane(caller, request),
+            | Request::SetAccess { .. }
+            | Request::Once { .. } => return self.enter_lane(caller, request),
             Request::OpenFile(_)
             | Request::QueryFile { .. }
             | Request::ListExtensions { .. }
@@ -121,6 +123,8 @@ impl Control {
         Ok(Reply::Welcome(Welcome {
             version: wire::VERSION,
             session: caller.session.0,
+            adapter: self.run,
+            life: self.storage.life(),
             limits: self.ceilings.told(self.policy.limits),
         }))
     }
@@ -132,7 +136,7 @@ impl Control {
         self.ceilings.check(what, more, &session.held(), (uid, &self.held_by(uid)))
     }
 
-    fn open(&mut self, caller: Caller, name: &str, access: u8) -> Result<Reply, Refusal> {
+    fn open(&mut self, caller: Caller, name: &str, access: u8, exclusive: bool) -> Result<Reply, Refusal> {
         self.check(caller, What::Grants, 1)?;
         let session = self.session(caller)?;
         let who = &session.credentials;
@@ -159,6 +163,7 @@ impl Control {
                 format!("volume {name:?} is being deleted or made smaller; try again when that is over");
             return Err(Refusal::new(Status::E_BUSY_TIMEOUT, text));
         }
+        self.check_writers(caller.session, volume, wanted, exclusive)?;
         let ranges = volume.extents.len() as u64;
         self.check(caller, What::Entries, session.entries_for_one_more())?;
         self.check(caller, What::Ranges, ranges)?;
@@ -172,9 +177,11 @@ impl Control {
         let bytes = volume.blocks << self.geometry.block_shift;
         let key = self.tables.create(&spec).map_err(table_refusal)?;
         let volume = volume.id;
-        let held =
-            GrantHeld { volume, access: wanted, bytes, ranges, file: None, quiescing: false, revoked: false };
-        let info = self.grant_info(key, &held);
+        let access = wanted;
+        let (file, quiescing, revoked) = (None, false, false);
+        let held = GrantHeld { volume, access, exclusive, bytes, ranges, file, quiescing, revoked };
+        self.writers.note(volume, caller.session, access);
+        let info = self.grant_info(caller.session, key, &held);
         self.limit_grant(key, volume);
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             session.add_grant(key, held);
@@ -182,12 +189,14 @@ impl Control {
         Ok(Reply::Grant(info))
     }
 
-    fn grant_info(&self, key: Key, held: &GrantHeld) -> GrantInfo {
+    fn grant_info(&self, session: SessionId, key: Key, held: &GrantHeld) -> GrantInfo {
         GrantInfo {
             key: key.0,
             access: held.access.bits(),
             bytes: held.bytes,
             block_size: self.geometry.block_size(),
+            volume: self.storage.identity_of(held.volume),
+            sole_writer: self.writers.is_sole(held.volume, session),
         }
     }
 
@@ -220,7 +229,7 @@ impl Control {
             .grants
             .get(&key)
             .ok_or_else(|| Refusal::new(Status::E_ENTRY_INVALID, format!("no grant {key} is held")))?;
-        Ok(Reply::Grant(self.grant_info(key, held)))
+        Ok(Reply::Grant(self.grant_info(caller.session, key, held)))
     }
 
     /// Whether the caller may see a volume: it administers, or may do anything with it.
@@ -348,6 +357,15 @@ impl Control {
 fn names_in(request: &Request) -> ([Option<&String>; 2], [Option<&FilePath>; 2]) {
     match request {
         Request::OpenVolume { name, .. }
+        | Request::OpenExclusive { name, .. }
+        | Request::Once {
+            change:
+                Change::CreateVolume { name, .. }
+                | Change::DeleteVolume { name }
+                | Change::ResizeVolume { name, .. }
+                | Change::SetAccess { name, .. },
+            ..
+        }
         | Request::CreateVolume { name, .. }
         | Request::DeleteVolume { name }
         | Request::ResizeVolume { name, .. }
@@ -359,7 +377,8 @@ fn names_in(request: &Request) -> ([Option<&String>; 2], [Option<&FilePath>; 2])
         | Request::FormatFiles { volume: name, .. }
         | Request::CheckFiles { volume: name, .. }
         | Request::SetFileQuota { volume: name, .. } => ([Some(name), None], [None, None]),
-        Request::RenameVolume { from, to } => ([Some(from), Some(to)], [None, None]),
+        Request::RenameVolume { from, to }
+        | Request::Once { change: Change::RenameVolume { from, to }, .. } => ([Some(from), Some(to)], [None, None]),
         Request::OpenFile(OpenFile { volume, path, .. })
         | Request::SetAttributes { of: FileTarget::Path { volume, path, .. }, .. }
         | Request::UnlinkFile { volume, path }

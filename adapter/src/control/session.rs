@@ -55,6 +55,8 @@ pub(super) struct QueueHeld {
 pub(super) struct GrantHeld {
     pub(super) volume: store::VolumeId,
     pub(super) access: Access,
+    /// No other session may write to the volume meanwhile.
+    pub(super) exclusive: bool,
     pub(super) bytes: u64,
     /// Contiguous ranges: entries of the LBA table.
     pub(super) ranges: u64,

@@ -76,6 +76,18 @@ impl Contents {
         }
     }
 
+    /// Which store it is, and how often an adapter has started over it, now included. What was found keeps no such count:
+    /// no life of it follows another.
+    pub(super) fn begin_life(&mut self) -> Result<(u128, u64), StoreError> {
+        match self {
+            Self::Store(store) => {
+                let uuid = u128::from_le_bytes(store.uuid());
+                Ok((uuid, store.guarded(Store::begin_life)?))
+            }
+            Self::Found(_) => Ok((0, 0)),
+        }
+    }
+
     pub(super) fn touch(&mut self) -> Result<(), StoreError> {
         match self {
             Self::Store(store) => store.guarded(Store::touch),

@@ -35,7 +35,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Where random numbers begin: anywhere, if nobody says where.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     scale::seed(std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64))
 }
 

@@ -16,13 +16,13 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Writes the list of `buffers` for the request in `slot`: where it lies then. The request before in that slot has
-    /// ended, so nobody reads its list any more.
-    pub(super) fn write(
+    /// Writes the list of buffers, each with the key of its region, for the request in `slot`: where it lies then. The request
+    /// before in that slot has ended, so nobody reads its list any more.
+    pub(super) fn write<'a>(
         &mut self,
         channel: &Channel,
         slot: u32,
-        buffers: &[Buffer],
+        segments: impl Iterator<Item = (u64, &'a Buffer)>,
     ) -> Result<(u64, u64), Error> {
         if self.places.is_empty() {
             let bytes = channel.end.entries().get() as usize * LIST_BYTES;
@@ -30,11 +30,11 @@ impl Lists {
             self.places = memory.buffers(LIST_BYTES, 8)?;
         }
         let place = &mut self.places[slot as usize];
-        for (entry, buffer) in place.chunks_exact_mut(size_of::<ScatterSegment>()).zip(buffers) {
+        for (entry, (region, buffer)) in place.chunks_exact_mut(size_of::<ScatterSegment>()).zip(segments) {
             let length = u32::try_from(buffer.len()).map_err(|_| {
                 Error::Argument(format!("a buffer of {} bytes does not fit a request", buffer.len()))
             })?;
-            entry[..8].copy_from_slice(&buffer.region().to_le_bytes());
+            entry[..8].copy_from_slice(&region.to_le_bytes());
             entry[8..16].copy_from_slice(&buffer.region_offset().to_le_bytes());
             entry[16..20].copy_from_slice(&length.to_le_bytes());
             entry[20..].fill(0);

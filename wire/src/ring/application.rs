@@ -75,6 +75,17 @@ impl<M: QueueMemory> ApplicationEnd<M> {
         distance(self.taken, self.rung)
     }
 
+    /// The user data of requests pushed and not announced.
+    pub fn unrung_user_data(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..self.unrung()).map(|at| {
+            let slot = self.entries.slot(advance(self.rung, at));
+            let words: SubmissionWords =
+                core::array::from_fn(|i| self.memory.sq_word(slot, i).load(Ordering::Relaxed));
+            let entry: SubmissionEntry = zerocopy::transmute!(words);
+            entry.user_data
+        })
+    }
+
     /// Writes a request into its slot. The adapter does not see it before [`Self::ring`].
     ///
     /// # Errors

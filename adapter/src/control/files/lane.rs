@@ -415,7 +415,8 @@ impl Control {
         let key = self.tables.create_file(&spec).map_err(table_refusal)?.file;
         let bytes = blocks_of(&file.extents) << self.geometry.block_shift;
         let file = Some(FileHeld { number, context });
-        let held = GrantHeld { volume, access, bytes, ranges, file, quiescing: false, revoked: false };
+        let (exclusive, quiescing, revoked) = (false, false, false);
+        let held = GrantHeld { volume, access, exclusive, bytes, ranges, file, quiescing, revoked };
         self.limit_grant(key, volume);
         if let Some(session) = self.sessions.get_mut(&caller.session) {
             session.add_grant(key, held);
