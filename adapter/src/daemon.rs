@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use driver::block::BlockQueue;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::assembly::{Assembled, Options, StartError, Turned, assemble, build};
@@ -13,11 +14,14 @@ use crate::confine::{self, Confinement};
 use crate::control::Control;
 use crate::device::{Health, Opened, Supervisor};
 use crate::poller::eventfd;
-use crate::server::Server;
+use crate::server::{Server, is_served};
 use crate::signals;
 
 /// After SIGTERM, I/O that runs has this long to end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// A new adapter waits so long for the device of the one before: that drains, and then shuts the device down.
+const DEVICE_WAIT: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// The device is looked after this often; more often while it is not well.
 const TEND: Duration = Duration::from_millis(250);
 /// Whoever may do what is decided by who connects, not by the socket's mode.
@@ -89,10 +93,36 @@ pub fn serve(options: &Options, socket: &Path, ready: impl FnOnce(&Serving)) -> 
     let stop = signals::termination().map_err(os("blocking signals"))?;
     raise_descriptor_limit();
     let landlock = if options.confined { confine::limit_files(&options.device, socket) } else { None };
-    let prepared = prepare(assemble(options, Turned::ByPollers)?, socket)?;
+    let prepared = prepare(assemble_when_free(options, socket, stop.as_fd())?, socket)?;
     let confinement = confined(options, landlock);
     ready(&Serving { confinement, ..prepared.0.control().serving() });
     run(prepared, stop.as_fd())
+}
+
+/// An adapter that is being replaced holds its device until its I/O has ended: it is waited for, unless it still serves.
+fn assemble_when_free(
+    options: &Options,
+    socket: &Path,
+    stop: BorrowedFd<'_>,
+) -> Result<Assembled, StartError> {
+    let end = Instant::now() + DEVICE_WAIT;
+    let mut told = false;
+    loop {
+        let error = match assemble(options, Turned::ByPollers) {
+            Err(StartError::Device(error)) if error.held && Instant::now() < end => error,
+            other => return other,
+        };
+        if is_served(socket).map_err(os("looking whether the socket is in use"))? {
+            return Err(error.into());
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(%error, "another process holds the device; waiting up to {DEVICE_WAIT:?} for it");
+        }
+        let mut stopped = [PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+        if poll(&mut stopped, Some(&LOOK_AGAIN)).is_ok_and(|ready| ready > 0) {
+            return Err(error.into());
+        }
+    }
 }
 
 /// [`serve`] over a device that is open already, whatever `options` say of it. Threads that are there already must have

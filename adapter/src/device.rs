@@ -200,11 +200,17 @@ pub struct OpenError {
     pub uri: String,
     /// What went wrong and what to do.
     pub reason: String,
+    /// Another process holds the device.
+    pub held: bool,
 }
 
 impl OpenError {
     fn new(uri: &DeviceUri, reason: &dyn fmt::Display) -> Self {
-        Self { uri: uri.to_string(), reason: reason.to_string() }
+        Self { uri: uri.to_string(), reason: reason.to_string(), held: false }
+    }
+
+    fn held_if(self, held: bool) -> Self {
+        Self { held, ..self }
     }
 }
 

@@ -56,6 +56,7 @@ impl Embedded {
         let device = uri.parse().map_err(|error: crate::device::UriError| crate::device::OpenError {
             uri: uri.to_owned(),
             reason: error.to_string(),
+            held: false,
         })?;
         Self::start(&Options { pollers: 1, ..Options::new(device) })
     }

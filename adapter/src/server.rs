@@ -339,8 +339,7 @@ fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     match rustix::net::bind(&socket, &address) {
         Ok(()) => {}
         Err(rustix::io::Errno::ADDRINUSE) => {
-            let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
-            if rustix::net::connect(&probe, &address) != Err(rustix::io::Errno::CONNREFUSED) {
+            if is_served(path)? {
                 let text = format!(
                     "{} is in use, by another adapter it seems; choose another --socket",
                     path.display()
@@ -358,6 +357,14 @@ fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
     rustix::net::listen(&socket, 1024)?;
     Ok(socket)
+}
+
+/// Whether somebody listens on `path`, or might.
+pub(crate) fn is_served(path: &Path) -> io::Result<bool> {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    let nobody = [rustix::io::Errno::CONNREFUSED, rustix::io::Errno::NOENT];
+    Ok(!matches!(rustix::net::connect(&probe, &SocketAddrUnix::new(path)?), Err(error) if nobody.contains(&error)))
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ fn media(uri: &DeviceUri) -> Result<Arc<dyn Media>, OpenError> {
                     ErrorKind::ResourceBusy => "it is mounted, or in use otherwise: unmount it".to_owned(),
                     _ => format!("`truncate -s 1G {}` makes a file of one GiB", path.display()),
                 };
-                OpenError::new(uri, &format!("{e}; {advice}"))
+                OpenError::new(uri, &format!("{e}; {advice}")).held_if(e.kind() == ErrorKind::WouldBlock)
             })?))
         }
         DeviceUri::Null(_) | DeviceUri::Vfio(_) => Err(OpenError::new(uri, &"not a software device")),

@@ -1,7 +1,7 @@
 //! `vfio:ADDRESS`: a real device.
 
 use driver::nvme::Queue;
-use driver::vfio::{Bar, DeviceClass, VfioDevice};
+use driver::vfio::{Bar, DeviceClass, VfioDevice, VfioError};
 
 use super::{DeviceUri, OpenError, Opened, nvme};
 
@@ -16,7 +16,9 @@ pub(super) enum Found {
 /// Opens the PCI device that `uri` names.
 pub(super) fn find(uri: &DeviceUri) -> Result<Found, OpenError> {
     let DeviceUri::Vfio(address) = uri else { return Err(OpenError::new(uri, &"not a PCI device")) };
-    let device = VfioDevice::open(address).map_err(|e| OpenError::new(uri, &e))?;
+    let device = VfioDevice::open(address).map_err(|e| {
+        OpenError::new(uri, &e).held_if(matches!(e, VfioError::GroupBusy { .. }))
+    })?;
     match device.class() {
         DeviceClass::Nvme => Ok(Found::Nvme(device)),
         DeviceClass::VirtioBlock => Ok(Found::Virtio(device)),
