@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use store::{Limits, StoreError, Subject, Volume, VolumeId};
+use store::{Ledger, Limits, StoreError, Subject, Volume, VolumeId, Wish};
 use tpt::{Access, LbaRange};
 
 use crate::assembly::StartError;
@@ -78,7 +78,7 @@ pub enum Job {
 pub type Outcome = Result<Option<Volume>, StoreError>;
 
 enum Message {
-    Job(Job),
+    Job(Job, Option<Wish>),
     Files(VolumeId, Who, FileJob),
     ReserveInstances(u32),
     Touch,
@@ -116,6 +116,7 @@ pub struct Storage {
     metadata: Vec<LbaRange>,
     /// Of the store: no other has it.
     uuid: u128,
+    ledger: Ledger,
     /// How often an adapter has started over the store.
     life: u64,
     /// Of the device.
@@ -139,6 +140,7 @@ impl Storage {
         let os = |source| StartError::Os { what: "starting the store's thread", source };
         let volumes = contents.volumes().map_err(on_store)?;
         let (metadata, blocks) = (contents.metadata_extents(), contents.geometry().blocks);
+        let ledger = contents.ledger();
         let (uuid, life) = contents.begin_life().map_err(on_store)?;
         let reserved = contents.reserve_instances(instances).map_err(on_store)?;
         let (jobs, inbox) = channel::<Message>();
@@ -152,9 +154,9 @@ impl Storage {
                 let mut systems = FileSystems::default();
                 while let Some(message) = next(&inbox, &mut systems) {
                     let report = match message {
-                        Message::Job(job) => {
+                        Message::Job(job, wish) => {
                             systems.let_go(&contents, &job);
-                            Report::Job(contents.execute(job), contents.free_blocks())
+                            Report::Job(contents.execute(job, wish), contents.free_blocks())
                         }
                         Message::Files(volume, who, job) => {
                             let outcome = systems.execute(&mut contents, volume, &who, job);
@@ -186,6 +188,7 @@ impl Storage {
             volumes,
             metadata,
             uuid,
+            ledger,
             life,
             blocks,
             free_blocks,
@@ -255,9 +258,14 @@ impl Storage {
         self.done.as_fd()
     }
 
-    /// Hands over a job.
-    pub fn submit(&mut self, job: Job) {
-        self.send(Message::Job(job));
+    /// Hands over a job, and the wish that it grants if it is to be done once.
+    pub fn submit(&mut self, job: Job, wish: Option<Wish>) {
+        self.send(Message::Job(job, wish));
+    }
+
+    /// What was granted before the start. Taken once.
+    pub fn initial_ledger(&self) -> Ledger {
+        self.ledger.clone()
     }
 
     /// Hands over a job for the file system in a volume.

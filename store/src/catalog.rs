@@ -14,6 +14,8 @@ use crate::shadow::{Fault, SharedShadow};
 
 /// Volume number to record, see `record`.
 const VOLUMES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("volumes");
+/// Number to what was granted, see `ledger`.
+const GRANTED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("granted");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
 /// Bytes of redb's own cache: the store keeps the volumes in memory anyway.
@@ -46,6 +48,8 @@ pub(crate) enum Change {
     Put(u64, Vec<u8>),
     Remove(u64),
     Set(Counter, u64),
+    Grant(u64, Vec<u8>),
+    Forget(u64),
 }
 
 /// All that the database holds. Nothing in it was checked.
@@ -55,6 +59,7 @@ pub(crate) struct Contents {
     pub(crate) next_volume: u64,
     pub(crate) next_instance: u64,
     pub(crate) lives: u64,
+    pub(crate) granted: Vec<(u64, Vec<u8>)>,
 }
 
 pub(crate) struct Catalog {
@@ -83,6 +88,16 @@ impl Catalog {
             contents.next_volume = counter(Counter::Volume)?;
             contents.next_instance = counter(Counter::Instance)?;
             contents.lives = counter(Counter::Life)?;
+            match transaction.open_table(GRANTED) {
+                Ok(table) => {
+                    for row in table.iter()? {
+                        let (number, record) = row?;
+                        contents.granted.push((number.value(), record.value().to_vec()));
+                    }
+                }
+                Err(redb::TableError::TableDoesNotExist(_)) => {} // Nobody has granted anything yet.
+                Err(error) => return Err(error.into()),
+            }
             for row in transaction.open_table(VOLUMES)?.iter()? {
                 let (id, record) = row?;
                 contents.volumes.push((id.value(), record.value().to_vec()));
@@ -181,16 +196,19 @@ impl Drop for Catalog {
 
 impl Contents {
     fn includes(&self, change: &Change) -> bool {
-        let record = |id: u64| {
-            let found = self.volumes.binary_search_by_key(&id, |(id, _)| *id).ok()?;
-            self.volumes.get(found).map(|(_, record)| record)
-        };
+        fn row(rows: &[(u64, Vec<u8>)], number: u64) -> Option<&Vec<u8>> {
+            let found = rows.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+            rows.get(found).map(|(_, record)| record)
+        }
+        let record = |id: u64| row(&self.volumes, id);
         match change {
             Change::Put(id, bytes) => record(*id) == Some(bytes),
             Change::Remove(id) => record(*id).is_none(),
             Change::Set(Counter::Volume, value) => self.next_volume == *value,
             Change::Set(Counter::Instance, value) => self.next_instance == *value,
             Change::Set(Counter::Life, value) => self.lives == *value,
+            Change::Grant(number, bytes) => row(&self.granted, *number) == Some(bytes),
+            Change::Forget(number) => row(&self.granted, *number).is_none(),
         }
     }
 }
@@ -221,11 +239,24 @@ fn apply(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
     {
         let mut volumes = transaction.open_table(VOLUMES)?;
         let mut counters = transaction.open_table(COUNTERS)?;
+        let grants = |change: &Change| matches!(change, Change::Grant(..) | Change::Forget(_));
+        let mut granted =
+            if changes.iter().any(grants) { Some(transaction.open_table(GRANTED)?) } else { None };
         for change in changes {
             match change {
                 Change::Put(id, record) => drop(volumes.insert(id, record.as_slice())?),
                 Change::Remove(id) => drop(volumes.remove(id)?),
                 Change::Set(counter, value) => drop(counters.insert(counter.name(), value)?),
+                Change::Grant(number, record) => {
+                    if let Some(granted) = &mut granted {
+                        granted.insert(number, record.as_slice())?;
+                    }
+                }
+                Change::Forget(number) => {
+                    if let Some(granted) = &mut granted {
+                        granted.remove(number)?;
+                    }
+                }
             }
         }
     }

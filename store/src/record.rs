@@ -276,6 +276,7 @@ mod tests {
             next_volume: 10,
             next_instance: 1,
             lives: 0,
+            granted: Vec::new(),
         };
         inspect(&contents, &layout()).findings.iter().map(ToString::to_string).collect()
     }
@@ -293,6 +294,7 @@ mod tests {
             next_volume: 4,
             next_instance: 0,
             lives: 0,
+            granted: Vec::new(),
         };
         let found = inspect(&contents, &layout());
         assert_eq!(found.findings, []);

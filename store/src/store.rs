@@ -10,6 +10,7 @@ use tpt::{Access, LbaRange};
 
 use crate::catalog::{Catalog, Change, Counter, caught};
 use crate::container::{self, Container, Unsound};
+use crate::ledger::{Granted, Ledger, Wish};
 use crate::probe::{find_superblock, read_ends};
 use crate::record::{self, Finding, inspect, run_of};
 use crate::shadow::{Fault, SharedShadow};
@@ -56,6 +57,9 @@ pub struct Store {
     next_volume: u64,
     next_instance: u32,
     lives: u64,
+    ledger: Ledger,
+    /// Of the change that is being made.
+    wish: Option<Wish>,
     /// The weight of all records.
     record_bytes: u64,
     /// Windows that may still be in use.
@@ -125,6 +129,8 @@ impl Store {
             next_volume: contents.next_volume,
             next_instance: next_instance.max(1),
             lives: contents.lives,
+            ledger: Ledger::load(&contents.granted),
+            wish: None,
             record_bytes,
             windows: BTreeMap::new(),
         })
@@ -283,7 +289,7 @@ impl Store {
     pub fn delete(&mut self, name: &str) -> Result<(), StoreError> {
         let volume = self.volume(name)?;
         self.check_unused(&volume)?;
-        self.catalog.commit(&[Change::Remove(volume.id.0)])?;
+        self.commit(volume.id, vec![Change::Remove(volume.id.0)])?;
         self.record_bytes -= record::weight(&volume);
         for extent in &volume.extents {
             self.space.give(run_of(*extent, &self.superblock.layout));
@@ -429,8 +435,22 @@ impl Store {
         );
         let instance = u64::from(self.next_instance);
         accounting(contents.next_instance != instance, "the next key instance is not that in memory");
+        accounting(Ledger::load(&contents.granted) != self.ledger, "what was granted is not what is in memory");
         accounting(contents.lives != self.lives, "the number of lives is not that in memory");
         Ok(findings)
+    }
+
+    /// Does `work`, and keeps with its first change that it was wanted so. Whoever asks sees before whether it was granted.
+    pub fn granting<T>(&mut self, wish: Option<Wish>, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.wish = wish;
+        let done = work(self);
+        self.wish = None;
+        done
+    }
+
+    /// What was granted lately.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     fn check_new_name(&self, name: &str) -> Result<(), StoreError> {
@@ -512,11 +532,24 @@ impl Store {
         Ok(())
     }
 
+    /// Makes changes of a volume durable, and in the same step that the wish for them was granted.
+    fn commit(&mut self, volume: VolumeId, mut changes: Vec<Change>) -> Result<(), StoreError> {
+        let granted = self.wish.take().map(|wish| Granted::new(wish, volume));
+        if let Some(granted) = &granted {
+            let (number, row, gone) = self.ledger.plan(granted);
+            changes.push(Change::Grant(number, row));
+            changes.extend(gone.into_iter().map(Change::Forget));
+        }
+        self.catalog.commit(&changes)?;
+        granted.into_iter().for_each(|granted| self.ledger.add(granted));
+        Ok(())
+    }
+
     /// Makes `volume`, which was `old`, durable together with `also`.
     fn save(&mut self, volume: &Volume, old: Option<&Volume>, also: &[Change]) -> Result<(), StoreError> {
         self.check_room(volume, old)?;
         let put = Change::Put(volume.id.0, record::encode(volume));
-        self.catalog.commit(&[&[put], also].concat())?;
+        self.commit(volume.id, [&[put], also].concat())?;
         self.record_bytes += record::weight(volume);
         self.record_bytes -= old.map_or(0, record::weight);
         Ok(())

@@ -498,6 +498,130 @@ impl fmt::Debug for Buffer {
 mod tests {
     use super::*;
 
+    /// An adapter that takes memory, and can be replaced by the next.
+    #[derive(Default)]
+    struct Taker {
+        run: u64,
+        dead: bool,
+        taken: Vec<SharedMemory>,
+    }
+
+    #[derive(Clone, Default)]
+    struct Line(Arc<Mutex<Taker>>);
+
+    impl crate::Transport for Line {
+        fn call(
+            &mut self,
+            request: &Request,
+            descriptors: &[std::os::fd::BorrowedFd<'_>],
+        ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), crate::TransportError> {
+            let mut taker = self.0.lock().unwrap();
+            if taker.dead {
+                return Err(crate::TransportError::Gone("killed".to_owned()));
+            }
+            let reply = match request {
+                Request::Hello { .. } => Reply::Welcome(wire::control::Welcome {
+                    version: wire::VERSION,
+                    session: 1,
+                    adapter: taker.run,
+                    life: taker.run,
+                    limits: wire::control::Limits {
+                        pinned_bytes: 1 << 30,
+                        regions: 9,
+                        queues: 9,
+                        grants: 9,
+                        outstanding: 9,
+                    },
+                }),
+                Request::RegisterMemory { length, .. } => {
+                    let bytes = usize::try_from(*length).unwrap();
+                    taker.taken.push(SharedMemory::map(descriptors[0], bytes).unwrap());
+                    Reply::Region { region: taker.taken.len() as u64 }
+                }
+                _ => Reply::Done,
+            };
+            Ok((reply, Vec::new()))
+        }
+
+        fn check_alive(&mut self) -> Result<(), crate::TransportError> {
+            let dead = self.0.lock().unwrap().dead;
+            if dead { Err(crate::TransportError::Gone("killed".to_owned())) } else { Ok(()) }
+        }
+    }
+
+    /// A session over adapters that `line` stands for, each of which lives until [`next_life`].
+    fn session(line: &Line) -> (crate::Session, Line) {
+        let present = line.clone();
+        let connect = move || {
+            present.0.lock().unwrap().dead = false;
+            Ok(Box::new(present.clone()) as Box<dyn crate::Transport>)
+        };
+        let options = crate::ConnectOptions::new().patience(std::time::Duration::from_secs(20));
+        (options.connect_by(connect).unwrap(), line.clone())
+    }
+
+    fn next_life(line: &Line, session: &crate::Session) {
+        {
+            let mut taker = line.0.lock().unwrap();
+            (taker.run, taker.dead) = (taker.run + 1, true);
+        }
+        session.done(&Request::SyncFiles { volume: "v".into() }).unwrap();
+    }
+
+    fn bytes_there(line: &Line, region: u64, offset: usize, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        let taker = line.0.lock().unwrap();
+        let memory = &taker.taken[usize::try_from(region).unwrap() - 1];
+        memory.copy_out(offset, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn whole_pages_are_moved_once_and_parts_are_bounced_each_time() {
+        let line = Line::default();
+        let (session, line) = session(&line);
+        let mut whole = session.register(4 * PAGE, MemoryAccess::Both).unwrap().buffers(2 * PAGE, PAGE).unwrap();
+        let mut parts = session.register(PAGE, MemoryAccess::Both).unwrap().buffers(1024, 1024).unwrap();
+        for life in 1..4u8 {
+            next_life(&line, &session);
+            let (buffer, other) = (&mut whole[0], 7);
+            let address = buffer.as_ptr();
+            buffer.fill(life);
+            let (key, bounced) = buffer.hand_over(life.into()).unwrap();
+            assert!(!bounced);
+            assert_eq!(bytes_there(&line, key, 0, 2 * PAGE), vec![life; 2 * PAGE]);
+            assert_eq!(buffer.hand_over(life.into()).unwrap(), (key, false), "it is moved once");
+            assert_eq!(buffer.as_ptr(), address);
+            buffer[PAGE] = other;
+            assert_eq!(bytes_there(&line, key, PAGE, 1), [other], "what is written here is there");
+            assert_eq!(bytes_there(&line, key, 2 * PAGE, 1), [0], "its neighbour was not touched");
+
+            let part = &mut parts[1];
+            part.fill(life);
+            let (key, bounced) = part.hand_over(life.into()).unwrap();
+            assert!(bounced);
+            assert_eq!(bytes_there(&line, key, 1024, 1024), vec![life; 1024]);
+            assert_eq!(bytes_there(&line, key, 0, 1024), vec![0; 1024], "its neighbour was not touched");
+            let device = |value: u8| {
+                let taker = line.0.lock().unwrap();
+                let memory = &taker.taken[usize::try_from(key).unwrap() - 1];
+                memory.copy_in(1024, &[value; 1024]).unwrap();
+            };
+            device(90 + life);
+            // The next adapter is there already when that one's answer is looked at.
+            if life == 2 {
+                parts[0].hand_over(life.into()).unwrap();
+                next_life(&line, &session);
+                parts[2].hand_over(3).unwrap();
+                parts[1].come_back(2, 512);
+                assert_eq!(parts[1][..], [vec![92; 512], vec![2; 512]].concat());
+                return;
+            }
+            part.come_back(life.into(), 512);
+            assert_eq!(part[..], [vec![90 + life; 512], vec![life; 512]].concat());
+        }
+    }
+
     fn starts(total: usize, size: usize, alignment: usize) -> Vec<usize> {
         cuts(total, size, alignment).unwrap().collect()
     }

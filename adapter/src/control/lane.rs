@@ -6,10 +6,10 @@
 
 use std::collections::VecDeque;
 
-use store::{StoreError, Subject, Volume};
+use store::{Granted, Ledger, StoreError, Subject, Volume, Wish};
 use tpt::{Access, Key, Purpose};
 use wire::Status;
-use wire::control::{self, Limited, Reply, Request};
+use wire::control::{self, Change, Limited, Reply, Request};
 
 use super::drain::{Batch, Then, Unchanged};
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
@@ -22,6 +22,8 @@ pub(super) struct Lane {
     running: Option<Running>,
     /// The volume that the running operation takes blocks from.
     taking_from: Option<store::VolumeId>,
+    /// The wish that the running operation grants, if it is to be done once.
+    wish: Option<Wish>,
 }
 
 struct Running {
@@ -88,6 +90,20 @@ impl Control {
         let Some(session) = self.sessions.get(&caller.session) else { return Ok(()) };
         let uid = session.credentials.uid;
         self.lane.taking_from = None;
+        self.lane.wish = None;
+        let request = match request {
+            Request::Once { id, change } => {
+                if let Some(granted) = self.ledger.find(uid, &id).copied() {
+                    let answer = self.answer_again(&change, &granted);
+                    self.answer(caller, answer);
+                    return Ok(());
+                }
+                let at = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
+                self.lane.wish = Some(Wish { user: uid, id, at, note: 0 });
+                change.into()
+            }
+            other => other,
+        };
         match request {
             Request::CreateVolume { name, bytes } => {
                 if !self.policy.anyone_creates && !self.policy.is_admin(&session.credentials) {
@@ -160,8 +176,24 @@ impl Control {
         self.lane.running = Some(Running { caller, operation });
     }
 
+    /// What a change was answered that was made already.
+    fn answer_again(&self, change: &Change, granted: &Granted) -> Result<Reply, Refusal> {
+        match change {
+            Change::DeleteVolume { .. } | Change::SetAccess { .. } => {
+                Ok(Reply::Revoked { grants: granted.wish.note, draining: 0 })
+            }
+            Change::CreateVolume { .. } | Change::ResizeVolume { .. } | Change::RenameVolume { .. } => {
+                let volume = self.volumes.values().find(|volume| volume.id == granted.volume());
+                let volume = volume.ok_or_else(|| {
+                    Refusal::new(Status::E_NO_RESOURCE, "it was done, and the volume was deleted since")
+                })?;
+                Ok(Reply::Volume(self.volume_info(volume, true)))
+            }
+        }
+    }
+
     fn run_store(&mut self, caller: Caller, job: Job) {
-        self.storage.submit(job.clone());
+        self.storage.submit(job.clone(), self.lane.wish);
         self.run(caller, Operation::Store { job });
     }
 
@@ -216,10 +248,15 @@ impl Control {
             Ok(volume) => volume,
             Err(error) => return self.answer(caller, Err(store_refusal(&error))),
         };
+        let wish = self.lane.wish.take();
+        let grant = |ledger: &mut Ledger, volume| {
+            wish.into_iter().for_each(|wish| ledger.add(Granted::new(wish, volume)));
+        };
         let job = match operation {
             Operation::Store { job } => job,
             Operation::Deleted { name, grants } => {
                 if let Some(volume) = self.volumes.remove(&name) {
+                    grant(&mut self.ledger, volume.id);
                     self.quotas.forget_volume(volume.id);
                     self.writers.forget(volume.id);
                 }
@@ -236,6 +273,7 @@ impl Control {
         }
         let Some(volume) = volume else { return self.reply(caller, Reply::Done) };
         self.storage.assert_outside_metadata(&volume);
+        grant(&mut self.ledger, volume.id);
         self.volumes.insert(volume.name.clone(), volume.clone());
         match job {
             Job::Grow { .. } => {
@@ -283,7 +321,9 @@ impl Control {
             }
             Operation::Delete { name, grants } => {
                 self.end_batch(batch);
-                self.storage.submit(Job::Delete { name: name.clone() });
+                let wish = self.lane.wish.as_mut();
+                wish.into_iter().for_each(|wish| wish.note = grants);
+                self.storage.submit(Job::Delete { name: name.clone() }, self.lane.wish);
                 self.run(caller, Operation::Deleted { name, grants });
             }
             Operation::Revoke { grants } => {

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use driver::block::Geometry;
 use driver::hal::Mapper;
-use store::Volume;
+use store::{Ledger, Volume};
 use tpt::{Domain, KeyInstance, Tables};
 use wire::Status;
 use wire::control::{MAX_DETAIL, Reply, Request};
@@ -162,6 +162,8 @@ pub struct Control {
     /// Of each volume, as the store has it.
     volumes: BTreeMap<String, Volume>,
     writers: Writers,
+    /// Changes that were made once.
+    ledger: Ledger,
     /// Random: what tells this run from all others.
     run: u64,
     sessions: BTreeMap<SessionId, Session>,
@@ -196,6 +198,7 @@ impl Control {
             parts;
         let volumes: BTreeMap<_, _> =
             storage.initial_volumes().into_iter().map(|v| (v.name.clone(), v)).collect();
+        let ledger = storage.initial_ledger();
         let quotas = Quotas::new(volumes.values(), pollers.len());
         let process = Process::measure(mapper.mappings_left());
         let ceilings = Ceilings::new(&policy, &process, tables.published().limits());
@@ -218,6 +221,7 @@ impl Control {
             quotas,
             volumes,
             writers: Writers::default(),
+            ledger,
             run: random()?,
             sessions: BTreeMap::new(),
             pending: Vec::new(),

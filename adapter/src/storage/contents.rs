@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use driver::block::Geometry;
 use driver::disk::Disk;
-use store::{Found, Store, StoreError, Volume, VolumeKind};
+use store::{Found, Ledger, Store, StoreError, Volume, VolumeKind, Wish};
 use tpt::LbaRange;
 
 use super::{Job, Outcome};
@@ -57,8 +57,16 @@ impl Contents {
         }
     }
 
-    pub(super) fn execute(&mut self, job: Job) -> Outcome {
-        self.store()?.guarded(|store| match job {
+    /// What was granted lately; nothing is, over what was found.
+    pub(super) fn ledger(&self) -> Ledger {
+        match self {
+            Self::Store(store) => store.ledger().clone(),
+            Self::Found(_) => Ledger::default(),
+        }
+    }
+
+    pub(super) fn execute(&mut self, job: Job, wish: Option<Wish>) -> Outcome {
+        let work = |store: &mut Store| match job {
             Job::Create { name, bytes, owner } => store.create(&name, bytes, owner).map(Some),
             Job::Grow { name, bytes } => store.grow(&name, bytes).map(Some),
             Job::Shrink { name, bytes } => store.shrink(&name, bytes).map(Some),
@@ -66,7 +74,8 @@ impl Contents {
             Job::Delete { name } => store.delete(&name).map(|()| None),
             Job::SetAccess { name, subject, access } => store.set_access(&name, subject, access).map(Some),
             Job::SetLimits { name, limits } => store.set_limits(&name, limits).map(Some),
-        })
+        };
+        self.store()?.guarded(|store| store.granting(wish, work))
     }
 
     pub(super) fn reserve_instances(&mut self, count: u32) -> Result<Range<u32>, StoreError> {
