@@ -364,7 +364,9 @@ pub(crate) fn is_served(path: &Path) -> io::Result<bool> {
     let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
     let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
     let nobody = [rustix::io::Errno::CONNREFUSED, rustix::io::Errno::NOENT];
-    Ok(!matches!(rustix::net::connect(&probe, &SocketAddrUnix::new(path)?), Err(error) if nobody.contains(&error)))
+    Ok(
+        !matches!(rustix::net::connect(&probe, &SocketAddrUnix::new(path)?), Err(error) if nobody.contains(&error)),
+    )
 }
 
 #[cfg(test)]

@@ -435,7 +435,10 @@ impl Store {
         );
         let instance = u64::from(self.next_instance);
         accounting(contents.next_instance != instance, "the next key instance is not that in memory");
-        accounting(Ledger::load(&contents.granted) != self.ledger, "what was granted is not what is in memory");
+        accounting(
+            Ledger::load(&contents.granted) != self.ledger,
+            "what was granted is not what is in memory",
+        );
         accounting(contents.lives != self.lives, "the number of lives is not that in memory");
         Ok(findings)
     }

@@ -13,8 +13,8 @@ use wire::shm::SharedMemory;
 use wire::view::{QueueMemory, QueueView};
 
 use crate::error::Error;
-use crate::memory::unexpected;
 use crate::link::Link;
+use crate::memory::unexpected;
 
 /// A wait spins at most so long before it sleeps. To be woken on another core takes 30 to 60 µs, so less would cost more
 /// than it saves, and a fast disk answers within.

@@ -587,9 +587,10 @@ impl Opened {
         let another = || (Status::E_NO_RESOURCE, "what has its name now is something else".to_owned());
         self.replays = false;
         self.now = match reply {
-            Reply::Error { status, detail } => {
-                Err((status, format!("it could not be opened again after a restart of the adapter: {detail}")))
-            }
+            Reply::Error { status, detail } => Err((
+                status,
+                format!("it could not be opened again after a restart of the adapter: {detail}"),
+            )),
             Reply::Grant(GrantInfo { key, volume, block_size, sole_writer, .. }) => {
                 let same = volume == self.identity && block_size == self.block_size;
                 self.replays =
@@ -629,7 +630,8 @@ fn hello(transport: &mut dyn Transport) -> Result<Welcome, Error> {
 }
 
 fn succeeded() -> Error {
-    TransportError::Gone("another one serves the session since: what was made before is gone".to_owned()).into()
+    TransportError::Gone("another one serves the session since: what was made before is gone".to_owned())
+        .into()
 }
 
 /// What became of a request that must not be sent again.

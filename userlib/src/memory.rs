@@ -580,7 +580,8 @@ mod tests {
     fn whole_pages_are_moved_once_and_parts_are_bounced_each_time() {
         let line = Line::default();
         let (session, line) = session(&line);
-        let mut whole = session.register(4 * PAGE, MemoryAccess::Both).unwrap().buffers(2 * PAGE, PAGE).unwrap();
+        let mut whole =
+            session.register(4 * PAGE, MemoryAccess::Both).unwrap().buffers(2 * PAGE, PAGE).unwrap();
         let mut parts = session.register(PAGE, MemoryAccess::Both).unwrap().buffers(1024, 1024).unwrap();
         for life in 1..4u8 {
             next_life(&line, &session);

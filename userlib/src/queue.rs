@@ -14,9 +14,9 @@ use wire::layout::{CompletionEntry, MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEnt
 use crate::channel::Channel;
 use crate::error::{Error, IoError, Refused};
 use crate::file::File;
+use crate::link::{Link, is_repeatable};
 use crate::memory::Buffer;
 use crate::request::{Completion, Data, Request, Ticket, encode_managed, reply_in};
-use crate::link::{Link, is_repeatable};
 use crate::slots::{Flight, Slots};
 use crate::target::{Of, Target};
 use crate::volume::Volume;

@@ -42,7 +42,14 @@ impl Line {
             end: None,
             pending: VecDeque::new(),
             policy: Box::new(policy),
-            grant: GrantInfo { key: 1, access: 7, bytes: 1 << 20, block_size: 4096, volume: 1, sole_writer: true },
+            grant: GrantInfo {
+                key: 1,
+                access: 7,
+                bytes: 1 << 20,
+                block_size: 4096,
+                volume: 1,
+                sole_writer: true,
+            },
             answers_destroy: true,
             log: Vec::new(),
         })))
@@ -70,7 +77,16 @@ impl Transport for Line {
             Asked::Hello { .. } => {
                 let limits =
                     Limits { pinned_bytes: 1 << 30, regions: 64, queues: 4, grants: 4, outstanding: 4 };
-                ("hello", Reply::Welcome(Welcome { version: wire::VERSION, session: 1, adapter: 1, life: 1, limits }))
+                (
+                    "hello",
+                    Reply::Welcome(Welcome {
+                        version: wire::VERSION,
+                        session: 1,
+                        adapter: 1,
+                        life: 1,
+                        limits,
+                    }),
+                )
             }
             Asked::CreateQueue { entries } => {
                 let entries = Entries::new(*entries).unwrap();

@@ -5,10 +5,9 @@
 use proptest::prelude::*;
 use wire::VERSION;
 use wire::control::{
-    Change,
-    AccessBits, DeviceInfo, ErrorInfo, FRAME_MAGIC, GrantInfo, HealthInfo, LimitChange, LimitInfo, Limited,
-    Limits, MAX_DETAIL, MAX_MESSAGE, Rate, Rates, Reply, Request, SMALL_REPLY, SessionInfo, Statistics,
-    Subject, VolumeInfo, Welcome,
+    AccessBits, Change, DeviceInfo, ErrorInfo, FRAME_MAGIC, GrantInfo, HealthInfo, LimitChange, LimitInfo,
+    Limited, Limits, MAX_DETAIL, MAX_MESSAGE, Rate, Rates, Reply, Request, SMALL_REPLY, SessionInfo,
+    Statistics, Subject, VolumeInfo, Welcome,
 };
 use wire::files::{
     AttributeChange, Bounded, CheckReport, Create, DirectoryEntry, EXTENSIONS_PAGE, ExtensionInfo,

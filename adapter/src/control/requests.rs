@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use tpt::{Access, GrantSpec, Key, Purpose, RegionKey};
 use wire::Status;
 use wire::control::{
-    Change, DeviceInfo, GrantInfo, Limited, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo, Welcome,
+    Change, DeviceInfo, GrantInfo, Limited, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo,
+    Welcome,
 };
 use wire::discard::{Owner, discard};
 use wire::files::{FilePath, FileTarget, OpenFile, check_path};
@@ -378,7 +379,9 @@ fn names_in(request: &Request) -> ([Option<&String>; 2], [Option<&FilePath>; 2])
         | Request::CheckFiles { volume: name, .. }
         | Request::SetFileQuota { volume: name, .. } => ([Some(name), None], [None, None]),
         Request::RenameVolume { from, to }
-        | Request::Once { change: Change::RenameVolume { from, to }, .. } => ([Some(from), Some(to)], [None, None]),
+        | Request::Once { change: Change::RenameVolume { from, to }, .. } => {
+            ([Some(from), Some(to)], [None, None])
+        }
         Request::OpenFile(OpenFile { volume, path, .. })
         | Request::SetAttributes { of: FileTarget::Path { volume, path, .. }, .. }
         | Request::UnlinkFile { volume, path }

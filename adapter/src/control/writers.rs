@@ -60,7 +60,8 @@ impl Control {
     ) -> Result<(), Refusal> {
         if !writes(access) {
             if exclusive {
-                let text = format!("{access} on volume {:?} cannot be exclusive: ask for w or t", volume.name);
+                let text =
+                    format!("{access} on volume {:?} cannot be exclusive: ask for w or t", volume.name);
                 return Err(Refusal::new(Status::E_PARAM, text));
             }
             return Ok(());

@@ -16,9 +16,8 @@ pub(super) enum Found {
 /// Opens the PCI device that `uri` names.
 pub(super) fn find(uri: &DeviceUri) -> Result<Found, OpenError> {
     let DeviceUri::Vfio(address) = uri else { return Err(OpenError::new(uri, &"not a PCI device")) };
-    let device = VfioDevice::open(address).map_err(|e| {
-        OpenError::new(uri, &e).held_if(matches!(e, VfioError::GroupBusy { .. }))
-    })?;
+    let device = VfioDevice::open(address)
+        .map_err(|e| OpenError::new(uri, &e).held_if(matches!(e, VfioError::GroupBusy { .. })))?;
     match device.class() {
         DeviceClass::Nvme => Ok(Found::Nvme(device)),
         DeviceClass::VirtioBlock => Ok(Found::Virtio(device)),

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use driver::dice::Dice;
-use portcullis::{
-    Access, Buffer, Completion, MemoryAccess, Queue, Request, Session, Status, Volume,
-};
+use portcullis::{Access, Buffer, Completion, MemoryAccess, Queue, Request, Session, Status, Volume};
 
 use super::Adapters;
 use super::history::{FIRST, Operation, Value, check};

@@ -79,7 +79,11 @@ fn overtaken(rig: &Rig) {
     session.create_volume("v", 1 << 20).unwrap();
     let volume = session.open_exclusive("v", Access::READ_WRITE).unwrap();
     let another = Session::connect(rig.socket()).unwrap();
-    for refused in [another.open("v", Access::WRITE), another.open("v", Access::TRIM), another.open_exclusive("v", Access::ALL)] {
+    for refused in [
+        another.open("v", Access::WRITE),
+        another.open("v", Access::TRIM),
+        another.open_exclusive("v", Access::ALL),
+    ] {
         assert_eq!(refused.unwrap_err().status(), Some(Status::E_RESERVATION));
     }
     let _reads = another.open("v", Access::READ).unwrap();
@@ -234,14 +238,15 @@ fn upgrade(rig: &Rig) {
     let image = rig.socket().with_extension("img");
     std::fs::File::create(&image).unwrap().set_len(IMAGE).unwrap();
     let options = Options { format: Format::Blank, ..Options::new(DeviceUri::EmuFile(image)) };
-    let mut adapter = Adapter::start(&options, &rig.socket()).unwrap();
+    let start = || Some(Adapter::start(&options, &rig.socket()).unwrap());
+    let mut adapter = start();
     let session = ConnectOptions::new().patience(PATIENCE).connect(rig.socket()).unwrap();
     for name in ["own", "shared"] {
         session.create_volume(name, 1 << 20).unwrap();
     }
     let (over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let (session, over, rounds) = (&session, &over, &rounds);
+        let (session, over, rounds, adapter) = (&session, &over, &rounds, &mut adapter);
         scope.spawn(move || {
             let own = session.open_exclusive("own", Access::READ_WRITE).unwrap();
             let shared = session.open("shared", Access::READ).unwrap();
@@ -260,14 +265,14 @@ fn upgrade(rig: &Rig) {
         for _ in 0..4 {
             let before = rounds.load(Ordering::Relaxed);
             until("it goes on", || rounds.load(Ordering::Relaxed) > before + 20);
-            adapter.stop().unwrap();
-            adapter = Adapter::start(&options, &rig.socket()).unwrap();
+            adapter.take().into_iter().for_each(|adapter| adapter.stop().unwrap());
+            *adapter = start();
         }
         over.store(true, Ordering::Relaxed);
     });
     assert_eq!(session.statistics().map(|_| session.restarts()).unwrap(), 4);
     drop(session);
-    adapter.stop().unwrap();
+    adapter.into_iter().for_each(|adapter| adapter.stop().unwrap());
 }
 
 fn raw(rig: &Rig) {

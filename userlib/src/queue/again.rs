@@ -88,7 +88,9 @@ impl Queue {
         }
         self.silent = 0;
         match self.channel.link.check_alive(self.channel.life) {
-            Err(error) if error.is_gone() && self.resume(Some(Instant::now() + Duration::from_millis(1)))? => {
+            Err(error)
+                if error.is_gone() && self.resume(Some(Instant::now() + Duration::from_millis(1)))? =>
+            {
                 self.from_stash()
             }
             Err(error) if !error.is_gone() => Err(error),
@@ -178,7 +180,9 @@ impl Queue {
     /// What the dead adapter has answered, what it has heard of, and what not.
     fn take_stock(&mut self, standing: Standing) {
         while let Some(entry) = self.channel.end.pop() {
-            if self.slots.get_mut(entry.user_data).is_some() && !(entry.status != 0 && self.holds_back(&entry)) {
+            if self.slots.get_mut(entry.user_data).is_some()
+                && !(entry.status != 0 && self.holds_back(&entry))
+            {
                 self.keep_late(entry);
             }
         }
@@ -213,10 +217,8 @@ impl Queue {
     fn fate(&mut self, link: &Link, user_data: u64, standing: Standing) -> Fate {
         let Some(again) = &mut self.again else { return Fate::Again };
         let Some(flight) = self.slots.get_mut(user_data) else { return Fate::Again };
-        let changes = !matches!(
-            flight.opcode,
-            opcode::READ | opcode::COMPARE | opcode::FLUSH | opcode::CANCEL
-        );
+        let changes =
+            !matches!(flight.opcode, opcode::READ | opcode::COMPARE | opcode::FLUSH | opcode::CANCEL);
         if again.heard.contains(&user_data) {
             let tries = again.tries.entry(user_data).or_default();
             *tries += 1;
