@@ -30,12 +30,14 @@ pub enum Role {
     Server,
     /// An application that attacks its own memory.
     MemoryAttacker,
+    /// Rings the doorbell of another process.
+    ForeignDoorbell,
     /// An application that writes to a file to which others write.
     Writer,
 }
 
 impl Role {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::FilteredCall,
         Self::SteadyLoop,
         Self::Victim,
@@ -46,6 +48,7 @@ impl Role {
         Self::Server,
         Self::MemoryAttacker,
         Self::Writer,
+        Self::ForeignDoorbell,
     ];
 
     fn command(self, first: &str, second: &str) -> Command {
@@ -81,6 +84,7 @@ pub fn play_role() -> bool {
         Role::Busy => crate::death::random::play(Path::new(&first), &second),
         Role::BusyWithFiles => crate::death::files::play(Path::new(&first), &second),
         Role::Server => crate::death::restart::play(&first, Path::new(&second)),
+        Role::ForeignDoorbell => crate::system::doorbell::ring_foreign(&first),
         Role::Writer => crate::system::writers::play(Path::new(&first), &second),
         Role::MemoryAttacker => crate::system::memory::play(Path::new(&first), &second),
     }

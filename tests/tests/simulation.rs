@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::scale::{counted, number, soak};
-use tests::simulation::{Driver, Finding, STATUSES, Simulator, hush, shares};
+use tests::simulation::{Driver, Finding, STATUSES, Seen, Simulator, files, hush, shares};
 use wire::Status;
 
 /// Seeds of a run by every change, and of a soak.
@@ -183,6 +183,29 @@ fn sessions_share() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Worlds in which files are appended to and cut, of a run by every change, and of a slice of a soak.
+const FILES: u64 = 200;
+const MANY_FILES: u64 = 5_000;
+
+fn files_are_appended_to() -> Result<(), Failed> {
+    let first = number("PORTCULLIS_SEED").unwrap_or(1);
+    let usual = if soak() { MANY_FILES } else { FILES };
+    let count = number("PORTCULLIS_SEEDS").unwrap_or(usual);
+    let mut seen = Seen::default();
+    for seed in first..first + count {
+        files(seed, &mut seen).map_err(|why| format!("seed {seed}: {why}"))?;
+    }
+    let Seen { appends: [done, failed], reads, cuts } = seen;
+    println!(
+        "{done} appends, {failed} that failed, {reads} reads that showed something, {cuts} times that a file was cut"
+    );
+    if count >= FILES && [done, failed, reads, cuts].iter().any(|number| *number < count) {
+        return Err("that is too little of something".into());
+    }
+    counted(count, "simulated worlds of files");
+    Ok(())
+}
+
 fn main() -> ExitCode {
     hush();
     let mut arguments = Arguments::from_args();
@@ -192,6 +215,7 @@ fn main() -> ExitCode {
         Trial::test("a_seed_replays_exactly", a_seed_replays_exactly),
         Trial::test("a_driver_that_is_wrong_is_noticed", a_driver_that_is_wrong_is_noticed),
         Trial::test("s5_r13_in_each_turn_sessions_get_what_their_weights_say", sessions_share),
+        Trial::test("s6_r7_s6_r10_appends_are_whole_and_in_their_places", files_are_appended_to),
         Trial::test("s4_r2_r3_r4_r6_r7_r11_r13_r15_s8_r2_r5_r6_r9_every_rule_holds", every_rule_holds),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()

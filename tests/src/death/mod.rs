@@ -9,7 +9,7 @@ pub(crate) mod points;
 pub(crate) mod random;
 mod raw;
 pub(crate) mod restart;
-mod seams;
+pub(crate) mod seams;
 pub(crate) mod state;
 mod states;
 

@@ -13,7 +13,7 @@ use driver::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 
 /// A place that the adapter passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Point {
+pub(crate) enum Point {
     /// The application's memory is sealed and filled, and about to be mapped for the device.
     BeforeMap,
     /// It is mapped; no table knows of it.
@@ -41,7 +41,7 @@ pub(super) enum Point {
 }
 
 impl Point {
-    pub(super) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::BeforeMap,
         Self::AfterMap,
         Self::BeforeUnmap,
@@ -79,7 +79,7 @@ struct Gate {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Seams {
+pub(crate) struct Seams {
     trap: Mutex<Option<Trap>>,
     armed: AtomicBool,
     gate: Gate,
@@ -87,13 +87,13 @@ pub(super) struct Seams {
 
 impl Seams {
     /// Runs `hook` inside of the adapter, on its own thread, when it passes `point` for the `n`-th time from now (from 1).
-    pub(super) fn arm(&self, point: Point, n: usize, hook: impl FnOnce() + Send + 'static) {
+    pub(crate) fn arm(&self, point: Point, n: usize, hook: impl FnOnce() + Send + 'static) {
         *self.trap() = Some(Trap { point, left: n, hook: Box::new(hook) });
         self.armed.store(true, Ordering::SeqCst);
     }
 
     /// Whether the hook is still to come; it is not any more.
-    pub(super) fn disarm(&self) -> bool {
+    pub(crate) fn disarm(&self) -> bool {
         self.armed.store(false, Ordering::SeqCst);
         self.trap().take().is_some()
     }
@@ -119,7 +119,7 @@ impl Seams {
     }
 
     /// Keeps commands for these blocks from the device, and flushes too if `flushes`.
-    pub(super) fn hold(&self, first: u64, blocks: u64, flushes: bool) {
+    pub(crate) fn hold(&self, first: u64, blocks: u64, flushes: bool) {
         self.gate.first.store(first, Ordering::SeqCst);
         self.gate.end.store(first + blocks, Ordering::SeqCst);
         self.gate.flushes.store(flushes, Ordering::SeqCst);
@@ -127,17 +127,17 @@ impl Seams {
     }
 
     /// Lets the device have them.
-    pub(super) fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         self.gate.closed.store(false, Ordering::SeqCst);
     }
 
     /// Commands that are kept.
-    pub(super) fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         self.gate.kept.load(Ordering::SeqCst)
     }
 
     /// An adapter as `options` say, with these seams.
-    pub(super) fn adapter(self: &Arc<Self>, options: &Options, socket: &Path) -> Adapter {
+    pub(crate) fn adapter(self: &Arc<Self>, options: &Options, socket: &Path) -> Adapter {
         let uri = &options.device;
         let pollers = options.pollers;
         struct Dressed<'a>(&'a Arc<Seams>, &'a Options, &'a Path);

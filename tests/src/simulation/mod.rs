@@ -62,6 +62,7 @@ mod client;
 mod control;
 mod device;
 mod ends;
+mod files;
 mod limits;
 mod memory;
 mod model;
@@ -79,6 +80,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use driver::block::Command;
 
+pub use files::{Seen, files};
 use memory::Pool;
 pub use shares::shares;
 use world::World;

@@ -11,6 +11,7 @@ use portcullis::{Access, Buffer, Error, File, Files, OpenOptions, Session, Statu
 use super::{Case, PATIENCE, Rig, pattern, somebody, until};
 
 pub(super) const CASES: &[Case] = &[
+    Case { name: "s5_r16_the_name_is_looked_up_before_one_segment_of_extensions", run: name_first },
     Case { name: "s6_r2_files_are_made_written_and_found_again", run: made },
     Case { name: "files_are_read_and_written_as_std_does", run: sequential },
     Case { name: "renaming_replaces_in_one_step_and_keeps_what_is_open", run: renamed },
@@ -324,6 +325,46 @@ fn out_of_the_segment(rig: &Rig) {
     }
     for (file, data) in &all {
         assert!(content(file) == *data, "what was refused wrote nothing");
+    }
+}
+
+/// What is wrong with the name decides, whatever is named behind it, and a request fetches no more of the tables than the
+/// name's segment and that of its extensions.
+fn name_first(rig: &Rig) {
+    let adapter = rig.embedded();
+    let session = adapter.session().unwrap();
+    let files = format(&session);
+    let all = in_pieces(&files, 24);
+    let mut hand = Hand::new(&session);
+    let fetches = || {
+        // Until the poller has written its counters down.
+        (0..100).for_each(|_| {
+            adapter.turn();
+        });
+        session.statistics().unwrap().fetches
+    };
+    for (file, _) in &all {
+        let extension = file.extensions().unwrap().last().unwrap().key;
+        let read = hand.entry(opcode::READ, file, extension);
+        let before = fetches();
+        for (key, expected) in [
+            (file.key().wrapping_add(1 << 32), Status::E_KEY_INSTANCE),
+            (file.key() | 0xffff_ffff, Status::E_KEY_RANGE),
+        ] {
+            // Beyond the file, of another life, and as it should be.
+            for extension in [extension | 0xffff, extension.wrapping_add(1 << 32), extension] {
+                let entry = SubmissionEntry { key, extension, ..read };
+                assert_eq!(hand.status(&entry), expected, "key {key:#x}, extension {extension:#x}");
+            }
+        }
+        let named = fetches();
+        assert!(named <= before + 1, "{} fetches for a name", named - before);
+        assert_eq!(hand.status(&read), Status::OK);
+        let read_once = fetches();
+        assert!(read_once <= named + 1, "{} fetches for an extension", read_once - named);
+        for extension in file.extensions().unwrap() {
+            assert_eq!(hand.status(&SubmissionEntry { extension: extension.key, ..read }), Status::OK);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod bytes;
 mod channels;
 mod churn;
 pub mod confined;
+pub(crate) mod doorbell;
 mod files;
 mod grants;
 mod guess;
@@ -15,6 +16,7 @@ mod hostile;
 mod limits;
 mod manage;
 pub mod memory;
+mod quiet;
 mod scatter;
 mod silent;
 mod tables;
@@ -114,6 +116,8 @@ pub fn all() -> Vec<Case> {
         files::CASES,
         writers::CASES,
         churn::CASES,
+        doorbell::CASES,
+        quiet::CASES,
     ]
     .concat()
 }
