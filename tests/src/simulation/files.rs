@@ -179,6 +179,8 @@ struct World {
     now: u64,
     /// A file is being cut.
     cutting: [bool; FILES],
+    /// Lengths are multiples of this: of a block, where appends do not share blocks and so wait for each other only to land.
+    grain: u64,
     dice: Dice,
 }
 
@@ -207,7 +209,8 @@ pub fn files(seed: u64, seen: &mut Seen) -> Result<(), String> {
     (0..FILES).for_each(|file| drop(files.create(format!("v:/{file}")).unwrap()));
     let clients = (0..SESSIONS).map(|_| client(&adapter)).collect();
     let (asked, events, cutting) = (Vec::new(), Vec::new(), [false; FILES]);
-    let mut world = World { clients, asked, events, now: 0, cutting, dice: Dice(seed) };
+    let grain = if seed.is_multiple_of(2) { 512 } else { 1 };
+    let mut world = World { clients, asked, events, now: 0, cutting, grain, dice: Dice(seed) };
     fails.store(seed % 3 == 0, Ordering::Relaxed);
     for _ in 0..REQUESTS {
         world.ask();
@@ -283,6 +286,7 @@ impl World {
             0..9 => {
                 let length =
                     1 + if self.dice.chance(80) { self.dice.below(200) } else { self.dice.below(6000) };
+                let length = length.next_multiple_of(self.grain);
                 for (index, byte) in (0..length).zip(&mut *buffer) {
                     *byte = stamp(number, index);
                 }
@@ -295,7 +299,7 @@ impl World {
             }
             15 if !self.cutting[file] => {
                 self.cutting[file] = true;
-                let bytes = self.dice.below(least + 1);
+                let bytes = self.dice.below(least + 1) / self.grain * self.grain;
                 (Request::manage(&Control::SetLength { key, bytes }, buffer).unwrap(), What::Cut(bytes))
             }
             16..18 => {

@@ -108,15 +108,35 @@ fn suites() -> Vec<Part> {
         )
         .goal(1000, "kills of an application")
         .goal(100, "kills of the adapter")
-        .minutes(6),
+        .goal(1000, "kills of an application with files open")
+        .minutes(7),
         Part::new(
             "power",
             "the power cut under an adapter and its applications",
-            test("--package tests --test power", ""),
+            test("--package tests --test power", "acknowledged_and_flushed"),
         )
         .goal(200, "power cuts on emu")
         .one_core()
         .minutes(3),
+        Part::new(
+            "cuts",
+            "the power cut before every flush under files of several sessions",
+            test("--package tests --test power", "a_power_cut_anywhere"),
+        )
+        .slices(4, 2)
+        .goal(24_000, "operations on files with the power cut under them")
+        .goal(40_000, "states of files after a power cut under an adapter")
+        .one_core()
+        .minutes(8),
+        Part::new(
+            "appends",
+            "appends, reads and cuts of files on a device that ends commands in any order",
+            test("--package tests --test simulation", "appends_are_whole"),
+        )
+        .slices(4, 2_500)
+        .goal(10_000, "simulated worlds of files")
+        .one_core()
+        .minutes(4),
         Part::new(
             "machine",
             "the whole machine killed under an adapter on VFIO",
@@ -126,13 +146,16 @@ fn suites() -> Vec<Part> {
         .minutes(10),
         Part::new(
             "system",
-            "the whole path: holes in memory, guessers, silent and stopped applications",
+            "the whole path: holes in memory, guessers, silent and stopped applications, files that come and go",
             test("--package tests --test system", ""),
         )
         .goal(1000, "rounds of memory attacks")
         .goal(10_000_000, "guesses")
         .goal(50, "revocations from stopped applications")
-        .minutes(5),
+        .goal(10_000, "files made and removed under requests")
+        .goal(80_000, "lines appended by eight processes")
+        .goal(80_000, "records written by eight processes")
+        .minutes(9),
     ]
 }
 

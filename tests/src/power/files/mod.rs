@@ -25,7 +25,7 @@ use workload::Workload;
 /// The volume that has the files.
 const VOLUME: &str = "v";
 /// Bytes of the device and of the volume, with a file system that syncs by itself often, and with one that rarely does.
-const SIZES: [(u64, u64); 2] = [(48 << 20, 24 << 20), (640 << 20, 512 << 20)];
+const SIZES: [(u64, u64); 2] = [(48 << 20, 24 << 20), (320 << 20, 256 << 20)];
 /// Of so many states one is also looked at through an adapter.
 const THROUGH: u64 = 100;
 
