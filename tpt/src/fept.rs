@@ -7,6 +7,10 @@
 //! entry points to the one entry of the LBA table that has its blocks. Beside that it has a copy of where they begin, as a
 //! file's entry has of its first extension: so a request inside of one extension needs no LBA entry.
 //!
+//! A part of the file without blocks, a *hole*, is an extension like any other whose first block is one that no device has
+//! ([`crate::LbaRange::hole`]). A request that touches it is refused, the last of all checks: each LBA entry of an extension
+//! also says how many holes are before it, so that two of them tell whether there is one between.
+//!
 //! # Growing while pollers read
 //!
 //! The order of [`crate::published`] holds here, with one thing more: extensions may be appended to a file that is open

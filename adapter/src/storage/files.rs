@@ -222,25 +222,27 @@ impl FileSystems {
             Entry::Occupied(place) => return Ok(place.into_mut()),
             Entry::Vacant(place) => place,
         };
+        let no_files = || FileFailure {
+            status: Status::E_STORE,
+            detail: format!(
+                "volume {:?} holds no files; `portcullis volume format {}` makes an empty file system in it",
+                volume.name, volume.name
+            ),
+        };
         if volume.kind != VolumeKind::AsFound {
-            let foreign = match FileSystem::open(contents.window(&volume.name)?) {
+            match FileSystem::open(contents.window(&volume.name)?) {
                 Ok(system) => return Ok(place.insert(System::Own(system))),
-                Err(FileError::Store(error @ (StoreError::Blank | StoreError::Foreign { .. }))) => error,
+                Err(FileError::Store(StoreError::Blank | StoreError::Foreign { .. }))
+                    if volume.kind == VolumeKind::Blocks => {}
+                Err(FileError::Store(StoreError::Blank | StoreError::Foreign { .. })) => {
+                    return Err(no_files());
+                }
                 Err(error) => return Err(error.into()),
-            };
-            if volume.kind == VolumeKind::Files {
-                return Err(foreign.into());
             }
         }
         match Mounted::open(contents.window(&volume.name)?) {
             Ok(system) => Ok(place.insert(System::Ext4(system))),
-            Err(Ext4Error::NotExt4 { .. }) => Err(FileFailure {
-                status: Status::E_STORE,
-                detail: format!(
-                    "volume {:?} holds no files; `portcullis volume format {}` makes an empty file system in it",
-                    volume.name, volume.name
-                ),
-            }),
+            Err(Ext4Error::NotExt4 { .. }) => Err(no_files()),
             Err(error) => Err(error.into()),
         }
     }

@@ -23,7 +23,10 @@ fn tool(name: &str, arguments: &[&str], image: &Path) {
 
 /// A step of `adapter/tests/kernel.rs`.
 fn does(what: &str) -> Step {
-    let command = Command::new("kernel").args([what, "--exact", "--ignored", "--nocapture"]);
+    let mut command = Command::new("kernel").args([what, "--exact", "--ignored", "--nocapture"]);
+    if let Ok(seed) = std::env::var("PORTCULLIS_SEED") {
+        command = command.env("PORTCULLIS_SEED", seed);
+    }
     Step::run(command.env("PORTCULLIS_DEVICE", format!("vfio:{}", qemu::nvme_address(0))).limit_s(500))
 }
 
