@@ -248,6 +248,9 @@ fn explain(status: Status) -> &'static str {
             "the adapter ended before it answered; it was done whole, in part or not at all: read what is there"
         }
         Status::E_MISCOMPARE => "the blocks differ from the buffer",
+        Status::E_HOLE => {
+            "part of the file has no blocks and reads as zeros; File::read_at fills them in, File::extensions tells where"
+        }
         _ => "the adapter gave no further word",
     }
 }

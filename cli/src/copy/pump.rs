@@ -408,14 +408,20 @@ impl Copy<'_> {
         let number = done.tag >> KIND;
         let kind = done.tag & ((1 << KIND) - 1);
         let Some(mut buffer) = done.buffer else { bail!("a completion came without its buffer") };
-        let transferred = match done.result {
-            Ok(bytes) => bytes as usize,
+        let moved = match done.result {
+            Err(error) if kind == READ && error.status() == Some(Status::E_HOLE) => {
+                self.read_with_holes(number, &mut buffer)
+            }
+            result => result.map(|bytes| bytes as usize).context(match kind {
+                READ => "cannot read the source",
+                _ => "cannot write the target",
+            }),
+        };
+        let transferred = match moved {
+            Ok(bytes) => bytes,
             Err(error) => {
                 self.pump.free.push(buffer);
-                return Err(error).context(match kind {
-                    READ => "cannot read the source",
-                    _ => "cannot write the target",
-                });
+                return Err(error);
             }
         };
         match (kind, &*self.target) {
@@ -435,6 +441,15 @@ impl Copy<'_> {
             _ => self.pump.free.push(buffer),
         }
         Ok(())
+    }
+
+    /// Reads a piece of a file that has no blocks for all of it.
+    fn read_with_holes(&self, number: u64, buffer: &mut Buffer) -> Result<usize> {
+        let Source::Held { held: Held::File(file), offset, .. } = &*self.source else {
+            bail!("a volume was said to have a hole, which only a file can")
+        };
+        let piece = &mut buffer[..self.wanted(number)];
+        file.read_at(piece, *offset + self.offset(number)).context("cannot read the source")
     }
 
     /// Gives the target its length, and makes a volume durable.
