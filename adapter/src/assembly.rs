@@ -172,6 +172,8 @@ pub fn build<Q: BlockQueue + 'static>(
     let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
     let contents = open_contents(disk, options.format)
         .map_err(|source| StartError::Store { uri: uri.clone(), source })?;
+    let mut supervisor = supervisor;
+    contents.uuid().into_iter().for_each(|store| supervisor.recognise(store));
     let storage = Storage::start(contents, &uri, INSTANCES_STOCK)?;
     let mut tables = Tables::new(options.tables, Control::first_instance(&storage));
     tables.set_instance_ceiling(storage.instance_ceiling());

@@ -3,8 +3,11 @@
 //! Before it opens anything, where the kernel has Landlock: it writes to nothing but its device and the directory of its
 //! socket, executes nothing, binds and connects no TCP port, and signals nobody outside. Once it serves: no new
 //! privileges, and a filter of system calls for all its threads. What is not on the list fails with EPERM: opening files,
-//! starting programs, new sockets, memory that can be executed. A device that went away and comes back cannot be opened
-//! by such a process; whoever supervises it starts it again.
+//! starting programs, new sockets, memory that can be executed.
+//!
+//! A device on VFIO that went away and comes back must be found and opened again. So where Landlock says which files those
+//! can be (it reads below /sys, /proc and /dev, and writes below /dev/vfio and to nothing else), opening stays allowed. Where
+//! the kernel has no Landlock it does not, and a device that is removed is gone until the adapter is started again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -95,6 +98,8 @@ fn try_limit_files(device: &DeviceUri, socket: &Path) -> Result<RulesetStatus, R
         _ => Path::new("."),
     };
     let looks = AccessFs::ReadFile | AccessFs::ReadDir;
+    // Who may still open files when it serves gets to see what it needs to find its device, and no more.
+    let seen: &[&str] = if comes_back(device) { &["/sys", "/proc", "/dev"] } else { &["/"] };
     let drives = looks | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
     let listens = AccessFs::MakeSock | AccessFs::RemoveFile;
     let driven: &Path = match device {
@@ -103,24 +108,30 @@ fn try_limit_files(device: &DeviceUri, socket: &Path) -> Result<RulesetStatus, R
         _ => Path::new("/dev/null"),
     };
     let restricted = whole(NEWEST, CompatLevel::BestEffort)?
-        .add_rules(path_beneath_rules(["/"], looks))?
+        .add_rules(path_beneath_rules(seen, looks))?
         .add_rules(path_beneath_rules([driven], drives))?
         .add_rules(path_beneath_rules([directory], listens))?
         .restrict_self()?;
     Ok(restricted.ruleset)
 }
 
-/// Limits the system calls of all threads of this process, those to come too, and forbids new privileges.
+/// Whether a device is opened again when it has come back.
+pub(crate) const fn comes_back(device: &DeviceUri) -> bool {
+    matches!(device, DeviceUri::Vfio(_))
+}
+
+/// Limits the system calls of all threads of this process, those to come too, and forbids new privileges. With `opens` files
+/// may still be opened: where something else says which.
 ///
 /// # Errors
 /// What the kernel, or the filter's compiler, says; then nothing is limited.
-pub(crate) fn limit_system_calls() -> Result<usize, Box<dyn std::error::Error>> {
+pub(crate) fn limit_system_calls(opens: bool) -> Result<usize, Box<dyn std::error::Error>> {
     let arch = std::env::consts::ARCH.try_into()?;
     // The C library asks first for what it can do without if it is said not to exist: the flags of clone3 lie in memory,
     // where a filter cannot see that only a thread is wanted.
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let unknown = SeccompFilter::new(unknown, SeccompAction::Allow, errno(libc::ENOSYS), arch)?;
-    let allowed = allowed()?;
+    let allowed = allowed(opens)?;
     let count = allowed.len() - 1;
     let allowed = SeccompFilter::new(allowed, errno(libc::EPERM), SeccompAction::Allow, arch)?;
     for filter in [unknown, allowed] {
@@ -220,6 +231,21 @@ const OF_OLD: &[i64] =
 #[cfg(not(target_arch = "x86_64"))]
 const OF_OLD: &[i64] = &[libc::SYS_newfstatat];
 
+/// What finding and opening a device takes, beside.
+const OPENING: &[i64] = &[
+    libc::SYS_openat,
+    libc::SYS_readlinkat,
+    libc::SYS_statx,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_getdents64,
+];
+/// The same, of processors that kept the forms of old.
+#[cfg(target_arch = "x86_64")]
+const OPENING_OF_OLD: &[i64] = &[libc::SYS_readlink, libc::SYS_stat, libc::SYS_lstat, libc::SYS_access];
+#[cfg(not(target_arch = "x86_64"))]
+const OPENING_OF_OLD: &[i64] = &[];
+
 /// Requests to VFIO are of this type (vfio.h).
 const VFIO_TYPE: u64 = b';' as u64;
 /// Flags of clone that make a thread, and no process.
@@ -228,9 +254,10 @@ const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND).
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
 /// All calls that are allowed, with what their arguments must be.
-fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Error> {
+fn allowed(opens: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Error> {
+    let opening = OPENING.iter().chain(OPENING_OF_OLD).filter(|_| opens);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALWAYS.iter().chain(OF_OLD).map(|&call| (call, Vec::new())).collect();
+        ALWAYS.iter().chain(OF_OLD).chain(opening).map(|&call| (call, Vec::new())).collect();
     let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
     let not_executable = || only([(2, SeccompCmpOp::MaskedEq(executable), 0)]);
     rules.insert(libc::SYS_mmap, not_executable()?);
@@ -277,9 +304,9 @@ mod tests {
 
     #[test]
     fn what_opens_starts_or_connects_is_not_on_the_list() {
-        let allowed = allowed().unwrap();
+        let (never, opens) = (allowed(false).unwrap(), allowed(true).unwrap());
+        assert!(opens.contains_key(&libc::SYS_openat) && !never.contains_key(&libc::SYS_openat));
         for call in [
-            libc::SYS_openat,
             libc::SYS_openat2,
             libc::SYS_execve,
             libc::SYS_execveat,
@@ -295,7 +322,7 @@ mod tests {
             libc::SYS_kill,
             libc::SYS_setuid,
         ] {
-            assert!(!allowed.contains_key(&call), "system call {call}");
+            assert!(!never.contains_key(&call) && !opens.contains_key(&call), "system call {call}");
         }
     }
 

@@ -145,7 +145,13 @@ fn confined(options: &Options, landlock: Option<u8>) -> Confinement {
     if !options.confined {
         return Confinement::default();
     }
-    match confine::limit_system_calls() {
+    let comes_back = confine::comes_back(&options.device);
+    if comes_back && landlock.is_none() {
+        tracing::info!(
+            "without Landlock a device that is removed is gone until the adapter is started again"
+        );
+    }
+    match confine::limit_system_calls(comes_back && landlock.is_some()) {
         Ok(count) => Confinement { no_new_privileges: true, system_calls: Some(count), landlock },
         Err(error) => {
             tracing::warn!(%error, "the adapter's system calls could not be limited");

@@ -11,9 +11,11 @@ use driver::disk::Disk;
 use driver::hal::Mapper;
 use wire::control::HealthInfo;
 
+pub mod away;
 pub mod emu;
 pub mod null;
 pub(crate) mod nvme;
+mod returning;
 mod tended;
 pub mod vfio;
 pub(crate) mod virtio;
@@ -121,7 +123,7 @@ pub enum Health {
     Running,
     /// It is being reset.
     Resetting,
-    /// It is gone and will not come back.
+    /// It is gone. If it may come back, whoever looks after it sees that.
     Gone,
 }
 
@@ -133,6 +135,10 @@ pub trait Supervisor: Send {
     /// could not be read now.
     fn read_health(&mut self) -> Option<Result<HealthInfo, String>> {
         None
+    }
+    /// The store on the device is known by this: a device that goes and comes back must have the same.
+    fn recognise(&mut self, store: [u8; 16]) {
+        let _ = store;
     }
     /// Quiets the device. Its queues are gone by now.
     fn shut_down(self: Box<Self>);
@@ -185,10 +191,13 @@ pub fn open<U: Use>(uri: &DeviceUri, pollers: u16, then: U) -> Result<U::Output,
         DeviceUri::EmuVirtioRam(_) | DeviceUri::EmuVirtioFile(_) => {
             then.with(emu::open_virtio(uri, pollers)?)
         }
-        DeviceUri::Vfio(_) => match vfio::find(uri)? {
-            vfio::Found::Nvme(device) => then.with(nvme::open(uri, device, pollers, true)?),
-            vfio::Found::Virtio(device) => then.with(virtio::open(uri, device, pollers, true)?),
-        },
+        DeviceUri::Vfio(_) => {
+            let (class, source) = vfio::source(uri)?;
+            match class {
+                vfio::Class::Nvme => then.with(nvme::open_returning(uri, source, pollers, true)?),
+                vfio::Class::Virtio => then.with(virtio::open_returning(uri, source, pollers, true)?),
+            }
+        }
     })
 }
 

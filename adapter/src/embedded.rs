@@ -21,6 +21,9 @@ const TEND: Duration = Duration::from_millis(250);
 const TEND_RESET: Duration = Duration::from_millis(1);
 /// Of many turns, one looks after what is not a request.
 const TURNS: u64 = 16;
+/// And of these, one looks after the device although there is work: requests that a device which is gone refuses are
+/// work without end.
+const BUSY_TURNS: u64 = 1 << 14;
 
 /// An adapter that the calling threads turn.
 ///
@@ -164,7 +167,7 @@ impl Inner {
         if self.control.is_waiting() {
             self.control.advance(Instant::now());
         }
-        if !busy {
+        if !busy || self.turns.is_multiple_of(BUSY_TURNS) {
             self.tend();
         }
     }

@@ -250,6 +250,36 @@ pub trait BlockQueue: Send {
     }
 }
 
+impl<Q: BlockQueue + ?Sized> BlockQueue for &mut Q {
+    fn geometry(&self) -> &Geometry {
+        Q::geometry(self)
+    }
+    fn submit(&mut self, command: &Command) -> Result<(), SubmitError> {
+        Q::submit(self, command)
+    }
+    fn submit_scattered(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError> {
+        Q::submit_scattered(self, command, segments)
+    }
+    fn commit(&mut self) {
+        Q::commit(self);
+    }
+    fn poll(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> usize {
+        Q::poll(self, budget, ended)
+    }
+    fn outstanding(&self) -> usize {
+        Q::outstanding(self)
+    }
+    fn state(&self) -> QueueState {
+        Q::state(self)
+    }
+    fn arm_interrupt(&mut self, armed: bool) {
+        Q::arm_interrupt(self, armed);
+    }
+    fn doorbells(&self) -> u64 {
+        Q::doorbells(self)
+    }
+}
+
 /// How a reset is getting on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ResetProgress {

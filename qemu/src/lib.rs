@@ -27,6 +27,7 @@ mod install;
 mod kernel;
 mod machine;
 mod module;
+mod monitor;
 mod script;
 mod static_build;
 
@@ -36,6 +37,7 @@ pub use install::install;
 pub use kernel::Kernel;
 pub use machine::{Machine, Nvme, Virtio};
 pub use module::Modules;
+pub use monitor::Monitor;
 pub use script::{
     Command, End, Event, Expect, LoadModule, RESULTS_PORT, SCRIPT_PATH, Script, Step, Stream, User,
 };

@@ -92,6 +92,14 @@ impl Store {
         caught(|| Self::open_unguarded(disk)).unwrap_or_else(|what| Err(StoreError::Damaged { what }))
     }
 
+    /// What the store on `disk` is known by, without opening it.
+    ///
+    /// # Errors
+    /// As [`Store::open`], as far as the superblock tells.
+    pub fn uuid_on(disk: &mut dyn Disk) -> Result<[u8; 16], StoreError> {
+        Ok(find_superblock(Kind::Store, &read_ends(disk)?)?.uuid)
+    }
+
     /// Runs `work`. If it panics, which is a bug of ours or of the disk beneath, the store has failed: this and every
     /// later call is [`StoreError::Poisoned`], nothing more reaches the device, and nobody else notices.
     pub fn guarded<T>(

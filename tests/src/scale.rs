@@ -32,6 +32,6 @@ pub fn counted(number: impl Display, what: &str) {
 }
 
 /// Not by `println`: a test that passes under libtest would keep it to itself.
-fn tell(line: &str) {
+pub fn tell(line: &str) {
     writeln!(std::io::stdout().lock(), "{line}").expect("somebody listens");
 }

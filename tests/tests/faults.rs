@@ -1,29 +1,46 @@
 //! The fault matrix on the kind of device that `PORTCULLIS_DEVICE` names; `emu:` if it names none. The software devices
-//! are the tests' own.
+//! are the tests' own. A device of a machine needs somebody outside who does to it what is asked for: see
+//! `tests::faults::machine`.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use tests::faults::software::{Kind, cases};
-use tests::faults::{Bystander, Table};
+use tests::faults::software::{Case, Kind, cases};
+use tests::faults::{Bystander, Table, machine};
 use tests::suite::count;
 
 fn main() -> ExitCode {
     let uri = std::env::var("PORTCULLIS_DEVICE").unwrap_or_else(|_| "emu:64M".to_owned());
-    let kind = if uri.starts_with("emu-virtio:") { Kind::Virtio } else { Kind::Nvme };
     let mut arguments = Arguments::from_args();
     // They share what runs beside them.
     arguments.test_threads = Some(1);
-    let (table, bystander) = (Table::default(), Arc::new(Bystander::start()));
-    let trial = |case: tests::faults::software::Case| {
+    let table = Table::default();
+    let trials =
+        if uri.starts_with("vfio:") { on_a_machine(&uri, &table) } else { on_software(&uri, &table) };
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    table.print();
+    count(&conclusion, &uri);
+    conclusion.exit_code()
+}
+
+fn on_software(uri: &str, table: &Table) -> Vec<Trial> {
+    let kind = if uri.starts_with("emu-virtio:") { Kind::Virtio } else { Kind::Nvme };
+    let bystander = Arc::new(Bystander::start());
+    let trial = |case: Case| {
         let (table, bystander) = (table.clone(), bystander.clone());
         let run = move || (case.run)(&bystander, &table).map_err(Failed::from);
         Trial::test(case.name, run).with_kind("faults")
     };
-    let conclusion = libtest_mimic::run(&arguments, cases(kind).into_iter().map(trial).collect());
-    table.print();
-    drop(bystander);
-    count(&conclusion, &uri);
-    conclusion.exit_code()
+    cases(kind).into_iter().map(trial).collect()
+}
+
+fn on_a_machine(uri: &str, table: &Table) -> Vec<Trial> {
+    let (one, other, table) = (uri.to_owned(), uri.to_owned(), table.clone());
+    let matrix = move || machine::matrix(&one, &table).map_err(Failed::from);
+    let removals = move || machine::removals(&other).map_err(Failed::from);
+    vec![
+        Trial::test("faults_of_a_machine_end_each_request_once", matrix).with_kind("faults"),
+        Trial::test("a_device_is_removed_and_returns_under_load", removals).with_kind("faults"),
+    ]
 }

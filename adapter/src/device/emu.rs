@@ -1,6 +1,7 @@
 //! `emu:SIZE` and `emu:FILE`: the software NVMe controller; `emu-virtio:SIZE` and `emu-virtio:FILE`: the software virtio
 //! block device. Both are driven through their registers like real ones.
 
+use driver::block::BlockQueue;
 use driver::emu::virtio::{VirtioConfig, VirtioEmulator, VirtioRegisters};
 use driver::emu::{EmuConfig, Emulator, FileMedia, Media, RamMedia};
 use driver::hal::{Device, PciFunction};
@@ -8,6 +9,7 @@ use driver::nvme::Queue;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use super::away::Source;
 use super::{DeviceUri, OpenError, Opened, nvme, virtio};
 
 /// Bytes of a block.
@@ -39,7 +41,25 @@ pub fn open_nvme_on<D: Device>(
     nvme::open(uri, device, pollers, false)
 }
 
+/// The same of one that may go and come back: `source` finds it, if it is there.
+pub fn open_nvme_returning<D: Device>(
+    uri: &DeviceUri,
+    source: Source<D>,
+    pollers: u16,
+) -> Result<Opened<impl BlockQueue + use<D>>, OpenError> {
+    nvme::open_returning(uri, source, pollers, false)
+}
+
 /// The same for a virtio block device.
+pub fn open_virtio_returning<D: PciFunction>(
+    uri: &DeviceUri,
+    source: Source<D>,
+    pollers: u16,
+) -> Result<Opened<impl BlockQueue + use<D>>, OpenError> {
+    virtio::open_returning(uri, source, pollers, false)
+}
+
+/// As [`open_nvme_on`], for a virtio block device.
 pub fn open_virtio_on<D: PciFunction>(
     uri: &DeviceUri,
     device: D,

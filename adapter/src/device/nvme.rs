@@ -5,6 +5,8 @@ use driver::nvme::{Controller, Options, Queue};
 use driver::spec::nvme::{ErrorLogEntry, SmartLog};
 use wire::control::{ErrorInfo, HealthInfo};
 
+use super::away::{self, Source};
+use super::returning::Returning;
 use super::{DeviceUri, OpenError, Opened, tended};
 
 /// Opens a controller with a queue for each poller and one for the store.
@@ -14,14 +16,32 @@ pub(crate) fn open<D: Device>(
     pollers: u16,
     mapper_pins: bool,
 ) -> Result<Opened<Queue<D::Registers>>, OpenError> {
+    let controller = Controller::open_with(device, &options(pollers)).map_err(|e| OpenError::new(uri, &e))?;
+    tended::open(uri, controller, pollers, mapper_pins, read_health)
+}
+
+/// The same of one that may go and come back; `source` finds it.
+pub(super) fn open_returning<D: Device>(
+    uri: &DeviceUri,
+    source: Source<D>,
+    pollers: u16,
+    mapper_pins: bool,
+) -> Result<Opened<Returning<Queue<D::Registers>>>, OpenError> {
+    let options = options(pollers);
+    let connect = away::connect(uri, source, move |device| Controller::open_with(device, &options));
+    away::open(uri, connect, (pollers, mapper_pins), read_health)
+}
+
+fn options(pollers: u16) -> Options {
     // Pollers poll while anything is at the device, so nothing needs an interrupt, and completions cost none.
-    let options = Options { interrupts: false, ..Options::new(pollers.saturating_add(1)) };
-    let controller = Controller::open_with(device, &options).map_err(|e| OpenError::new(uri, &e))?;
-    tended::open(uri, controller, pollers, mapper_pins, |controller| {
-        let health = controller.health();
-        let both = health.and_then(|health| Ok(health_info(&health, &controller.error_log()?)));
-        Some(both.map_err(|error| error.to_string()))
-    })
+    Options { interrupts: false, ..Options::new(pollers.saturating_add(1)) }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "other kinds of device have none")]
+fn read_health<D: Device>(controller: &mut Controller<D>) -> Option<Result<HealthInfo, String>> {
+    let health = controller.health();
+    let both = health.and_then(|health| Ok(health_info(&health, &controller.error_log()?)));
+    Some(both.map_err(|error| error.to_string()))
 }
 
 /// As it crosses the control socket.

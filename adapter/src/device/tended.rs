@@ -10,10 +10,10 @@ use wire::control::HealthInfo;
 use super::{DeviceUri, Health, Identity, OpenError, Opened, Supervisor};
 
 /// Bytes of the store's bounce buffer.
-const BOUNCE: usize = 256 << 10;
+pub(super) const BOUNCE: usize = 256 << 10;
 
 /// What a controller says of its health: see [`Supervisor::read_health`].
-type ReadHealth<C> = fn(&mut C) -> Option<Result<HealthInfo, String>>;
+pub(super) type ReadHealth<C> = fn(&mut C) -> Option<Result<HealthInfo, String>>;
 
 /// Takes a queue for each poller and one for the store.
 pub(super) fn open<C: BlockController + 'static>(
@@ -38,15 +38,33 @@ pub(super) fn open<C: BlockController + 'static>(
         mapper_pins,
         queues,
         disk: Box::new(disk),
-        supervisor: Box::new(Nurse { controller, health: Health::Running, read_health }),
+        supervisor: Box::new(Nurse::new(controller, read_health)),
     })
 }
 
 /// Resets the controller when it fails or keeps a command for too long.
-struct Nurse<C> {
+pub(super) struct Nurse<C> {
     controller: C,
     health: Health,
     read_health: ReadHealth<C>,
+}
+
+impl<C: BlockController> Nurse<C> {
+    pub(super) fn new(controller: C, read_health: ReadHealth<C>) -> Self {
+        Self { controller, health: Health::Running, read_health }
+    }
+
+    /// The machine wants the device back: it is stopped for good, unless it does not stop, and then it is reset by force.
+    pub(super) fn let_go(&mut self) {
+        match self.controller.shut_down() {
+            Ok(()) => self.health = Health::Gone,
+            Err(error) => {
+                tracing::error!(%error, "a device that is to be removed does not stop");
+                self.controller.begin_reset();
+                self.health = Health::Resetting;
+            }
+        }
+    }
 }
 
 impl<C: BlockController> Supervisor for Nurse<C> {

@@ -1,8 +1,14 @@
 //! `vfio:ADDRESS`: a real device.
 
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use driver::nvme::Queue;
 use driver::vfio::{Bar, DeviceClass, VfioDevice, VfioError};
 
+use rustix::event::EventfdFlags;
+
+use super::away::Source;
 use super::{DeviceUri, OpenError, Opened, nvme};
 
 /// A PCI device, by the driver that it needs.
@@ -30,6 +36,41 @@ pub(super) fn find(uri: &DeviceUri) -> Result<Found, OpenError> {
             Err(OpenError::new(uri, &what))
         }
     }
+}
+
+/// Which driver a device needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Class {
+    Nvme,
+    Virtio,
+}
+
+/// What finds the PCI device that `uri` names, now and when it has come back; and which driver it needs. It has its mapper
+/// for all its life, so that what was mapped for it is mapped again.
+pub(super) fn source(uri: &DeviceUri) -> Result<(Class, Source<VfioDevice>), OpenError> {
+    let (class, first) = match find(uri)? {
+        Found::Nvme(device) => (Class::Nvme, device),
+        Found::Virtio(device) => (Class::Virtio, device),
+    };
+    let (mapper, first) = (Arc::clone(first.dma()), Mutex::new(Some(first)));
+    let uri = uri.clone();
+    let source = move || {
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let failed = |error: &dyn std::fmt::Display| OpenError::new(&uri, error);
+        let device = match (first, &uri) {
+            (Some(first), _) => first,
+            (None, DeviceUri::Vfio(address)) => {
+                VfioDevice::open_again(address, &mapper).map_err(|error| failed(&error))?
+            }
+            (None, _) => return Err(failed(&"not a PCI device")),
+        };
+        let wanted = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let wanted = wanted.map_err(|error| failed(&error))?;
+        // A kernel that cannot tell takes the device when it is closed.
+        let told = device.route_removal(wanted.as_fd()).is_ok();
+        Ok((device, told.then_some(wanted)))
+    };
+    Ok((class, Box::new(source)))
 }
 
 /// Opens the NVMe controller that `uri` names: for those who measure one.

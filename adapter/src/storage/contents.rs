@@ -19,6 +19,14 @@ pub enum Contents {
 }
 
 impl Contents {
+    /// What a store is known by. A file system as it was found has nothing of the kind that is of use here.
+    pub fn uuid(&self) -> Option<[u8; 16]> {
+        match self {
+            Self::Store(store) => Some(store.uuid()),
+            Self::Found(_) => None,
+        }
+    }
+
     /// All volumes.
     pub(super) fn volumes(&self) -> Result<Vec<Volume>, StoreError> {
         match self {

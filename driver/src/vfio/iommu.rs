@@ -1,10 +1,10 @@
 //! The device's address space: memory in, memory out.
 #![allow(unsafe_code)] // gives memory to the device
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vfio_bindings::bindings::vfio::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
 use vfio_ioctls::VfioContainer;
@@ -23,13 +23,20 @@ const OVER_MEMLOCK: &str = "mapping memory for the device, most likely over the 
 
 /// One device's IOMMU domain.
 struct Domain {
-    /// Holds the group too: the domain lives as long as a mapping of it does, longer than the device if need be.
-    container: Arc<VfioContainer>,
+    /// Holds the group too. `None` while there is no device: then nothing reaches what is mapped.
+    container: Mutex<Option<Arc<VfioContainer>>>,
     page: u64,
     /// Mappings that the kernel allows in all.
     limit: u32,
     space: Mutex<IovaSpace>,
-    mappings: AtomicU64,
+    /// What is mapped, by its first address: for a device that comes back.
+    live: Mutex<BTreeMap<u64, Live>>,
+}
+
+/// A mapping as the kernel was told of it.
+struct Live {
+    memory: Arc<dyn PinnedMemory>,
+    flags: u32,
 }
 
 /// Maps memory for one device.
@@ -43,7 +50,29 @@ impl DmaMapper {
         let page = info.page_size();
         let space = Mutex::new(IovaSpace::new(&info.ranges, page));
         let limit = info.dma_avail.unwrap_or(u32::MAX);
-        Ok(Self { domain: Arc::new(Domain { container, page, limit, space, mappings: AtomicU64::new(0) }) })
+        let (container, live) = (Mutex::new(Some(container)), Mutex::default());
+        Ok(Self { domain: Arc::new(Domain { container, page, limit, space, live }) })
+    }
+
+    /// The device is gone, or closed. Its domain goes with the last descriptor of it.
+    pub(crate) fn detach(&self) {
+        *locked(&self.domain.container) = None;
+    }
+
+    /// Maps all that is mapped, where it was, for a device in another container: the same one, come back. Nothing may have
+    /// been mapped there yet.
+    ///
+    /// # Errors
+    /// The kernel's; the container is of no more use then.
+    pub(crate) fn attach(&self, container: Arc<VfioContainer>) -> io::Result<()> {
+        let mut now = locked(&self.domain.container);
+        for (&iova, Live { memory, flags }) in &*locked(&self.domain.live) {
+            let (start, bytes) = (memory.start(), memory.len() as u64);
+            // SAFETY: as when it was mapped first: it is still mapped, and `live` holds the memory.
+            unsafe { sys::map(container.as_raw_fd(), start, iova, bytes, *flags) }?;
+        }
+        *now = Some(container);
+        Ok(())
     }
 
     /// What the kernel says now: device addresses, page sizes, mappings left.
@@ -51,7 +80,8 @@ impl DmaMapper {
     /// # Errors
     /// The kernel's.
     pub fn info(&self) -> io::Result<IommuInfo> {
-        Ok(IommuInfo::parse(&sys::iommu_info(self.domain.container.as_raw_fd())?))
+        let container = locked(&self.domain.container).clone().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(IommuInfo::parse(&sys::iommu_info(container.as_raw_fd())?))
     }
 }
 
@@ -74,17 +104,24 @@ impl Mapper for DmaMapper {
             DmaAccess::Write => VFIO_DMA_MAP_FLAG_WRITE,
             DmaAccess::ReadWrite => VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
         };
-        // SAFETY: PinnedMemory is mapped for as long as it lives, which the mapping sees to, and others may write it.
-        if let Err(error) = unsafe { sys::map(domain.container.as_raw_fd(), start, iova, bytes, flags) } {
+        // Held until it is noted: a device that comes back meanwhile would miss it.
+        let container = locked(&domain.container);
+        let mapped = match &*container {
+            // SAFETY: PinnedMemory is mapped for as long as it lives, which `live` sees to, and others may write it.
+            Some(container) => unsafe { sys::map(container.as_raw_fd(), start, iova, bytes, flags) },
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        if let Err(error) = mapped {
             domain.space().give_back(iova, bytes);
             return Err(domain.not_mapped(error));
         }
-        domain.mappings.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(VfioMapping { domain: Arc::clone(domain), iova, bytes, memory: Some(memory) }))
+        locked(&domain.live).insert(iova, Live { memory, flags });
+        drop(container);
+        Ok(Box::new(VfioMapping { domain: Arc::clone(domain), iova, bytes }))
     }
 
     fn mappings(&self) -> u64 {
-        self.domain.mappings.load(Ordering::Relaxed)
+        locked(&self.domain.live).len() as u64
     }
 
     fn mappings_left(&self) -> Option<u32> {
@@ -93,11 +130,14 @@ impl Mapper for DmaMapper {
 }
 
 impl Domain {
-    fn space(&self) -> std::sync::MutexGuard<'_, IovaSpace> {
-        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    fn space(&self) -> MutexGuard<'_, IovaSpace> {
+        locked(&self.space)
     }
 
     fn not_mapped(&self, source: io::Error) -> DmaError {
+        if source.kind() == io::ErrorKind::NotConnected {
+            return DmaError::Os { what: "mapping memory for a device that is away", source };
+        }
         match source.raw_os_error() {
             Some(libc::ENOSPC) => DmaError::TooMany { limit: self.limit },
             Some(libc::ENOMEM) => DmaError::Os { what: OVER_MEMLOCK, source },
@@ -110,12 +150,15 @@ impl Domain {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Memory that the device can reach.
 struct VfioMapping {
     domain: Arc<Domain>,
     iova: u64,
     bytes: u64,
-    memory: Option<Arc<dyn PinnedMemory>>,
 }
 
 impl Mapping for VfioMapping {
@@ -124,19 +167,25 @@ impl Mapping for VfioMapping {
     }
 
     fn len(&self) -> usize {
-        self.memory.as_ref().map_or(0, |memory| memory.len())
+        usize::try_from(self.bytes).unwrap_or(usize::MAX) // it was one
     }
 }
 
 impl Drop for VfioMapping {
     fn drop(&mut self) {
-        self.domain.mappings.fetch_sub(1, Ordering::Relaxed);
-        match sys::unmap(self.domain.container.as_raw_fd(), self.iova, self.bytes) {
+        let container = locked(&self.domain.container);
+        let memory = locked(&self.domain.live).remove(&self.iova);
+        let unmapped = match &*container {
+            Some(container) => sys::unmap(container.as_raw_fd(), self.iova, self.bytes),
+            // The kernel holds on to the pages for as long as the domain of a device lives that was left open.
+            None => Ok(()),
+        };
+        match unmapped {
             Ok(()) => self.domain.space().give_back(self.iova, self.bytes),
             Err(error) => {
                 // The device may still reach it: neither the memory nor the addresses are ever used again.
                 tracing::error!(iova = self.iova, bytes = self.bytes, %error, "memory could not be unmapped");
-                keep(self.memory.take());
+                keep(memory);
             }
         }
     }

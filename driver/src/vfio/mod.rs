@@ -75,6 +75,19 @@ impl VfioDevice {
     /// # Errors
     /// Says what is in the way and how to mend it.
     pub fn open(address: &str) -> Result<Self, VfioError> {
+        Self::open_into(address, None)
+    }
+
+    /// Opens the function as [`VfioDevice::open`] does, when it has come back. What was mapped for it by `mapper`, which it had
+    /// before, is mapped again at the same addresses, and `mapper` is its mapper again. What was opened before is dropped.
+    ///
+    /// # Errors
+    /// As [`VfioDevice::open`].
+    pub fn open_again(address: &str, mapper: &Arc<DmaMapper>) -> Result<Self, VfioError> {
+        Self::open_into(address, Some(mapper))
+    }
+
+    fn open_into(address: &str, mapper: Option<&Arc<DmaMapper>>) -> Result<Self, VfioError> {
         let function = Function::inspect(address.parse()?, &Roots::default())?;
         let container = VfioContainer::new(None).map_err(|error| explain(&function, error))?;
         let container = Arc::new(container);
@@ -96,7 +109,13 @@ impl VfioDevice {
         file.read_exact_at(&mut bytes, config).map_err(os("reading the configuration space"))?;
         let id = Config(bytes).id();
         quiet(&file, config).map_err(os("resetting the device"))?;
-        let mapper = DmaMapper::new(container).map_err(os("asking for the IOMMU's ranges"))?;
+        let mapper = match mapper {
+            None => Arc::new(DmaMapper::new(container).map_err(os("asking for the IOMMU's ranges"))?),
+            Some(mapper) => {
+                mapper.attach(container).map_err(os("mapping memory for a device that came back"))?;
+                Arc::clone(mapper)
+            }
+        };
         let first = regions.first().cloned().unwrap_or_default();
         let registers = Bar::open(Arc::clone(&file), &first).map_err(os("mapping the device's registers"))?;
         Ok(Self {
@@ -106,7 +125,7 @@ impl VfioDevice {
             config,
             regions,
             registers: Arc::new(registers),
-            mapper: Arc::new(mapper),
+            mapper,
             interrupts,
             removal,
             command: Mutex::new(()),
@@ -245,6 +264,7 @@ impl Drop for VfioDevice {
                 tracing::debug!(device = %self.address, %error, "cannot {what} the device on closing it");
             }
         }
+        self.mapper.detach();
     }
 }
 

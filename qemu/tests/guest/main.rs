@@ -3,6 +3,7 @@
 mod bind;
 mod ext4;
 mod files;
+mod faults;
 mod power;
 mod two_users;
 mod vfio;

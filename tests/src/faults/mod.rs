@@ -249,10 +249,24 @@ impl Application {
     pub fn new(session: Session) -> Result<Self, portcullis::Error> {
         session.create_volume("blocks", VOLUME)?;
         session.create_volume("files", FILES)?;
+        session.files()?.format("files", false)?;
+        Self::open(session, "/log")
+    }
+
+    /// Another one beside it, with a file of its own.
+    ///
+    /// # Errors
+    /// What the adapter says.
+    pub fn beside(session: Session) -> Result<Self, portcullis::Error> {
+        let name = format!("/log{}", std::process::id());
+        Self::open(session, &name)
+    }
+
+    fn open(session: Session, name: &str) -> Result<Self, portcullis::Error> {
         let files = session.files()?;
-        files.format("files", false)?;
         let volume = session.open("blocks", Access::ALL)?;
-        let file = OpenOptions::new().read(true).append(true).create_new(true).open(&files, "files:/log")?;
+        let path = format!("files:{name}");
+        let file = OpenOptions::new().read(true).append(true).create(true).open(&files, &path)?;
         file.allocate(4 << 20)?;
         let raw = RawQueue::create(&session, 32)?;
         let buffer = session.buffer(64 << 10)?;
@@ -375,6 +389,36 @@ impl Application {
             Operation::WriteZeroes => self.reads(&[0; 512], "what was zeroed"),
             Operation::Read | Operation::Flush | Operation::Deallocate => Ok(()),
         }
+    }
+
+    /// Writes something far from all else, and has it made durable.
+    pub fn keep(&mut self) -> Result<Vec<u8>, String> {
+        let kept = pattern(self.next as u32, 4096);
+        self.buffer[..4096].copy_from_slice(&kept);
+        for operation in [Operation::Write, Operation::Flush] {
+            let mut entry = self.entry(operation, 0);
+            if operation == Operation::Write {
+                (entry.offset, entry.length) = (VOLUME - 4096, 4096);
+            }
+            self.alone(&entry)?;
+        }
+        Ok(kept)
+    }
+
+    /// What was kept is still there.
+    pub fn kept(&mut self, kept: &[u8]) -> Result<(), String> {
+        self.buffer[..4096].fill(0xee);
+        let entry = self.entry(Operation::Read, 0);
+        self.alone(&SubmissionEntry { offset: VOLUME - 4096, length: 4096, ..entry })?;
+        equal(&self.buffer[..4096], kept, "what was on the device")
+    }
+
+    /// One request, which ends well.
+    fn alone(&mut self, entry: &SubmissionEntry) -> Result<(), String> {
+        self.raw.push(entry).map_err(|error| error.to_string())?;
+        self.raw.ring().map_err(|error| error.to_string())?;
+        let done = self.collect(entry.user_data, 1)?[0];
+        if Status(done.status) == Status::OK { Ok(()) } else { Err(told(&done)) }
     }
 
     /// The first block begins so.
