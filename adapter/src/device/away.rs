@@ -343,17 +343,21 @@ mod tests {
     }
 
     fn device(serial: &str) -> Arc<Slot> {
-        let config = EmuConfig::new(Arc::new(RamMedia::new(BYTES).unwrap()));
+        device_on(serial, Arc::new(RamMedia::new(BYTES).unwrap()))
+    }
+
+    fn device_on(serial: &str, media: Arc<RamMedia>) -> Arc<Slot> {
+        let config = EmuConfig::new(media);
         Arc::new(Faulty::new(Emulator::new(EmuConfig { serial: serial.to_owned(), ..config }).unwrap()))
     }
 
     fn over(bay: &Arc<Bay>) -> Embedded {
         let uri = DeviceUri::EmuRam(BYTES);
-        let (bay, named) = (Arc::clone(bay), uri.to_string());
+        let (bay, named) = (Arc::clone(bay), uri.clone());
         let source: Source<Arc<Slot>> = Box::new(move || {
             bay.looks.fetch_add(1, Ordering::SeqCst);
             let device = bay.device.lock().unwrap().clone();
-            let gone = || OpenError { uri: named.clone(), reason: "nothing is there".to_owned() };
+            let gone = || OpenError::new(&named, &"nothing is there");
             Ok((device.ok_or_else(gone)?, None))
         });
         let opened = emu::open_nvme_returning(&uri, source, 1).unwrap();
@@ -417,13 +421,14 @@ mod tests {
 
     #[test]
     fn what_comes_back_must_be_what_it_was() {
-        let (bay, disk) = (Arc::new(Bay::default()), device("ONE"));
+        let media = Arc::new(RamMedia::new(BYTES).unwrap());
+        let (bay, disk) = (Arc::new(Bay::default()), device_on("ONE", media.clone()));
         bay.put(&disk);
         let adapter = over(&bay);
         let mut application = Application::new(&adapter);
         application.queue.write_at(&application.volume, 0, &[7; 4096]).unwrap();
-        // Another serial number; the same one, with nothing on it; and with another store on it.
-        let (other, blank, formatted) = (device("TWO"), device("ONE"), device("ONE"));
+        // A copy of all with another serial number; the same one, with nothing on it; and with another store on it.
+        let (other, blank, formatted) = (device_on("TWO", media), device("ONE"), device("ONE"));
         {
             let another = Arc::new(Bay::default());
             another.put(&formatted);

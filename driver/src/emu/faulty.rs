@@ -427,6 +427,11 @@ impl Bent {
         self.gone.store(gone, Ordering::SeqCst);
     }
 
+    /// Whether the device is pulled out.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
     /// Doorbells are lost, or no longer.
     pub fn set_mute(&self, mute: bool) {
         self.mute.store(mute, Ordering::SeqCst);

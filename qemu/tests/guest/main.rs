@@ -2,8 +2,8 @@
 
 mod bind;
 mod ext4;
-mod files;
 mod faults;
+mod files;
 mod power;
 mod two_users;
 mod vfio;

@@ -115,6 +115,8 @@ pub enum After {
     Works,
     /// It is given up.
     Gone,
+    /// It is given up, and works again when it is back.
+    Returns,
 }
 
 /// A row of the table: what happened in one cell.
@@ -479,6 +481,7 @@ pub fn summary(ended: &[CompletionEntry], after: After) -> String {
     text + match after {
         After::Works => "then it works",
         After::Gone => "then E_PATH",
+        After::Returns => "then E_PATH; back, it works",
     }
 }
 

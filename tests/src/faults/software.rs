@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adapter::device::{DeviceUri, emu};
+use adapter::device::away::Source;
+use adapter::device::{DeviceUri, OpenError, emu};
 use adapter::{Adapter, Format, Options};
 use driver::emu::virtio::{VirtioConfig, VirtioEmulator};
 use driver::emu::{Bent, Cached, EmuConfig, Emulator, Faults, Faulty, FaultyMedia, Lie, RamMedia};
@@ -59,7 +60,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(kind: Kind, seed: u64) -> anyhow::Result<Self> {
+    fn new(kind: Kind, seed: u64, returns: bool) -> anyhow::Result<Self> {
         let faults = Faults::new(seed);
         let media = Arc::new(FaultyMedia::new(Cached::new(RamMedia::new(DEVICE)?, BLOCK as usize)));
         let uri = DeviceUri::EmuRam(DEVICE);
@@ -73,8 +74,13 @@ impl Stage {
                 let emulator = Arc::new(Emulator::new(config)?);
                 let faulty = Faulty::new(emulator.clone());
                 let bent = faulty.bent();
-                let opened = emu::open_nvme_on(&uri, faulty, 1)?;
-                (Device::Nvme(emulator), bent, Adapter::start_on(opened, &options, &socket)?)
+                let adapter = if returns {
+                    let opened = emu::open_nvme_returning(&uri, found(faulty, &uri), 1)?;
+                    Adapter::start_on(opened, &options, &socket)?
+                } else {
+                    Adapter::start_on(emu::open_nvme_on(&uri, faulty, 1)?, &options, &socket)?
+                };
+                (Device::Nvme(emulator), bent, adapter)
             }
             Kind::Virtio => {
                 let config =
@@ -82,8 +88,13 @@ impl Stage {
                 let emulator = Arc::new(VirtioEmulator::new(config)?);
                 let faulty = Faulty::new(emulator.clone());
                 let bent = faulty.bent();
-                let opened = emu::open_virtio_on(&uri, faulty, 1)?;
-                (Device::Virtio(emulator), bent, Adapter::start_on(opened, &options, &socket)?)
+                let adapter = if returns {
+                    let opened = emu::open_virtio_returning(&uri, found(faulty, &uri), 1)?;
+                    Adapter::start_on(opened, &options, &socket)?
+                } else {
+                    Adapter::start_on(emu::open_virtio_on(&uri, faulty, 1)?, &options, &socket)?
+                };
+                (Device::Virtio(emulator), bent, adapter)
             }
         };
         let application = Application::new(Session::connect(&socket)?)?;
@@ -110,6 +121,17 @@ impl Stage {
         self.media.heal();
         self.bent.behave();
     }
+}
+
+/// Finds the device whenever it is not pulled out.
+fn found<D: driver::hal::Device>(device: Faulty<D>, uri: &DeviceUri) -> Source<Arc<Faulty<D>>> {
+    let (device, uri) = (Arc::new(device), uri.to_string());
+    Box::new(move || {
+        if device.bent().is_gone() {
+            return Err(OpenError { uri: uri.clone(), reason: "it is not there".to_owned(), held: false });
+        }
+        Ok((device.clone(), None))
+    })
 }
 
 /// What goes wrong.
@@ -315,6 +337,14 @@ const FAULTS: &[Fault] = &[
         needed: whatever,
         after: After::Gone,
     },
+    Fault {
+        name: "removed, returns",
+        on: BOTH,
+        arm: |stage, _| stage.bent.set_gone(true),
+        allowed: lost,
+        needed: whatever,
+        after: After::Returns,
+    },
 ];
 
 /// Runs all cells of one fault on one kind of device.
@@ -324,11 +354,13 @@ fn run_fault(fault: &Fault, kind: Kind, bystander: &Bystander, table: &Table) ->
     for (seed, operation) in (1..).zip(Operation::ALL) {
         let mut here = match stage.take() {
             Some(stage) => stage,
-            None => Stage::new(kind, seed).map_err(|error| format!("{error:#}"))?,
+            None => {
+                Stage::new(kind, seed, fault.after == After::Returns).map_err(|error| format!("{error:#}"))?
+            }
         };
         let since = Instant::now();
         let outcome = cell(fault, &mut here, operation, bystander);
-        if fault.after == After::Works && outcome.is_ok() {
+        if fault.after != After::Gone && outcome.is_ok() {
             stage = Some(here);
         }
         let (name, device) = (fault.name.to_owned(), kind.name().to_owned());
@@ -345,6 +377,7 @@ fn cell(
     bystander: &Bystander,
 ) -> Result<String, String> {
     stage.application.recovers(operation)?; // nothing is wrong yet
+    let kept = stage.application.keep()?;
     (fault.arm)(stage, operation);
     let ended = stage.application.submit(operation, BURST)?;
     judge(&ended, &(fault.allowed)(stage.kind, operation), (fault.needed)(stage.kind, operation))?;
@@ -354,6 +387,12 @@ fn cell(
             stage.application.recovers(operation)?;
         }
         After::Gone => stage.application.refused(operation)?,
+        After::Returns => {
+            stage.application.refused(operation)?;
+            stage.heal();
+            stage.application.recovers(operation)?;
+            stage.application.kept(&kept)?;
+        }
     }
     stage.application.silent()?;
     bystander.went_on()?;
@@ -372,7 +411,7 @@ pub struct Case {
 pub fn cases(kind: Kind) -> Vec<Case> {
     let on_it = FAULTS.iter().filter(move |fault| fault.on.contains(&kind));
     let case = |fault: &'static Fault| Case {
-        name: format!("{}_ends_each_request_once", fault.name.replace(' ', "_")),
+        name: format!("{}_ends_each_request_once", fault.name.replace(", ", "_and_").replace(' ', "_")),
         run: Box::new(move |bystander, table| run_fault(fault, kind, bystander, table)),
     };
     on_it.map(case).collect()
