@@ -98,7 +98,8 @@ impl Bay {
             .run(&mut |event| {
                 qemu::print_event(event);
                 if let Event::Output { line, .. } = event
-                    && let Some(what) = line.strip_prefix(ASK)
+                    // Behind the name of the test, it may be.
+                    && let Some((_, what)) = line.split_once(ASK)
                     && let Err(trouble) = self.act(what)
                 {
                     troubles.push(format!("{what}: {trouble:#}"));

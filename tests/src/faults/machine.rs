@@ -16,7 +16,7 @@ use portcullis::{Session, Status};
 use super::{After, Application, BURST, Bystander, End, Operation, Row, Table, judge, summary};
 use crate::system::PATIENCE;
 
-/// What requests to whoever started the machine begin with.
+/// What requests to whoever started the machine begin with, somewhere in a line.
 pub const ASK: &str = "monitor: ";
 
 /// Says what is to be done to the device.
