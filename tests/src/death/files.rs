@@ -206,8 +206,8 @@ impl Busy {
     fn submit(&mut self) -> Result<(), Error> {
         self.take_some()?;
         for _ in 0..self.dice.below(6) {
+            let Some(file) = self.open.front() else { return Ok(()) };
             let Some(buffer) = self.buffers.pop() else { return Ok(()) };
-            let Some(file) = self.open.front() else { return Ok(self.buffers.push(buffer)) };
             let (blocks, at) = (1 + self.dice.below(8), self.dice.below(32));
             let size = u64::from(file.block_size());
             let request = match self.dice.below(5) {

@@ -211,7 +211,7 @@ pub fn files(seed: u64, seen: &mut Seen) -> Result<(), String> {
     let (asked, events, cutting) = (Vec::new(), Vec::new(), [false; FILES]);
     let grain = if seed.is_multiple_of(2) { 512 } else { 1 };
     let mut world = World { clients, asked, events, now: 0, cutting, grain, dice: Dice(seed) };
-    fails.store(seed % 3 == 0, Ordering::Relaxed);
+    fails.store(seed.is_multiple_of(3), Ordering::Relaxed);
     for _ in 0..REQUESTS {
         world.ask();
         for _ in 0..world.dice.below(6) {
@@ -319,7 +319,7 @@ impl World {
         queue.ring().unwrap();
     }
 
-    /// Takes what has ended of some client; waits for one if its buffers or the world are at their end. False if none comes.
+    /// Waits for a request of some client. False if none ends.
     fn take(&mut self) -> bool {
         let first = self.dice.index(SESSIONS);
         for client in (first..SESSIONS).chain(0..first) {
@@ -357,7 +357,7 @@ impl World {
             },
             What::Cut(length) => {
                 self.cutting[file] = false;
-                match portcullis_reply(&done) {
+                match reply_of(&done) {
                     Some(Reply::File(_)) => Outcome::Cut(length),
                     other => panic!("cutting a file: {other:?}"),
                 }
@@ -384,7 +384,7 @@ impl World {
 }
 
 /// The reply of a management request that ended well.
-fn portcullis_reply(done: &Completion) -> Option<Reply> {
+fn reply_of(done: &Completion) -> Option<Reply> {
     let bytes = *done.result.as_ref().ok()? as usize;
     wire::frame::decode_body(done.buffer.as_ref()?.get(..bytes)?).ok()
 }
