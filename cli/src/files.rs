@@ -52,7 +52,7 @@ impl Each {
 }
 
 /// Prints which of the things were done, for scripts; a person is told of failures only.
-fn report(place: &Where, done: &str, places: Vec<String>, each: &Each) -> Result<ExitCode> {
+fn report(place: &Where, done: &str, places: &[String], each: &Each) -> Result<ExitCode> {
     if place.json {
         output::print_json(&json!({ done: places, "failures": each.failures }))?;
     }
@@ -83,7 +83,7 @@ pub(crate) fn rename(options: &MoveOptions, place: &Where) -> Result<ExitCode> {
             done.push(to.to_string());
         }
     }
-    report(place, "renamed", done, &each)
+    report(place, "renamed", &done, &each)
 }
 
 pub(crate) fn remove(options: &RemoveOptions, place: &Where) -> Result<ExitCode> {
@@ -104,7 +104,7 @@ pub(crate) fn remove(options: &RemoveOptions, place: &Where) -> Result<ExitCode>
             }
         }
     }
-    report(place, "removed", done, &each)
+    report(place, "removed", &done, &each)
 }
 
 fn remove_one(files: &Files, victim: &Place, kind: FileKind, recursive: bool, each: &mut Each) -> Result<()> {
@@ -153,7 +153,7 @@ pub(crate) fn make(options: &MakeOptions, place: &Where) -> Result<ExitCode> {
             done.push(directory.to_string());
         }
     }
-    report(place, "made", done, &each)
+    report(place, "made", &done, &each)
 }
 
 /// The mode is of the last one; those around it are as usual.

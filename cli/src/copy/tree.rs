@@ -18,6 +18,9 @@ use super::{Copier, End, Item, Look, Target};
 /// What the owner has of a directory while it is filled.
 const OWNER: u16 = 0o700;
 
+/// An entry of a directory: its name there, and what is known of it.
+type Named = (Vec<u8>, Look);
+
 impl Copier<'_> {
     /// Copies files and directories to a name, or into a directory.
     pub(super) fn items(&mut self, sources: &[End], target: &Item) -> Result<()> {
@@ -169,7 +172,7 @@ impl Copier<'_> {
     }
 
     /// What stands in a directory; an entry that cannot be looked at does not hide the others.
-    fn list(&mut self, directory: &Item) -> Result<Vec<Result<(Vec<u8>, Look)>>> {
+    fn list(&mut self, directory: &Item) -> Result<Vec<Result<Named>>> {
         let listing = || format!("cannot list {directory}");
         let follow = self.options.follow;
         let mut all = Vec::new();
