@@ -70,7 +70,7 @@ pub(crate) fn suites(watcher: &mut Watcher) -> Result<Option<String>> {
     for suite in test::suites()?.iter().map(String::as_str).filter(has_one) {
         trouble.extend(run_suite(watcher, suite, Disk::Nvme)?);
     }
-    for suite in test::ON_EACH_DEVICE.into_iter().filter(|suite| has_one(&suite)) {
+    for suite in test::ON_EACH_DEVICE.into_iter().filter(|suite| has_one(suite)) {
         trouble.extend(run_suite(watcher, suite, Disk::Virtio)?);
     }
     Ok(Some(trouble.join("; ")).filter(|trouble| !trouble.is_empty()))

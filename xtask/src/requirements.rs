@@ -14,6 +14,9 @@ use crate::tree;
 /// The systems whose requirements must all be proven, and how many each has. Of others those are told that appear.
 const EXPECTED: [(u32, u32); 4] = [(4, 15), (5, 16), (6, 16), (8, 14)];
 
+/// The systems whose requirements must be proven on the software device, and on a real driver in the guest too.
+const ON_EACH_DEVICE: [u32; 2] = [5, 6];
+
 /// `S4-R7`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Requirement {
@@ -73,6 +76,13 @@ impl Proven {
             .iter()
             .flat_map(|&(system, count)| (1..=count).map(move |number| Requirement { system, number }));
         all.filter(|requirement| !self.0.contains_key(requirement)).collect()
+    }
+
+    /// Those of them that must be proven on each kind of device, if these tests all ran on one.
+    pub(crate) fn missing_on_a_device(&self) -> Vec<Requirement> {
+        let mut missing = self.missing();
+        missing.retain(|requirement| ON_EACH_DEVICE.contains(&requirement.system));
+        missing
     }
 
     /// Claimed by a test, though the system has fewer.
@@ -198,6 +208,7 @@ mod tests {
         assert_eq!(missing.len(), 14 + 2);
         assert_eq!(missing[..2], ["S6-R1", "S6-R3"]);
         assert_eq!(missing[14..], ["S8-R3", "S8-R9"]);
+        assert_eq!(proven.missing_on_a_device().len(), 14, "those of S8 may be proven anywhere");
         assert!(proven.unknown().is_empty());
         assert!(proven.text(&["unit".to_owned()]).contains("\nS6-R10\n  c::s6_r10_y\n  c::s6_r10_z\n"));
     }

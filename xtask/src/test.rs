@@ -350,6 +350,13 @@ fn requirements(outcomes: &[Outcome]) -> Result<u64> {
             failures += 1;
             println!("failed: no test that passed proves {requirement}");
         }
+        let on_devices = outcomes.iter().filter(|its| matches!(its.stage, Stage::Emu | Stage::Guest));
+        for outcome in on_devices.filter(|outcome| outcome.skipped.is_none()) {
+            for requirement in Proven::by(&outcome.tally.names).missing_on_a_device() {
+                failures += 1;
+                println!("failed: no test that passed in {} proves {requirement}", outcome.stage.name());
+            }
+        }
     }
     for (requirement, test) in proven.unknown() {
         failures += 1;
