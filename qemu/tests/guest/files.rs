@@ -49,7 +49,8 @@ fn s6_r3_files_go_in_and_come_out_of_a_real_disk() {
         guest = guest.file(&file, to.to_str().unwrap());
     }
     let command = Command::new("files")
-        .args(["--test-threads=1"])
+        // Thousands of files through FUSE take minutes on a machine that is emulated, and show nothing more there.
+        .args(["--test-threads=1", "--show-output", "--skip=thousands"])
         .env("PORTCULLIS_PROGRAM", "/bin/portcullis")
         .env("PORTCULLIS_DEVICE", format!("vfio:{}", qemu::nvme_address(0)))
         .env("PORTCULLIS_TREE", "/tree")
@@ -58,6 +59,11 @@ fn s6_r3_files_go_in_and_come_out_of_a_real_disk() {
     let outcome = guest.run(&mut qemu::print_event).unwrap();
     outcome.check().unwrap();
     let said = |text: &str| outcome.output(1).any(|line| line.contains(text));
-    assert!(said("comes_back_as_it_was ... ok"), "{:?}", outcome.events);
-    assert!(!said("skipped: /dev/fuse"), "the guest's kernel has FUSE: {:?}", outcome.events);
+    // What the adapters log stands between the words of these lines.
+    for text in ["s6_r3_a_tree_of_two_thousand_real_files", " files, ", "test result: ok"] {
+        assert!(said(text), "{text}: {:?}", outcome.events);
+    }
+    for text in ["skipped: /dev/fuse", "skipped: portcullis: cannot mount"] {
+        assert!(!said(text), "the guest's kernel has FUSE: {:?}", outcome.events);
+    }
 }
