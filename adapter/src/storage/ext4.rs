@@ -28,7 +28,7 @@ pub(super) fn perform(
 ) -> Result<FileOutcome, Ext4Error> {
     let as_who = Credentials { uid: who.uid, gid: who.gid, groups: &who.groups };
     let done = match job {
-        FileJob::Alone(request) => return alone(system, &as_who, request),
+        FileJob::Alone(request) => return alone(system, &as_who, &request),
         FileJob::Open(open) => return open_file(system, volume, &as_who, &open),
         FileJob::Grow { number, bytes } => {
             return Ok(Err(FileFailure {
@@ -95,7 +95,7 @@ fn open_file(
         }
         let opened = ext4.open_file(disk, path, who, wanted)?;
         let inode = opened.inode;
-        let done = installed(volume, open, opened);
+        let done = installed(volume, open, &opened);
         if !matches!(done, Ok(Ok(_))) {
             ext4.close(inode);
         }
@@ -108,12 +108,12 @@ fn exists(path: &FilePath) -> FileFailure {
 }
 
 /// An opened file as the control plane knows it, if nothing more than that was asked for.
-fn installed(volume: &Volume, open: &OpenFile, opened: OpenedFile) -> Result<FileOutcome, Ext4Error> {
+fn installed(volume: &Volume, open: &OpenFile, opened: &OpenedFile) -> Result<FileOutcome, Ext4Error> {
     if open.truncate && opened.length > 0 {
         return Ok(Err(in_place("cut off")));
     }
     opened.check_writable(0, open.allocate)?;
-    let extents = laid_out(volume, &opened).ok_or_else(|| Ext4Error::Damaged {
+    let extents = laid_out(volume, opened).ok_or_else(|| Ext4Error::Damaged {
         place: store::ext4::Place::Inode(opened.inode),
         what: "its extents and holes do not make up its length".to_owned(),
     })?;
@@ -148,9 +148,9 @@ fn laid_out(volume: &Volume, opened: &OpenedFile) -> Option<Vec<LbaRange>> {
 }
 
 /// What a file system does alone.
-fn alone(system: &mut Mounted, who: &Credentials<'_>, request: Request) -> Result<FileOutcome, Ext4Error> {
+fn alone(system: &mut Mounted, who: &Credentials<'_>, request: &Request) -> Result<FileOutcome, Ext4Error> {
     let reply = system.guarded(|ext4, disk| {
-        Ok(Ok(match &request {
+        Ok(Ok(match request {
             Request::StatPath { path, follow, .. } => {
                 Reply::Attributes(told(&ext4.stat(disk, path.as_bytes(), who, *follow)?))
             }

@@ -147,7 +147,7 @@ pub(super) struct FileSystems {
 
 enum System {
     Own(FileSystem),
-    Ext4(Mounted),
+    Ext4(Box<Mounted>),
 }
 
 impl FileSystems {
@@ -241,7 +241,7 @@ impl FileSystems {
             }
         }
         match Mounted::open(contents.window(&volume.name)?) {
-            Ok(system) => Ok(place.insert(System::Ext4(system))),
+            Ok(system) => Ok(place.insert(System::Ext4(Box::new(system)))),
             Err(Ext4Error::NotExt4 { .. }) => Err(no_files()),
             Err(error) => Err(error.into()),
         }
