@@ -95,6 +95,8 @@ fn overtaken(rig: &Rig) {
     adapters.again();
     let another = Session::connect(rig.socket()).unwrap();
     let writes = another.open("v", Access::WRITE).unwrap();
+    // Or it would not be known whether the dead adapter heard of the write.
+    session.statistics().unwrap();
     let error = queue.write_at(&volume, 0, &pattern(2, BLOCK)).unwrap_err();
     assert_eq!(error.status(), Some(Status::E_RESERVATION), "{error}");
     drop(writes);
@@ -217,6 +219,8 @@ fn taken_away(rig: &Rig) {
             open.iter().for_each(|volume| queue.write_at(volume, 0, &[1; BLOCK]).unwrap());
             ready.wait();
             go.wait();
+            // Or it would not be known whether the dead adapter heard of the first write.
+            session.device_info().unwrap();
             let statuses = open.each_ref().map(|volume| {
                 let error = queue.write_at(volume, 0, &[2; BLOCK]).err();
                 error.and_then(|error| error.status())

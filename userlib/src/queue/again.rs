@@ -110,7 +110,9 @@ impl Queue {
         again.keys.clear();
         let mut first = Vec::new();
         let mut then = Vec::new();
-        for user_data in again.heard.iter().chain(&again.unheard).copied().collect::<Vec<_>>() {
+        let mut all: Vec<u64> = again.heard.iter().chain(&again.unheard).copied().collect();
+        all.sort_unstable();
+        for user_data in all {
             match self.fate(link, user_data, standing) {
                 Fate::First => first.push(user_data),
                 Fate::Again => then.push(user_data),

@@ -111,6 +111,14 @@ fn suites() -> Vec<Part> {
         .goal(1000, "kills of an application with files open")
         .minutes(7),
         Part::new(
+            "restart",
+            "the adapter killed under live sessions, which go on with the next one",
+            test("--package tests --test restart", ""),
+        )
+        .goal(50, "restarts under load")
+        .goal(50, "restarts under changes")
+        .minutes(2),
+        Part::new(
             "power",
             "the power cut under an adapter and its applications",
             test("--package tests --test power", "acknowledged_and_flushed"),
