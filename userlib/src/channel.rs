@@ -40,13 +40,13 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn create(link: Arc<Link>, entries: u32) -> Result<Self, Error> {
+    pub(crate) fn create(link: &Arc<Link>, entries: u32) -> Result<Self, Error> {
         let entries = Entries::new(entries).ok_or_else(|| {
             Error::Argument(format!(
                 "a queue of {entries} entries is not possible: give a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
             ))
         })?;
-        link.in_some_life(|life| Self::create_in(&link, life, entries))
+        link.in_some_life(|life| Self::create_in(link, life, entries))
     }
 
     /// The same in this life of the session and no other.

@@ -92,7 +92,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn create(link: Arc<Link>, entries: u32) -> Result<Self, Error> {
+    pub(crate) fn create(link: &Arc<Link>, entries: u32) -> Result<Self, Error> {
         let channel = Channel::create(link, entries)?;
         let (link, life) = (channel.link.clone(), channel.life);
         let watch = link.watch(channel.end.memory());
@@ -311,7 +311,7 @@ impl Queue {
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Completion>, Error> {
         if !self.stash.is_empty()
-            && let Some(completion) = self.from_stash()?
+            && let Some(completion) = self.unstash()?
         {
             return Ok(Some(completion));
         }
@@ -328,7 +328,7 @@ impl Queue {
 
     /// What was kept, if there is anything to hand out.
     #[cold]
-    fn from_stash(&mut self) -> Result<Option<Completion>, Error> {
+    fn unstash(&mut self) -> Result<Option<Completion>, Error> {
         while let Some(stashed) = self.stash.pop() {
             match stashed {
                 Stashed::Done(completion) => return Ok(Some(completion)),
@@ -364,7 +364,7 @@ impl Queue {
     /// ```
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<Completion>, Error> {
         self.ring()?;
-        if let Some(completion) = self.from_stash()? {
+        if let Some(completion) = self.unstash()? {
             return Ok(Some(completion));
         }
         // A time too long to be written is as good as for ever.
@@ -375,7 +375,7 @@ impl Queue {
                     if !self.resume(deadline)? {
                         return Ok(None);
                     }
-                    if let Some(completion) = self.from_stash()? {
+                    if let Some(completion) = self.unstash()? {
                         return Ok(Some(completion));
                     }
                     continue;

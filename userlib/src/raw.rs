@@ -50,7 +50,7 @@ impl RawQueue {
     /// # Ok(()) }
     /// ```
     pub fn create(session: &Session, entries: u32) -> Result<Self, Error> {
-        Ok(Self { channel: Channel::create(session.link().clone(), entries)? })
+        Ok(Self { channel: Channel::create(session.link(), entries)? })
     }
 
     /// Which queue of its session it is, as control messages name it.

@@ -302,7 +302,7 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub fn queue(&self, entries: u32) -> Result<Queue, Error> {
-        Queue::create(self.link.clone(), entries)
+        Queue::create(&self.link, entries)
     }
 
     /// Registers `bytes` of new, zeroed memory, rounded up to whole pages, as one region.

@@ -80,3 +80,24 @@ impl Control {
         Err(Refusal::new(Status::E_RESERVATION, text))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wrote_counts_also_when_it_is_gone() {
+        let mut writers = Writers::default();
+        let (volume, first, second) = (VolumeId(1), SessionId(1), SessionId(2));
+        assert!(writers.is_sole(volume, first));
+        writers.note(volume, second, Access::READ);
+        writers.note(volume, first, Access::WRITE);
+        writers.note(volume, first, Access::ALL);
+        assert!(writers.is_sole(volume, first) && !writers.is_sole(volume, second));
+        writers.note(volume, second, Access::TRIM);
+        assert!(!writers.is_sole(volume, first) && !writers.is_sole(volume, second));
+        assert!(writers.is_sole(VolumeId(2), first));
+        writers.forget(volume);
+        assert!(writers.is_sole(volume, first));
+    }
+}

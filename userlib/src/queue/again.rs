@@ -91,7 +91,7 @@ impl Queue {
             Err(error)
                 if error.is_gone() && self.resume(Some(Instant::now() + Duration::from_millis(1)))? =>
             {
-                self.from_stash()
+                self.unstash()
             }
             Err(error) if !error.is_gone() => Err(error),
             _ => Ok(None),
