@@ -28,7 +28,7 @@ fn ask(what: &str) {
 struct Fault {
     name: &'static str,
     /// What makes it, and what ends it.
-    begin: fn(&Machine),
+    begin: fn(&Machine, Operation),
     end: fn(&Machine),
     allowed: &'static [End],
     needed: End,
@@ -48,21 +48,21 @@ impl Machine {
 const FAULTS: &[Fault] = &[
     Fault {
         name: "medium error",
-        begin: |_| ask("medium-bad"),
+        begin: |_, operation| ask(if operation == Operation::Flush { "flush-bad" } else { "medium-bad" }),
         end: |_| ask("medium-good"),
         allowed: &[End::Done, End::SaidAny],
         needed: End::SaidAny,
     },
     Fault {
         name: "backend stops",
-        begin: |_| ask("hold"),
+        begin: |_, _| ask("hold"),
         end: |_| ask("go"),
         allowed: &[End::Done, End::Aborted],
         needed: End::Aborted,
     },
     Fault {
         name: "function reset",
-        begin: |machine| {
+        begin: |machine, _| {
             // The kernel may be busy with it.
             let _ = std::fs::write(machine.device().join("reset"), "1");
         },
@@ -72,7 +72,7 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "removed, returns",
-        begin: |_| ask("pull"),
+        begin: |_, _| ask("pull"),
         end: |_| ask("put"),
         allowed: &[End::Done, End::Aborted, End::Refused],
         needed: End::Refused,
@@ -119,7 +119,7 @@ impl Stage {
 
     fn cell(&mut self, fault: &Fault, operation: Operation, other: &Bystander) -> Result<String, String> {
         self.application.recovers(operation)?;
-        (fault.begin)(&self.machine);
+        (fault.begin)(&self.machine, operation);
         let ended = self.meet(fault, operation);
         (fault.end)(&self.machine);
         let ended = ended?;
