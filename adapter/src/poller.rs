@@ -19,7 +19,7 @@ use rustix::event::{EventfdFlags, epoll};
 
 use crate::engine::{Clock, Engine, QueueId};
 use crate::mailbox::{Command, PollerShared};
-use patience::Patience;
+use patience::{Patience, Slow};
 
 /// What a poller does when it finds nothing to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -259,18 +259,21 @@ fn run<Q: BlockQueue, C: Clock>(
     engine.hear_bells();
     let mut bells = Bells::new();
     let mut patience = Patience::new(spin);
+    let mut slow = Slow::default();
     let mut woken = false;
     while !stop.load(Ordering::Relaxed) {
         let work = engine.turn();
         if work > 0 {
             engine.wake_sleepers();
             patience.found();
+            slow.found();
         }
         if std::mem::take(&mut woken) {
             // What it was woken for came first.
             engine.queue_mut().arm_interrupt(false);
             if work == 0 {
-                patience.lose(); // For nothing: whoever did that does not keep it awake.
+                // For nothing: whoever did that does not keep it awake.
+                if engine.device_is_busy() { slow.stay() } else { patience.lose() }
             }
         }
         if engine.parked() > 0 && bells.are_due(work) {
@@ -281,8 +284,11 @@ fn run<Q: BlockQueue, C: Clock>(
             continue;
         }
         rest(&engine);
-        // Of a device that would not wake it nothing is learnt: it is polled until it has ended all.
-        if engine.device_is_busy() && !device_wakes || !patience.is_lost() {
+        // Of a device nothing is learnt. One that would not wake it is polled until it has ended all, and one that would until
+        // it takes long.
+        let on_device = engine.device_is_busy();
+        let gives_up = if on_device { device_wakes && slow.is_so() } else { patience.is_lost() };
+        if !gives_up {
             continue;
         }
         engine.queue_mut().arm_interrupt(true);
@@ -299,7 +305,9 @@ fn run<Q: BlockQueue, C: Clock>(
         bells.tell(&mut engine);
         match slept {
             Some(slept) => {
-                patience.slept(slept);
+                if !on_device {
+                    patience.slept(slept);
+                }
                 woken = true;
             }
             None => {

@@ -21,8 +21,8 @@ pub trait Registers: Send + Sync + 'static {
     fn write32(&self, offset: usize, value: u32);
     /// Writes 64 bits, likewise.
     fn write64(&self, offset: usize, value: u64);
-    /// Whether interrupts of `vector` are wanted from now on; they are at first. A device whose interrupts cost nobody
-    /// a system call ignores it. After arming, look for completions once more before going to sleep.
+    /// Whether interrupts of `vector` are wanted from now on; they are at first. A device that cannot tell them apart
+    /// ([`Device::masks_vectors`]) raises them all. After arming, look for completions once more before going to sleep.
     fn arm_interrupt(&self, vector: u32, armed: bool) {
         let _ = (vector, armed);
     }
@@ -126,6 +126,11 @@ pub trait Device: Send + Sync + 'static {
     fn reset(&self) -> std::io::Result<()>;
     /// Interrupt vectors it has.
     fn vectors(&self) -> u32;
+    /// Whether a vector raises nothing while it is not wanted ([`Registers::arm_interrupt`]). Where not, who polls for
+    /// completions pays for an interrupt of each.
+    fn masks_vectors(&self) -> bool {
+        true
+    }
     /// Routes all vectors, 0 first, to these eventfds. Once, before queues are made.
     fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> std::io::Result<()>;
 }

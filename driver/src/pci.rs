@@ -1,6 +1,6 @@
 //! What a PCI function's configuration space says. It comes from the device: every value may be wrong.
 
-use crate::spec::pci::{Status, class, config};
+use crate::spec::pci::{MsixControl, Status, capability, class, config, msix};
 use crate::spec::virtio::pci as virtio;
 
 pub(crate) use crate::hal::CONFIG_LEN as LENGTH;
@@ -52,6 +52,15 @@ impl PciId {
     }
 }
 
+/// Where the table of a function's MSI-X vectors is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MsixTable {
+    pub(crate) bar: usize,
+    pub(crate) offset: usize,
+    /// From 1 to 2048.
+    pub(crate) vectors: usize,
+}
+
 /// The first 256 bytes, read once.
 #[derive(Clone)]
 pub(crate) struct Config(pub(crate) [u8; LENGTH]);
@@ -76,6 +85,16 @@ impl Config {
             class: u32::from_le_bytes([class[0], class[1], class[2], 0]),
             revision: self.u8(config::REVISION_AND_CLASS),
         }
+    }
+
+    /// Where its MSI-X vectors are, if it has any.
+    pub(crate) fn msix_table(&self) -> Option<MsixTable> {
+        let (_, at) = self.capabilities().find(|(id, _)| *id == capability::MSIX)?;
+        let control = MsixControl(self.u16(u64::from(at) + msix::CONTROL));
+        let table = u64::from(at) + msix::TABLE;
+        let table = u32::from(self.u16(table + 2)) << 16 | u32::from(self.u16(table));
+        let (bar, offset) = ((table & msix::BAR_MASK) as usize, (table & !msix::BAR_MASK) as usize);
+        Some(MsixTable { bar, offset, vectors: usize::from(control.table_size_z()) + 1 })
     }
 
     /// Capability ids and where each begins, in the device's order; a list that loops or leaves its room ends there.
@@ -113,7 +132,20 @@ mod tests {
         assert_eq!(id.device_class(), DeviceClass::Nvme);
         assert_eq!(config.capabilities().collect::<Vec<_>>(), [(0x11, 0x40), (0x10, 0x80), (0x01, 0x60)]);
         config.0[6] = 0;
-        assert_eq!(config.capabilities().count(), 0);
+        assert_eq!((config.capabilities().count(), config.msix_table()), (0, None));
+    }
+
+    #[test]
+    fn the_table_of_vectors_is_found() {
+        let mut config = Config([0; LENGTH]);
+        config.0[6] = 0x10;
+        config.0[0x34] = 0x40;
+        // 65 vectors, at 2000h of BAR 4; the enable bit is set.
+        config.0[0x40..0x48].copy_from_slice(&[0x11, 0x00, 0x40, 0x80, 0x04, 0x20, 0x00, 0x00]);
+        assert_eq!(config.msix_table(), Some(MsixTable { bar: 4, offset: 0x2000, vectors: 65 }));
+        config.0[0x42..0x48].fill(0xff);
+        let largest = MsixTable { bar: 7, offset: 0xffff_fff8, vectors: 2048 };
+        assert_eq!(config.msix_table(), Some(largest));
     }
 
     #[test]
@@ -142,7 +174,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), LENGTH)) {
             let config = Config(bytes.try_into().unwrap());
-            let _ = config.id().device_class();
+            let _ = (config.id().device_class(), config.msix_table());
             prop_assert!(config.capabilities().all(|(_, at)| at >= 0x40 && at % 4 == 0));
         }
     }

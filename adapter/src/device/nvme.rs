@@ -16,7 +16,8 @@ pub(crate) fn open<D: Device>(
     pollers: u16,
     mapper_pins: bool,
 ) -> Result<Opened<Queue<D::Registers>>, OpenError> {
-    let controller = Controller::open_with(device, &options(pollers)).map_err(|e| OpenError::new(uri, &e))?;
+    let options = options(&device, pollers);
+    let controller = Controller::open_with(device, &options).map_err(|e| OpenError::new(uri, &e))?;
     tended::open(uri, controller, pollers, mapper_pins, read_health)
 }
 
@@ -27,14 +28,16 @@ pub(super) fn open_returning<D: Device>(
     pollers: u16,
     mapper_pins: bool,
 ) -> Result<Opened<Returning<Queue<D::Registers>>>, OpenError> {
-    let options = options(pollers);
-    let connect = away::connect(uri, source, move |device| Controller::open_with(device, &options));
+    let connect = away::connect(uri, source, move |device| {
+        let options = options(&device, pollers);
+        Controller::open_with(device, &options)
+    });
     away::open(uri, connect, (pollers, mapper_pins), read_health)
 }
 
-fn options(pollers: u16) -> Options {
-    // Pollers poll while anything is at the device, so nothing needs an interrupt, and completions cost none.
-    Options { interrupts: false, ..Options::new(pollers.saturating_add(1)) }
+fn options<D: Device>(device: &D, pollers: u16) -> Options {
+    // Interrupts are raised only for a poller that sleeps. A device that would raise one for each completion has none.
+    Options { interrupts: device.masks_vectors(), ..Options::new(pollers.saturating_add(1)) }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "other kinds of device have none")]

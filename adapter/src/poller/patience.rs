@@ -102,9 +102,55 @@ impl Patience {
     }
 }
 
+/// A device is polled for so long, and only then waited for asleep: having it raise an interrupt, and no more after it, costs
+/// more than a device takes that is not slow.
+pub(super) const DEVICE_SPIN: Duration = Duration::from_millis(1);
+
+/// Whether the device is slow with what it has.
+#[derive(Default)]
+pub(super) struct Slow {
+    /// When nothing was found first.
+    since: Option<Instant>,
+    /// It was.
+    known: bool,
+}
+
+impl Slow {
+    /// Nothing was found in a turn: whether it has taken long by now.
+    pub(super) fn is_so(&mut self) -> bool {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.known || since.elapsed() >= DEVICE_SPIN
+    }
+
+    /// Work was found.
+    #[inline]
+    pub(super) fn found(&mut self) {
+        (self.since, self.known) = (None, false);
+    }
+
+    /// It slept and found nothing: it is not polled again before it has ended something.
+    pub(super) fn stay(&mut self) {
+        self.known = true;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_slow_until_it_has_ended_something() {
+        let mut slow = Slow::default();
+        assert!(!slow.is_so());
+        slow.since = Some(Instant::now().checked_sub(DEVICE_SPIN).unwrap());
+        assert!(slow.is_so());
+        slow.found();
+        assert!(!slow.is_so(), "the next one is polled for");
+        slow.stay();
+        assert!(slow.is_so());
+        slow.found();
+        assert!(!slow.is_so());
+    }
 
     const TOLD: Duration = Duration::from_micros(100);
 

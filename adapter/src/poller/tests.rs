@@ -3,12 +3,19 @@
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 
+use driver::block;
+use driver::null::NullQueue;
 use portcullis::raw::RawQueue;
 use portcullis::{Access, MemoryAccess, Request, Session};
-use wire::layout::{SubmissionEntry, opcode};
+use tpt::{Domain, GrantSpec, KeyInstance, LbaRange, RegionSpec, Tables};
+use wire::layout::{Entries, SubmissionEntry, opcode};
+use wire::ring::ApplicationEnd;
+use wire::shm::SharedMemory;
+use wire::view::QueueView;
 
 use super::*;
 use crate::control::MOVED;
+use crate::engine::{MonotonicClock, Port};
 use crate::{Adapter, DeviceUri, Options};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -144,4 +151,176 @@ fn one_of_two_busy_queues_moves_to_the_poller_that_has_nothing_to_do() {
     });
     let completed: u64 = sessions[0].statistics().unwrap().completed;
     assert_eq!(completed, count.load(Ordering::Relaxed), "each was counted once, on whichever poller");
+}
+
+/// A device that ends nothing until it is told to, or, to be found out, in the moment in which its interrupt is armed, without
+/// raising it: as one would that ended a command just before.
+struct SlowDevice {
+    under: NullQueue,
+    told: Arc<Told>,
+    armed_at: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Told {
+    may_end: AtomicBool,
+    ends_when_armed: AtomicBool,
+    /// Times that the interrupt was armed, and nanoseconds from there to the next look at completions: the least.
+    armed: AtomicU64,
+    looked_after: AtomicU64,
+}
+
+impl BlockQueue for SlowDevice {
+    fn geometry(&self) -> &block::Geometry {
+        self.under.geometry()
+    }
+
+    fn submit(&mut self, command: &block::Command) -> Result<(), block::SubmitError> {
+        self.under.submit(command)
+    }
+
+    fn submit_scattered(
+        &mut self,
+        command: &block::Command,
+        segments: &[block::Segment],
+    ) -> Result<(), block::SubmitError> {
+        self.under.submit_scattered(command, segments)
+    }
+
+    fn commit(&mut self) {
+        self.under.commit();
+    }
+
+    fn poll(&mut self, budget: usize, ended: &mut dyn FnMut(block::Completed)) -> usize {
+        if let Some(at) = self.armed_at.take() {
+            let after = u64::try_from(at.elapsed().as_nanos()).unwrap();
+            self.told.looked_after.fetch_min(after, Ordering::Relaxed);
+        }
+        let may = self.under.outstanding() > 0 && self.told.may_end.swap(false, Ordering::AcqRel);
+        if may { self.under.poll(budget, ended) } else { 0 }
+    }
+
+    fn outstanding(&self) -> usize {
+        self.under.outstanding()
+    }
+
+    fn state(&self) -> block::QueueState {
+        self.under.state()
+    }
+
+    fn arm_interrupt(&mut self, armed: bool) {
+        if armed && self.outstanding() > 0 {
+            self.told.armed.fetch_add(1, Ordering::Relaxed);
+            self.armed_at = Some(Instant::now());
+            if self.told.ends_when_armed.load(Ordering::Relaxed) {
+                self.told.may_end.store(true, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// A poller over it, and an application of which it knows.
+struct SlowRig {
+    poller: Poller,
+    told: Arc<Told>,
+    interrupt: OwnedFd,
+    /// Of the poller's thread.
+    thread: i32,
+    application: ApplicationEnd<QueueView>,
+    read: SubmissionEntry,
+}
+
+impl SlowRig {
+    fn new() -> Self {
+        const DOMAIN: Domain = Domain(7);
+        let limits = tpt::Limits { entries: 16, lba_entries: 16, extensions: 0, regions: 4 };
+        let mut tables = Tables::<32>::new(limits, KeyInstance(1));
+        let ranges = [LbaRange::new(0, 64).unwrap()];
+        let access = tpt::Access::READ_WRITE;
+        let grant = GrantSpec { domain: DOMAIN, access, block_shift: 9, ranges: &ranges, shared: false };
+        let key = tables.create(&grant).unwrap();
+        let region = RegionSpec { domain: DOMAIN, access, iova: tpt::Iova(0), bytes: 4096 };
+        let region = tables.create_region(&region).unwrap();
+        let (told, shared) = (Arc::new(Told::default()), Arc::new(PollerShared::default()));
+        told.looked_after.store(u64::MAX, Ordering::Relaxed);
+        let queue = SlowDevice { under: NullQueue::new(1 << 10), told: told.clone(), armed_at: None };
+        let directory = tpt::Directory::new(tables.published(), 4);
+        let engine = Engine::new(queue, MonotonicClock::default(), directory, shared.clone(), 64);
+        let entries = Entries::new(4).unwrap();
+        let memory = Arc::new(SharedMemory::create("slow", entries.bytes()).unwrap().0);
+        let view = || QueueView::new(memory.clone(), entries).unwrap();
+        let interrupt = eventfd().unwrap();
+        let (say, hear) = std::sync::mpsc::channel();
+        let idle = Idle::Adaptive { spin: Duration::from_micros(100) };
+        let its = Some(interrupt.try_clone().unwrap());
+        let started = move || say.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+        let poller = Poller::spawn("slow".into(), engine, shared, idle, its, started).unwrap();
+        let port = Port::new(QueueId(0), 1, DOMAIN, view(), entries);
+        assert!(poller.send(Command::Attach(Box::new(port))).is_ok());
+        let read = SubmissionEntry {
+            opcode: opcode::READ,
+            key: key.0,
+            length: 512,
+            region: region.0,
+            ..SubmissionEntry::default()
+        };
+        let thread = hear.recv_timeout(PATIENCE).unwrap();
+        Self { poller, told, interrupt, thread, application: ApplicationEnd::new(view(), entries), read }
+    }
+
+    fn ask(&mut self) {
+        self.application.push(&self.read).unwrap();
+        self.application.ring();
+        self.poller.waker().wake();
+    }
+
+    fn wait(&mut self) {
+        let start = Instant::now();
+        while self.application.pop().is_none() {
+            assert!(start.elapsed() < PATIENCE, "the request does not end");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Processor time of the poller so far.
+    fn spent(&self) -> Duration {
+        let text = std::fs::read_to_string(format!("/proc/self/task/{}/schedstat", self.thread)).unwrap();
+        Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+    }
+}
+
+#[test]
+fn a_poller_sleeps_while_a_device_takes_long_and_its_interrupt_wakes_it() {
+    let mut rig = SlowRig::new();
+    for _ in 0..3 {
+        let armed = rig.told.armed.load(Ordering::Relaxed);
+        rig.ask();
+        let start = Instant::now();
+        while rig.told.armed.load(Ordering::Relaxed) == armed {
+            assert!(start.elapsed() < PATIENCE, "it polls on");
+            std::thread::yield_now();
+        }
+        let (spent, since) = (rig.spent(), Instant::now());
+        while since.elapsed() < Duration::from_millis(300) {
+            std::thread::sleep(Duration::from_millis(10)); // The time for which the device takes.
+        }
+        let spent = rig.spent().saturating_sub(spent);
+        assert!(spent < Duration::from_millis(60), "of 300 ms asleep it was busy for {spent:?}");
+        rig.told.may_end.store(true, Ordering::Release);
+        rustix::io::write(&rig.interrupt, &1u64.to_ne_bytes()).unwrap();
+        rig.wait();
+    }
+}
+
+#[test]
+fn a_poller_looks_once_more_after_it_armed_the_interrupt() {
+    let mut rig = SlowRig::new();
+    rig.told.ends_when_armed.store(true, Ordering::Relaxed);
+    for _ in 0..20 {
+        rig.ask();
+        rig.wait();
+    }
+    // Nobody interrupts: one that slept would look when it looks for commands that are stuck.
+    let least = Duration::from_nanos(rig.told.looked_after.load(Ordering::Relaxed));
+    assert!(least < SLEEP_WITH_WORK / 2, "it looked {least:?} after");
 }

@@ -104,6 +104,8 @@ pub struct Queue<R: Registers> {
     running: State,
     state: QueueState,
     interrupt: Option<OwnedFd>,
+    /// It is wanted.
+    armed: bool,
 }
 
 impl<R: Registers> Queue<R> {
@@ -134,6 +136,7 @@ impl<R: Registers> Queue<R> {
             running: State::new(Phase::Running, 0),
             state: QueueState::Running,
             interrupt,
+            armed: false,
         }
     }
 
@@ -339,6 +342,8 @@ impl<R: Registers> Queue<R> {
         );
         self.running = now;
         self.state = QueueState::Running;
+        // A reset of the function has unmasked it, or a device that came anew.
+        self.registers.arm_interrupt(u32::from(self.qid), self.armed);
     }
 
     /// The device has stopped: what it completed before ends as it said, the rest as aborted.
@@ -373,7 +378,7 @@ impl<R: Registers> Queue<R> {
     #[cold]
     fn insist(&mut self) {
         self.quiet = 0;
-        if self.untold > 0 && self.slots.outstanding() == 0 {
+        if self.untold > 0 && (self.armed || self.slots.outstanding() == 0) {
             self.tell_head();
         }
         for bell in [&mut self.tail_bell, &mut self.head_bell] {
@@ -460,8 +465,9 @@ impl<R: Registers> BlockQueue for Queue<R> {
         self.state
     }
 
-    /// For the machine to make use of: the device has no register to mask one queue's MSI-X interrupt.
+    /// For the machine to make use of: the device has no register of its own to mask one queue's MSI-X interrupt.
     fn arm_interrupt(&mut self, armed: bool) {
+        self.armed = armed;
         self.registers.arm_interrupt(u32::from(self.qid), armed);
         if armed && self.takes_commands() {
             self.insist();

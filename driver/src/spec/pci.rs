@@ -84,6 +84,16 @@ bitfield! {
     pub function_level_reset, _: 28;
 }
 
+/// Offsets in the MSI-X capability, in bytes (7.7.2).
+pub mod msix {
+    /// Message Control, 16 bits: [`super::MsixControl`].
+    pub const CONTROL: u64 = 0x02;
+    /// Where the table is, 32 bits: the number of its BAR, and above that its offset there, a multiple of 8.
+    pub const TABLE: u64 = 0x04;
+    /// The bits that number the BAR.
+    pub const BAR_MASK: u32 = 0x7;
+}
+
 bitfield! {
     /// Message Control of MSI-X, at 02h in its capability.
     #[derive(Clone, Copy, PartialEq, Eq, Default)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::msix::Masks;
 use crate::hal::{NarrowRegisters, Registers};
 
 /// A part of a BAR that may be mapped.
@@ -53,6 +54,7 @@ pub struct Bar {
     offset: u64,
     len: usize,
     windows: Vec<Window>,
+    masks: Option<Masks>,
 }
 
 /// A mapped part.
@@ -95,7 +97,25 @@ impl Bar {
         let page = rustix::param::page_size() as u64;
         let windows: io::Result<_> =
             region.spans(page).into_iter().map(|span| Window::map(&device, region.offset, span)).collect();
-        Ok(Self { offset: region.offset, len, windows: windows?, device })
+        Ok(Self { offset: region.offset, len, windows: windows?, masks: None, device })
+    }
+
+    /// With the masks of the function's vectors, wherever they are.
+    pub(crate) fn with_masks(self, masks: Option<Masks>) -> Self {
+        Self { masks, ..self }
+    }
+
+    /// Whether it says which vectors are masked.
+    pub(crate) fn has_masks(&self) -> bool {
+        self.masks.is_some()
+    }
+
+    /// Whether the 32-bit register at `offset` is there, and mapped.
+    pub(crate) fn is_mapped(&self, offset: usize) -> bool {
+        let last = self.len.checked_sub(size_of::<u32>());
+        offset.is_multiple_of(size_of::<u32>())
+            && last.is_some_and(|last| offset <= last)
+            && self.word::<u32>(offset).is_some()
     }
 
     /// Where a word of `size` bytes at `offset` is mapped, if it is.
@@ -171,6 +191,12 @@ impl NarrowRegisters for Bar {
 impl Registers for Bar {
     fn len(&self) -> usize {
         self.len
+    }
+
+    fn arm_interrupt(&self, vector: u32, armed: bool) {
+        if let Some(masks) = &self.masks {
+            masks.set(vector, !armed);
+        }
     }
 
     #[inline]
@@ -279,6 +305,37 @@ mod tests {
             assert_eq!(bar.read32(offset), 0x1234_ab00);
             assert_eq!((bar.read8(offset + 1), bar.read16(offset + 2)), (0xab, 0x1234));
         }
+    }
+
+    /// The table of three vectors lies in the first page, or in one that is not mapped.
+    fn masks(table: u8) -> Option<Masks> {
+        let mut config = [0; crate::hal::CONFIG_LEN];
+        (config[6], config[0x34]) = (0x10, 0x40);
+        config[0x40..0x48].copy_from_slice(&[0x11, 0, 2, 0, 0, table, 0, 0]);
+        Masks::find(&crate::pci::Config(config), |index| (index == 0).then(|| bar().1))
+    }
+
+    #[test]
+    fn a_vector_is_masked_unless_it_is_armed() {
+        let (_file, bar) = bar();
+        let bar = bar.with_masks(masks(0x08));
+        let table = &bar.masks.as_ref().unwrap();
+        let words = |bar: &Masks| [0, 1, 2, 3].map(|vector| bar.word(vector));
+        assert_eq!(words(table), [0; 4]);
+        bar.arm_interrupt(1, false);
+        bar.arm_interrupt(2, false);
+        bar.arm_interrupt(3, false);
+        assert_eq!(words(table), [0, 1, 1, 0], "there are three");
+        bar.arm_interrupt(2, true);
+        assert_eq!(words(table), [0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_table_that_is_not_mapped_masks_nothing() {
+        assert!(masks(0x20).is_some() && masks(0x10).is_none() && masks(0xff).is_none());
+        let (_file, bar) = bar();
+        assert!(!bar.has_masks());
+        bar.arm_interrupt(0, false);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod function;
 mod info;
 mod iommu;
 mod iova;
+mod msix;
 mod sys;
 
 use std::fs::File;
@@ -39,6 +40,7 @@ pub use self::function::PciAddress;
 pub use self::info::IommuInfo;
 pub use self::iommu::DmaMapper;
 pub use self::iova::IovaRange;
+use self::msix::Masks;
 pub use crate::pci::{DeviceClass, PciId};
 
 /// BARs of a PCI function.
@@ -118,6 +120,13 @@ impl VfioDevice {
         };
         let first = regions.first().cloned().unwrap_or_default();
         let registers = Bar::open(Arc::clone(&file), &first).map_err(os("mapping the device's registers"))?;
+        let masks = match interrupts.index {
+            VFIO_PCI_MSIX_IRQ_INDEX => {
+                Masks::find(&Config(bytes), |index| Bar::open(Arc::clone(&file), regions.get(index)?).ok())
+            }
+            _ => None,
+        };
+        let registers = registers.with_masks(masks);
         Ok(Self {
             address: function.address,
             id,
@@ -227,6 +236,10 @@ impl Device for VfioDevice {
 
     fn vectors(&self) -> u32 {
         self.interrupts.vectors
+    }
+
+    fn masks_vectors(&self) -> bool {
+        self.registers.has_masks()
     }
 
     fn route_interrupts(&self, eventfds: &[BorrowedFd<'_>]) -> io::Result<()> {

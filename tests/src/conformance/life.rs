@@ -9,6 +9,7 @@ use driver::block::{DeviceStatus, Operation, ResetProgress, Watch};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::io::{Image, PATIENCE, await_running, command, run};
+use super::target::TestQueue;
 use super::{Bench, Case, Controller, Load, Needs};
 
 pub(super) const CASES: &[Case] = &[
@@ -96,6 +97,21 @@ fn interrupts(bench: &mut Bench) {
         for queue in queues.iter_mut() {
             queue.queue.arm_interrupt(false);
         }
+    }
+    // Who polls is not interrupted.
+    for TestQueue { queue, interrupt } in queues {
+        let fd = interrupt.as_ref().expect("the device interrupts").as_fd();
+        clear(fd);
+        for _ in 0..20 {
+            queue.submit(&command(Operation::Read, 0, 1, memory.at(0))).expect("room");
+            queue.commit();
+            let (start, mut ended) = (Instant::now(), 0);
+            while ended == 0 {
+                assert!(start.elapsed() < PATIENCE, "a read does not end");
+                queue.poll(usize::MAX, &mut |_| ended += 1);
+            }
+        }
+        assert!(!readable(fd, 0), "it was interrupted while it polled");
     }
 }
 
