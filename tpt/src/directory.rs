@@ -87,14 +87,15 @@ impl Entry {
             return None;
         }
         let shape = self.shape();
-        let aligned = (request.offset | request.length).trailing_zeros() >= u32::from(shape.shift());
-        if !shape.is_file() || shape.domain() != domain || request.length == 0 || !aligned {
+        // What is not aligned goes to the top 16 bits, where nothing is of what any device has.
+        let aligned = shape.in_blocks(request.offset | request.length) < 1 << 48;
+        if shape.domain() != domain || request.length == 0 || !aligned {
             return None;
         }
         if !self.is_sealed(request.key, shape, self.first_range()) {
             return None;
         }
-        let lba = self.extensions(table, request.key)?.place(domain, request, last, trace)?;
+        let lba = self.extensions_as(shape, table, request.key)?.place(domain, request, last, trace)?;
         let blocks = request.length >> shape.shift();
         Some(Place { lba: Lba(lba), blocks, block_shift: shape.shift(), upper: shape.upper() })
     }

@@ -176,7 +176,8 @@ impl<'a> Extensions<'a> {
 
     /// The first device block of `length` bytes, which is some, from byte `offset` on: of the file, or of the extension that
     /// is named, if its key is not stale. `None` unless one extension that admits it has all of them, and is sound. The LBA
-    /// table is not read. `last` is where one looks first.
+    /// table is not read. One looks first at the one of number `last`, whatever that is: who reads a file from its beginning
+    /// to its end searches once for each extension.
     #[inline(always)]
     pub(crate) fn place(
         &self,
@@ -186,17 +187,27 @@ impl<'a> Extensions<'a> {
         trace: &Trace,
     ) -> Option<u64> {
         let needed = request.operation.enough();
-        let (number, is_named) = match request.extension {
-            ExtensionKey::NONE => (self.search_from(last, request.offset, trace)?, false),
-            key => (key.index().0, true),
+        let is_named = request.extension != ExtensionKey::NONE;
+        let look = |number| {
+            let extension = self.get(number, trace)?;
+            // The state first: if it says that it is open, the rest is of this life.
+            let admitted = if is_named {
+                extension.state.admits(request.extension.0, needed)
+            } else {
+                extension.state.admits_any_life(number, needed)
+            };
+            Some((extension, admitted, extension.stretch()))
         };
-        let extension = self.get(number, trace)?;
-        let admitted = if is_named {
-            extension.state.admits(request.extension.0, needed)
-        } else {
-            extension.state.admits_any_life(number, needed)
-        };
-        let stretch = extension.stretch();
+        let within =
+            |stretch: Stretch| request.offset.wrapping_sub(if is_named { 0 } else { stretch.offset });
+        let mut number = if is_named { request.extension.index().0 } else { *last };
+        let mut found = look(number);
+        if !is_named && !found.is_some_and(|(_, _, stretch)| within(stretch) < stretch.bytes) {
+            number = self.search(request.offset, trace)?;
+            *last = number;
+            found = look(number);
+        }
+        let (extension, admitted, stretch) = found?;
         if !admitted
             || stretch.domain != domain
             || is_hole(stretch.first)
@@ -204,9 +215,9 @@ impl<'a> Extensions<'a> {
         {
             return None;
         }
-        let before = if is_named { 0 } else { stretch.offset };
-        let within = request.offset.checked_sub(before)?;
-        if request.length > stretch.bytes.checked_sub(within)? {
+        // What begins before it is far behind its end.
+        let within = within(stretch);
+        if within >= stretch.bytes || request.length > stretch.bytes - within {
             return None;
         }
         Some(stretch.first + (within >> self.shift))
@@ -224,19 +235,6 @@ impl<'a> Extensions<'a> {
         }
         let stretch = extension.stretch();
         self.run(lba, number, stretch, at.checked_sub(stretch.offset)?)
-    }
-
-    /// As [`Self::search`], but first at the one of number `last`, whatever that is: who reads a file from its beginning to its
-    /// end searches once for each extension.
-    #[inline(always)]
-    fn search_from(&self, last: &mut u32, at: u64, trace: &Trace) -> Option<u32> {
-        if let Some(its) = self.get(*last, trace)
-            && at.wrapping_sub(its.offset.load(Relaxed)) < its.bytes.load(Relaxed)
-        {
-            return Some(*last);
-        }
-        *last = self.search(at, trace)?;
-        Some(*last)
     }
 
     /// The number of the last extension that does not begin behind byte `at` of the file: the one that has it, if the table

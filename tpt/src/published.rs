@@ -345,7 +345,17 @@ impl Entry {
     /// more than the segment has room for. Whoever looks for a byte has read the number of bytes before.
     #[inline]
     pub(crate) fn extensions<'a>(&self, table: &'a [Extension], key: Key) -> Option<Extensions<'a>> {
-        let shape = self.shape();
+        self.extensions_as(self.shape(), table, key)
+    }
+
+    /// The same, if its shape was read as that.
+    #[inline(always)]
+    pub(crate) fn extensions_as<'a>(
+        &self,
+        shape: Shape,
+        table: &'a [Extension],
+        key: Key,
+    ) -> Option<Extensions<'a>> {
         let number = usize::try_from(self.extensions.load(Acquire)).ok()?;
         let base = self.list().root;
         let all = match shape.segment_order() {

@@ -9,8 +9,7 @@ use driver::block::{DeviceStatus, Operation, ResetProgress, Watch};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::io::{Image, PATIENCE, await_running, command, run};
-use super::target::TestQueue;
-use super::{Bench, Case, Controller, Load, Needs};
+use super::{Bench, Case, Controller, Load, Needs, TestQueue};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "identity_and_shape_make_sense", needs: Needs::Controller, run: identity },
@@ -116,7 +115,7 @@ fn interrupts(bench: &mut Bench) {
 }
 
 /// Polls idle queues and the reset until it is over.
-fn finish(queues: &mut [super::TestQueue], controller: &mut dyn Controller) {
+fn finish(queues: &mut [TestQueue], controller: &mut dyn Controller) {
     let start = Instant::now();
     loop {
         for queue in queues.iter_mut() {
