@@ -30,7 +30,7 @@ impl Monitor {
         if greeting.get("QMP").is_none() {
             bail!("what listens at {} is no monitor: {greeting}", path.display());
         }
-        monitor.execute("qmp_capabilities", json!({}))?;
+        monitor.execute("qmp_capabilities", &json!({}))?;
         Ok(monitor)
     }
 
@@ -38,7 +38,7 @@ impl Monitor {
     ///
     /// # Errors
     /// QEMU's own word, if it refuses.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let mut message = json!({ "execute": command, "arguments": arguments }).to_string();
         message.push('\n');
         self.reader.get_mut().write_all(message.as_bytes())?;
@@ -95,8 +95,8 @@ mod tests {
             asked
         });
         let mut monitor = Monitor::connect(&path).unwrap();
-        assert_eq!(monitor.execute("device_del", json!({ "id": "disk" })).unwrap(), json!(7));
-        let refused = monitor.execute("device_del", json!({ "id": "disk" })).unwrap_err();
+        assert_eq!(monitor.execute("device_del", &json!({ "id": "disk" })).unwrap(), json!(7));
+        let refused = monitor.execute("device_del", &json!({ "id": "disk" })).unwrap_err();
         assert!(refused.to_string().contains("no such device"), "{refused}");
         let asked = qemu.join().unwrap();
         assert!(asked[0].contains("qmp_capabilities") && asked[1].contains("\"id\":\"disk\""), "{asked:?}");

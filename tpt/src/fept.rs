@@ -202,7 +202,7 @@ impl<'a> Extensions<'a> {
             |stretch: Stretch| request.offset.wrapping_sub(if is_named { 0 } else { stretch.offset });
         let mut number = if is_named { request.extension.index().0 } else { *last };
         let mut found = look(number);
-        if !is_named && !found.is_some_and(|(_, _, stretch)| within(stretch) < stretch.bytes) {
+        if !is_named && found.is_none_or(|(_, _, stretch)| within(stretch) >= stretch.bytes) {
             number = self.search(request.offset, trace)?;
             *last = number;
             found = look(number);

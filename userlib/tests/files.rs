@@ -280,6 +280,7 @@ fn more_bytes_than_a_request_has_are_not_believed() {
     let files = line.files();
     let file = files.create("v:/f").unwrap();
     file.write_all_at(&[5; 4096], 0).unwrap();
+    file.append(&[5; 100]).unwrap(); // it has room behind its end now
     line.with(|disk| disk.lie = Some(|entry, done| done.bytes = entry.length + 1));
     assert!(matches!(file.read_at(&mut [0; 100], 0), Err(Error::Protocol(_))));
     assert!(matches!(file.write_all_at(&[0; 100], 0), Err(Error::Protocol(_))));

@@ -74,7 +74,7 @@ pub(super) fn open<C: BlockController + 'static>(
     let mut take = |away| {
         let taken = controller.take_queue();
         let (queue, interrupt) = taken.ok_or_else(|| failed(&"the controller has too few queues"))?;
-        let queue = Returning::new(queue, interrupt, away).map_err(|e| failed(&e))?;
+        let queue = Returning::new(queue, interrupt.as_ref(), away).map_err(|e| failed(&e))?;
         seats.push(queue.seat());
         let bell = queue.seat().bell();
         Ok((queue, bell))

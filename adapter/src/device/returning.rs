@@ -86,8 +86,8 @@ pub(super) struct Returning<Q> {
 
 impl<Q: BlockQueue> Returning<Q> {
     /// Puts `queue` on a seat.
-    pub(super) fn new(queue: Q, interrupt: Option<OwnedFd>, away: Away) -> std::io::Result<Self> {
-        let bell = match &interrupt {
+    pub(super) fn new(queue: Q, interrupt: Option<&OwnedFd>, away: Away) -> std::io::Result<Self> {
+        let bell = match interrupt {
             None => None,
             Some(interrupt) => {
                 let bell = epoll::create(epoll::CreateFlags::CLOEXEC)?;

@@ -146,7 +146,7 @@ pub(super) struct FileSystems {
 }
 
 enum System {
-    Own(FileSystem),
+    Own(Box<FileSystem>),
     Ext4(Box<Mounted>),
 }
 
@@ -231,7 +231,7 @@ impl FileSystems {
         };
         if volume.kind != VolumeKind::AsFound {
             match FileSystem::open(contents.window(&volume.name)?) {
-                Ok(system) => return Ok(place.insert(System::Own(system))),
+                Ok(system) => return Ok(place.insert(System::Own(Box::new(system)))),
                 Err(FileError::Store(StoreError::Blank | StoreError::Foreign { .. }))
                     if volume.kind == VolumeKind::Blocks => {}
                 Err(FileError::Store(StoreError::Blank | StoreError::Foreign { .. })) => {
@@ -265,7 +265,7 @@ impl FileSystems {
         let mut system = FileSystem::format(disk, options)?;
         let info = volume_info(&mut system, who)?;
         contents.set_kind(&volume.name, VolumeKind::Files)?;
-        self.open.insert(volume.id, System::Own(system));
+        self.open.insert(volume.id, System::Own(Box::new(system)));
         Ok(FileDone::Reply(Reply::FileSystem(info)))
     }
 }

@@ -346,7 +346,6 @@ impl RequestInterposer for Faults {
         }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "masked")]
     fn event(&self, _: u16, event: &mut u16) {
         if self.armed.load(Ordering::Relaxed)
             && let Some(lie) = &self.plan().event

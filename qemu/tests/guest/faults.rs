@@ -33,7 +33,7 @@ impl Bay {
     }
 
     fn machine(&self, name: &str) -> Machine {
-        let image = qemu::scratch_disk(name, DISK).unwrap();
+        let image = qemu::scratch_disk(name, DISK).expect("a scratch disk");
         let node = |node: Value| ["-blockdev".to_owned(), node.to_string()];
         let every = ["read", "write", "write-zeroes", "discard"];
         let errors: Vec<Value> =
@@ -79,9 +79,9 @@ impl Bay {
         // node where it is.
         let end = Instant::now() + ROOM;
         loop {
-            match monitor.execute(command, arguments.clone()) {
+            match monitor.execute(command, &arguments) {
                 Err(_) if matches!(what, "put" | "medium-good") && Instant::now() < end => {
-                    std::thread::sleep(Duration::from_millis(50))
+                    std::thread::sleep(Duration::from_millis(50));
                 }
                 done => return done.map(drop),
             }
@@ -89,8 +89,8 @@ impl Bay {
     }
 
     fn run(&mut self, name: &str) {
-        qemu::install().unwrap();
-        let program = qemu::build_static("tests", Artifact::Test("faults")).unwrap();
+        qemu::install().expect("a QEMU");
+        let program = qemu::build_static("tests", Artifact::Test("faults")).expect("the suite");
         let command = Command::new("faults").arg("--test-threads=1").limit_s(LIFE_S);
         let guest = Guest::new(self.machine(name))
             .program(program, "faults")
@@ -111,7 +111,7 @@ impl Bay {
                     troubles.push(format!("{what}: {trouble:#}"));
                 }
             })
-            .unwrap();
+            .expect("a guest");
         println!("{outcome}");
         for line in outcome.output(2).filter(|line| line.contains("fault matrix") || line.starts_with('|')) {
             tests::scale::tell(line);
@@ -120,7 +120,7 @@ impl Bay {
             tests::scale::tell(line);
         }
         assert_eq!(troubles, Vec::<String>::new());
-        outcome.check().unwrap();
+        outcome.check().expect("all cells pass");
     }
 }
 

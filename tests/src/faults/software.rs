@@ -399,12 +399,15 @@ fn cell(
     Ok(summary(&ended, fault.after))
 }
 
-/// A test: all operations under one fault.
+/// All operations under one fault.
+pub type Run = Box<dyn FnOnce(&Bystander, &Table) -> Result<(), String> + Send>;
+
+/// A test.
 pub struct Case {
     /// Its name.
     pub name: String,
     /// Runs it.
-    pub run: Box<dyn FnOnce(&Bystander, &Table) -> Result<(), String> + Send>,
+    pub run: Run,
 }
 
 /// The tests on one kind of device.
