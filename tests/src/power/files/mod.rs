@@ -1,8 +1,8 @@
 //! Files of several sessions, under whose adapter the power is cut everywhere.
 //!
-//! A [`workload`] runs once, through the whole adapter, on a software device whose media remember every write and every flush. Then
+//! A `workload` runs once, through the whole adapter, on a software device whose media remember every write and every flush. Then
 //! each state that a cut may leave, before each flush, is made from that record and audited: the store opens, its check and that of
-//! the files find nothing, and all that was acknowledged is there, as docs/files.md promises it ([`history`]).
+//! the files find nothing, and all that was acknowledged is there, as docs/files.md promises it (`history`).
 //!
 //! The states are audited on the store and its file system alone: what a cut leaves is on the device, and an adapter that starts
 //! does with it what they do. One state in a hundred is also read through a whole adapter, which must agree.
