@@ -229,6 +229,7 @@ fn run((server, mut supervisor): Prepared, stop: BorrowedFd<'_>) -> Result<(), S
             "I/O was still running after {DRAIN:?}; the device reset ends it"
         );
     }
+    control.close_files(DRAIN);
     // The device stops before the memory that it might still write goes away.
     let control = control.stop_pollers();
     supervisor.shut_down();

@@ -209,6 +209,7 @@ impl Drop for Inner {
             self.engine.turn();
             self.control.advance(Instant::now());
         }
+        self.control.close_files(end.saturating_duration_since(Instant::now()));
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.shut_down();
         }

@@ -82,6 +82,7 @@ enum Message {
     Files(VolumeId, Who, FileJob),
     ReserveInstances(u32),
     Touch,
+    CloseFiles,
 }
 
 enum Report {
@@ -90,6 +91,7 @@ enum Report {
     Files(VolumeId, FileOutcome, BTreeSet<VolumeId>),
     Instances(Result<u32, StoreError>),
     Touched,
+    FilesClosed,
 }
 
 /// The next message. While there is none, blocks are zeroed that files may need later.
@@ -131,6 +133,7 @@ pub struct Storage {
     /// After a failure, not before this.
     reserve_again: Option<Instant>,
     touching: bool,
+    closed: bool,
 }
 
 impl Storage {
@@ -168,6 +171,10 @@ impl Storage {
                             }
                             Report::Touched
                         }
+                        Message::CloseFiles => {
+                            systems.close();
+                            Report::FilesClosed
+                        }
                         Message::ReserveInstances(count) => {
                             Report::Instances(contents.reserve_instances(count).map(|range| range.end))
                         }
@@ -200,6 +207,7 @@ impl Storage {
             reserving: false,
             reserve_again: None,
             touching: false,
+            closed: false,
         };
         started.volumes.iter().for_each(|volume| started.assert_outside_metadata(volume));
         Ok(started)
@@ -295,6 +303,20 @@ impl Storage {
         }
     }
 
+    /// Syncs and closes all file systems: while the device still runs, as what is not durable then is lost. Waits for that, but
+    /// not for ever.
+    pub fn close_files(&mut self, patience: Duration) {
+        self.send(Message::CloseFiles);
+        let end = Instant::now() + patience;
+        while !self.closed
+            && Instant::now() < end
+            && !self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        {
+            self.receive();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// What came of the oldest job that has ended since the last call.
     pub fn take_outcome(&mut self) -> Option<Outcome> {
         self.receive();
@@ -319,6 +341,7 @@ impl Storage {
                     self.file_outcomes.push_back((volume, outcome));
                 }
                 Report::Touched => self.touching = false,
+                Report::FilesClosed => self.closed = true,
                 Report::Instances(Ok(ceiling)) => {
                     self.reserving = false;
                     self.ceiling = ceiling;

@@ -407,6 +407,11 @@ impl Control {
         self
     }
 
+    /// Syncs and closes all file systems; to be called while the device still runs. Waits for that, for so long at the most.
+    pub fn close_files(&mut self, patience: Duration) {
+        self.storage.close_files(patience);
+    }
+
     /// Sessions connected, or still giving back what they held.
     pub fn sessions(&self) -> usize {
         self.sessions.len()

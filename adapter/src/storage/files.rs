@@ -200,8 +200,8 @@ impl FileSystems {
     }
 
     /// Makes everything durable and lets go.
-    pub(super) fn close(self) {
-        for (volume, system) in self.open {
+    pub(super) fn close(&mut self) {
+        for (volume, system) in std::mem::take(&mut self.open) {
             let synced = match system {
                 System::Own(mut system) => system.guarded(FileSystem::sync).map_err(FileFailure::from),
                 System::Ext4(mut system) => system.sync().map_err(FileFailure::from),
