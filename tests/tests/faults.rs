@@ -36,11 +36,16 @@ fn on_software(uri: &str, table: &Table) -> Vec<Trial> {
 }
 
 fn on_a_machine(uri: &str, table: &Table) -> Vec<Trial> {
-    let (one, other, table) = (uri.to_owned(), uri.to_owned(), table.clone());
-    let matrix = move || machine::matrix(&one, &table).map_err(Failed::from);
-    let removals = move || machine::removals(&other).map_err(Failed::from);
+    let one = uri.to_owned();
+    let matrix = |name: &'static str, faults: &'static [machine::Fault]| {
+        let (uri, table) = (uri.to_owned(), table.clone());
+        let run = move || machine::matrix(&uri, faults, &table).map_err(Failed::from);
+        Trial::test(name, run).with_kind("faults")
+    };
+    let removals = move || machine::removals(&one).map_err(Failed::from);
     vec![
-        Trial::test("faults_of_a_machine_end_each_request_once", matrix).with_kind("faults"),
-        Trial::test("a_device_is_removed_and_returns_under_load", removals).with_kind("faults"),
+        matrix("faults_that_stay_end_each_request_once", machine::STAYS),
+        matrix("a_device_that_is_removed_ends_each_request_once", machine::GOES),
+        Trial::test("a_device_that_is_removed_returns_under_load", removals).with_kind("faults"),
     ]
 }

@@ -25,7 +25,8 @@ fn ask(what: &str) {
     writeln!(std::io::stdout().lock(), "{ASK}{what}").expect("somebody listens");
 }
 
-struct Fault {
+/// What goes wrong.
+pub struct Fault {
     name: &'static str,
     /// What makes it, and what ends it.
     begin: fn(&Machine, Operation),
@@ -45,7 +46,8 @@ impl Machine {
     }
 }
 
-const FAULTS: &[Fault] = &[
+/// Faults of a device that stays where it is.
+pub const STAYS: &[Fault] = &[
     Fault {
         name: "medium error",
         begin: |_, operation| ask(if operation == Operation::Flush { "flush-bad" } else { "medium-bad" }),
@@ -70,14 +72,16 @@ const FAULTS: &[Fault] = &[
         allowed: &[End::Done, End::Aborted],
         needed: End::Done,
     },
-    Fault {
-        name: "removed, returns",
-        begin: |_, _| ask("pull"),
-        end: |_| ask("put"),
-        allowed: &[End::Done, End::Aborted, End::Refused],
-        needed: End::Refused,
-    },
 ];
+
+/// A device that is removed and put back.
+pub const GOES: &[Fault] = &[Fault {
+    name: "removed, returns",
+    begin: |_, _| ask("pull"),
+    end: |_| ask("put"),
+    allowed: &[End::Done, End::Aborted, End::Refused],
+    needed: End::Refused,
+}];
 
 /// An adapter over the machine's device, and an application of it.
 struct Stage {
@@ -130,15 +134,15 @@ impl Stage {
     }
 }
 
-/// Runs the matrix on the machine's device.
+/// Runs some rows of the matrix on the machine's device.
 ///
 /// # Errors
 /// The cells that failed.
-pub fn matrix(uri: &str, table: &Table) -> Result<(), String> {
+pub fn matrix(uri: &str, faults: &[Fault], table: &Table) -> Result<(), String> {
     let (mut stage, other) = (Stage::new(uri).map_err(|error| format!("{error:#}"))?, Bystander::start());
     let device = crate::suite::kind_of(uri);
     let mut failed = Vec::new();
-    for fault in FAULTS {
+    for fault in faults {
         for operation in Operation::ALL {
             let since = Instant::now();
             let outcome = stage.cell(fault, operation, &other);

@@ -240,8 +240,13 @@ pub struct Application {
     file: File,
     raw: RawQueue,
     buffer: Buffer,
+    /// The first block that its requests touch.
+    base: u64,
     next: u64,
 }
+
+/// The first block of those that only make load.
+const BESIDE: u64 = 256;
 
 impl Application {
     /// Makes volumes and file on a fresh store.
@@ -255,13 +260,13 @@ impl Application {
         Self::open(session, "/log")
     }
 
-    /// Another one beside it, with a file of its own.
+    /// Another one beside it, with a file and blocks of its own.
     ///
     /// # Errors
     /// What the adapter says.
     pub fn beside(session: Session) -> Result<Self, portcullis::Error> {
         let name = format!("/log{}", std::process::id());
-        Self::open(session, &name)
+        Ok(Self { base: BESIDE, ..Self::open(session, &name)? })
     }
 
     fn open(session: Session, name: &str) -> Result<Self, portcullis::Error> {
@@ -272,7 +277,7 @@ impl Application {
         file.allocate(4 << 20)?;
         let raw = RawQueue::create(&session, 32)?;
         let buffer = session.buffer(64 << 10)?;
-        Ok(Self { session, volume, file, raw, buffer, next: 1 })
+        Ok(Self { session, volume, file, raw, buffer, base: 0, next: 1 })
     }
 
     /// Where the blocks lie on the device that requests of one operation touch: a range of bytes.
@@ -298,7 +303,7 @@ impl Application {
             opcode: operation.opcode(),
             user_data: self.next,
             key: self.volume.key(),
-            offset: place * u64::from(block),
+            offset: (self.base + place) * u64::from(block),
             length: block,
             ..SubmissionEntry::default()
         };
