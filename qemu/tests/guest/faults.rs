@@ -41,17 +41,13 @@ impl Bay {
         let every = ["read", "write", "write-zeroes", "discard"];
         let errors: Vec<Value> =
             every.iter().map(|kind| json!({ "event": "none", "iotype": kind, "errno": 5 })).collect();
-        // Once: QEMU itself flushes what is exchanged.
-        let flush = json!([{ "event": "none", "iotype": "flush", "errno": 5, "once": true }]);
         let mut options = Vec::new();
         options.extend(node(
             json!({ "driver": "file", "node-name": "image", "filename": image, "discard": "unmap" }),
         ));
-        for (name, errors) in [("bad", json!(errors)), ("bad-flush", flush)] {
-            options.extend(node(
-                json!({ "driver": "blkdebug", "node-name": name, "image": "image", "inject-error": errors }),
-            ));
-        }
+        options.extend(node(
+            json!({ "driver": "blkdebug", "node-name": "bad", "image": "image", "inject-error": errors }),
+        ));
         options.extend(node(json!({ "driver": "raw", "node-name": "top", "file": "image" })));
         options.extend(["-device".to_owned(), "pcie-root-port,id=bay,chassis=1,slot=1".to_owned()]);
         options.extend(["-device".to_owned(), self.device.to_string()]);
@@ -69,7 +65,6 @@ impl Bay {
         let rate = |bytes: u64| json!({ "id": "disk", "bps": bytes, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
         let (command, arguments) = match what {
             "medium-bad" => ("blockdev-reopen", over("bad")),
-            "flush-bad" => ("blockdev-reopen", over("bad-flush")),
             "medium-good" => ("blockdev-reopen", over("image")),
             // A block takes minutes.
             "hold" => ("block_set_io_throttle", rate(1)),
@@ -89,10 +84,10 @@ impl Bay {
             }
             std::thread::sleep(EMPTY);
         }
-        // A node is free a little after its device has gone; a flush that fails keeps one where it is.
+        // A node is free a little after its device has gone.
         loop {
             match monitor.execute(command, &arguments) {
-                Err(_) if matches!(what, "put" | "medium-good") && Instant::now() < end => {
+                Err(_) if what == "put" && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 done => return done.map(drop),
