@@ -131,6 +131,10 @@ impl Bay {
     }
 }
 
+/// Not the one under load, which is run by hand: after a dozen removals QEMU 7.2 now and then keeps the node of a device that is
+/// gone, and nothing can be put in its place.
+const REMOVED: &str = "removed_ends";
+
 fn nvme() -> (Value, &'static str) {
     let device = json!({ "driver": "nvme", "id": "disk", "serial": "returns", "drive": "top", "bus": "bay" });
     (device, "1b36 0010")
@@ -166,11 +170,11 @@ fn virtio_of_qemu_fails_stops_and_is_reset() {
 #[test]
 #[ignore = "starts a guest"]
 fn nvme_of_qemu_goes_and_returns() {
-    run(nvme(), "faults-nvme", "removed");
+    run(nvme(), "faults-nvme", REMOVED);
 }
 
 #[test]
 #[ignore = "starts a guest"]
 fn virtio_of_qemu_goes_and_returns() {
-    run(virtio(), "faults-virtio", "removed");
+    run(virtio(), "faults-virtio", REMOVED);
 }
