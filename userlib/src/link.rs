@@ -342,20 +342,18 @@ impl Link {
 
     /// The request with the keys of the present life.
     pub(crate) fn translate<'a>(&self, request: &'a Request) -> Result<Cow<'a, Request>, Error> {
-        let mut request = Cow::Borrowed(request);
-        if let Some(name) = key_in(&request)
-            && self.resumes()
-        {
-            let key = self.key_of(name);
-            if key.is_err() && matches!(*request, Request::Close { .. }) {
-                self.held().into_iter().for_each(|mut held| drop(held.opened.remove(&name)));
-            }
-            let key = key?;
-            if key != name {
-                key_of_request(request.to_mut()).into_iter().for_each(|it| *it = key);
-            }
+        if !self.resumes() {
+            return Ok(Cow::Borrowed(request));
         }
-        Ok(request)
+        let mut translated = request.clone();
+        if let Some(key) = key_of_request(&mut translated) {
+            let present = self.key_of(*key);
+            if present.is_err() && matches!(request, Request::Close { .. }) {
+                self.held().into_iter().for_each(|mut held| drop(held.opened.remove(key)));
+            }
+            *key = present?;
+        }
+        Ok(Cow::Owned(translated))
     }
 
     /// Remembers what was opened and closed. What was opened gets a name, which stands in the reply then.
@@ -372,6 +370,19 @@ impl Link {
         }
         held.opened.insert(name, Opened { how, identity, block_size, now: Ok(*key), replays: false });
         *key = name;
+    }
+
+    /// Takes note of the reply to a request that went by a queue. True if the request is to be asked again: the adapter ended
+    /// over it, and that does no harm.
+    pub(crate) fn asks_again(&self, request: &Request, reply: &mut Result<Reply, Error>) -> bool {
+        match reply {
+            Ok(reply) => self.learn(request, reply),
+            Err(Error::Io(error)) => {
+                return error.status == Status::E_OUTCOME_UNKNOWN && is_repeatable(request);
+            }
+            Err(_) => {}
+        }
+        false
     }
 
     /// From now on the queue counts among those that a restart concerns.
@@ -641,7 +652,7 @@ pub(crate) fn unknown_outcome() -> Error {
 }
 
 /// Whether a request that may have been done already does the same when it is done again, by the next adapter.
-pub(crate) fn is_repeatable(request: &Request) -> bool {
+fn is_repeatable(request: &Request) -> bool {
     match request {
         // What they made ended with the adapter.
         Request::OpenVolume { .. }
@@ -704,20 +715,6 @@ fn key_of_request(request: &mut Request) -> Option<&mut u64> {
         | Request::SetLength { key, .. }
         | Request::SetAttributes { of: FileTarget::Key(key), .. }
         | Request::SyncFile { key, .. } => Some(key),
-        _ => None,
-    }
-}
-
-fn key_in(request: &Request) -> Option<u64> {
-    match request {
-        Request::Close { key }
-        | Request::Query { key }
-        | Request::QueryFile { key }
-        | Request::ListExtensions { key, .. }
-        | Request::GrowFile { key, .. }
-        | Request::SetLength { key, .. }
-        | Request::SetAttributes { of: FileTarget::Key(key), .. }
-        | Request::SyncFile { key, .. } => Some(*key),
         _ => None,
     }
 }

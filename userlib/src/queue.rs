@@ -14,7 +14,7 @@ use wire::layout::{CompletionEntry, MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEnt
 use crate::channel::Channel;
 use crate::error::{Error, IoError, Refused};
 use crate::file::File;
-use crate::link::{Link, is_repeatable};
+use crate::link::Link;
 use crate::memory::Buffer;
 use crate::request::{Completion, Data, Request, Ticket, encode_managed, reply_in};
 use crate::slots::{Flight, Slots};
@@ -243,24 +243,13 @@ impl Queue {
         if self.channel.is_down() {
             return Err(Refused { error: Error::QueueDown, request });
         }
-        let entry = SubmissionEntry {
-            opcode: request.opcode,
-            flags: request.flags | if segments > 0 { flag::SCATTER } else { 0 },
-            scatter_count: segments,
-            deadline_us: request.deadline_us,
-            user_data: vacant.ticket().user_data(),
-            key: request.key,
-            offset: request.offset,
-            length,
-            region,
-            region_offset,
-            extension: request.extension,
-            ..SubmissionEntry::default()
-        };
+        let (user_data, extension) = (vacant.ticket().user_data(), request.extension);
+        let mut flight = flight(request, length, transfer);
+        let entry = entry(&flight, (user_data, flight.key, extension), (region, region_offset), segments);
         if self.channel.end.push(&entry).is_err() {
-            return Err(Refused { error: Error::QueueFull, request });
+            return Err(Refused { error: Error::QueueFull, request: request_of(&mut flight, extension) });
         }
-        Ok(vacant.fill(flight(request, length, transfer)))
+        Ok(vacant.fill(flight))
     }
 
     /// Rings the doorbell: announces all requests prepared since the last time. Writes the adapter's eventfd if it
@@ -445,16 +434,9 @@ impl Queue {
         loop {
             let link = self.channel.link.clone();
             let mut reply = self.call_once(&*link.translate(request)?);
-            match &mut reply {
-                Ok(reply) => link.learn(request, reply),
-                Err(Error::Io(error))
-                    if error.status == Status::E_OUTCOME_UNKNOWN && is_repeatable(request) =>
-                {
-                    continue;
-                }
-                Err(_) => {}
+            if !link.asks_again(request, &mut reply) {
+                return reply;
             }
-            return reply;
         }
     }
 
@@ -688,6 +670,38 @@ fn flight(request: Request, length: u32, transfer: Option<NonZeroU64>) -> Flight
     let Request { data, tag, offset, opcode, flags, deadline_us, key, extension, .. } = request;
     let (in_extension, bounced) = (extension != 0, false);
     Flight { data, tag, offset, length, opcode, flags, in_extension, bounced, deadline_us, key, transfer }
+}
+
+/// The request that a flight was.
+#[cold]
+fn request_of(flight: &mut Flight, extension: u64) -> Request {
+    let data = flight.take_data();
+    let &mut Flight { opcode, flags, deadline_us, key, offset, length, tag, .. } = flight;
+    Request { opcode, flags, deadline_us, key, offset, length: length.into(), extension, tag, data }
+}
+
+/// What the adapter is told of a request: by the key that it has now, with its memory or the list of its `segments` buffers there.
+#[inline(always)] // where requests come through, as its caller
+fn entry(
+    flight: &Flight,
+    (user_data, key, extension): (u64, u64, u64),
+    (region, region_offset): (u64, u64),
+    segments: u8,
+) -> SubmissionEntry {
+    SubmissionEntry {
+        opcode: flight.opcode,
+        flags: flight.flags | if segments > 0 { flag::SCATTER } else { 0 },
+        scatter_count: segments,
+        deadline_us: flight.deadline_us,
+        user_data,
+        key,
+        offset: flight.offset,
+        length: flight.length,
+        region,
+        region_offset,
+        extension,
+        ..SubmissionEntry::default()
+    }
 }
 
 #[inline]

@@ -18,11 +18,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use wire::Status;
 use wire::control::{self, Reply};
 
 use crate::error::Error;
-use crate::link::is_repeatable;
 use crate::memory::{Buffer, MemoryAccess};
 use crate::queue::{BOUNCE_BYTES, Queue};
 use crate::request::{Completion, Request, Ticket, encode_managed, reply_in};
@@ -197,16 +195,9 @@ impl Reactor {
         loop {
             let link = self.0.session.link();
             let mut reply = self.call_once(&*link.translate(request)?).await;
-            match &mut reply {
-                Ok(reply) => link.learn(request, reply),
-                Err(Error::Io(error))
-                    if error.status == Status::E_OUTCOME_UNKNOWN && is_repeatable(request) =>
-                {
-                    continue;
-                }
-                Err(_) => {}
+            if !link.asks_again(request, &mut reply) {
+                return reply;
             }
-            return reply;
         }
     }
 

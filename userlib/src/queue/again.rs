@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wire::Status;
-use wire::layout::{CompletionEntry, SubmissionEntry, flag, opcode};
+use wire::layout::{CompletionEntry, opcode};
 
-use super::{Lists, Queue, check_several, checked_length, flight};
+use super::{Lists, Queue, check_several, checked_length, entry, flight, request_of};
 use crate::channel::Channel;
 use crate::error::{Error, Refused};
 use crate::link::{Link, Standing};
@@ -305,7 +305,7 @@ impl Queue {
         let (link, life) = (&self.channel.link, self.channel.life);
         let key = again.key(link, flight.key)?;
         flight.bounced = false;
-        let ((region, region_offset), segments) = match &mut flight.data {
+        let (memory, segments) = match &mut flight.data {
             Data::None => ((0, 0), 0),
             Data::One(buffer) => {
                 let (region, bounced) = buffer.hand_over(life)?;
@@ -325,26 +325,7 @@ impl Queue {
                 (list, u8::try_from(buffers.len()).unwrap_or(u8::MAX))
             }
         };
-        let entry = SubmissionEntry {
-            opcode: flight.opcode,
-            flags: flight.flags | if segments > 0 { flag::SCATTER } else { 0 },
-            scatter_count: segments,
-            deadline_us: flight.deadline_us,
-            user_data,
-            key,
-            offset: flight.offset,
-            length: flight.length,
-            region,
-            region_offset,
-            extension,
-            ..SubmissionEntry::default()
-        };
+        let entry = entry(flight, (user_data, key, extension), memory, segments);
         self.channel.end.push(&entry).map_err(|_| Error::QueueFull)
     }
-}
-
-fn request_of(flight: &mut Flight, extension: u64) -> Request {
-    let data = flight.take_data();
-    let &mut Flight { opcode, flags, deadline_us, key, offset, length, tag, .. } = flight;
-    Request { opcode, flags, deadline_us, key, offset, length: length.into(), extension, tag, data }
 }
