@@ -7,26 +7,24 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wire::Status;
-use wire::control::{self, Reply};
-use wire::layout::{CompletionEntry, MAX_SEGMENTS, MAX_WRITE_BYTES, SubmissionEntry, flag, opcode};
+use wire::layout::CompletionEntry;
 
 use crate::channel::Channel;
-use crate::error::{Error, IoError, Refused};
-use crate::file::File;
+use crate::error::{Error, Refused};
 use crate::link::Link;
 use crate::memory::Buffer;
-use crate::request::{Completion, Data, Request, Ticket, encode_managed, reply_in};
-use crate::slots::{Flight, Slots};
-use crate::target::{Of, Target};
-use crate::volume::Volume;
+use crate::request::{Completion, Data, Request, Ticket};
+use crate::slots::Slots;
 
 mod again;
+mod calls;
+mod entry;
 mod lists;
 mod stash;
 mod transfer;
 
 use again::Again;
+use entry::{check_several, checked_length, entry, flight, outcome, request_of, stray};
 use lists::Lists;
 use stash::{Stash, Stashed};
 pub(crate) use transfer::{Pieces, before_block, next_write};
@@ -384,157 +382,6 @@ impl Queue {
         Ok(None)
     }
 
-    /// Prepares a request, rings, and waits for its completion. Other completions that come meanwhile are kept for
-    /// [`Queue::poll`] and [`Queue::wait`].
-    ///
-    /// # Errors
-    /// Those of [`Queue::prepare`] and [`Queue::wait`]. A request that failed is not an error here: see
-    /// [`Completion::result`].
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let adapter = adapter::Embedded::open("emu:16M")?;
-    /// # let session = adapter.session()?;
-    /// # session.create_volume("v", 1 << 20)?;
-    /// # let volume = session.open("v", portcullis::Access::ALL)?;
-    /// let mut queue = session.queue(4)?;
-    /// queue.execute(portcullis::Request::deallocate(&volume, 0, 1 << 20))?.result?;
-    /// # Ok(()) }
-    /// ```
-    pub fn execute(&mut self, request: Request) -> Result<Completion, Error> {
-        self.make_room()?;
-        let ticket = self.submit(request, None)?;
-        self.ring()?;
-        loop {
-            let ended = self.next_ended()?;
-            if ended.ticket == ticket {
-                return Ok(ended.into());
-            }
-            self.keep(ended);
-        }
-    }
-
-    /// Sends a management request by the queue and waits for its reply: as any call of the session, without a system call
-    /// while the adapter is awake.
-    ///
-    /// # Errors
-    /// As [`Request::manage`], [`Queue::execute`] and [`Completion::reply`].
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let adapter = adapter::Embedded::open("emu:16M")?;
-    /// # let session = adapter.session()?;
-    /// use portcullis::wire::control::{Reply, Request};
-    /// let mut queue = session.queue(4)?;
-    /// let made = queue.call(&Request::CreateVolume { name: "v".into(), bytes: 1 << 20 })?;
-    /// assert!(matches!(made, Reply::Volume(volume) if volume.name == "v"));
-    /// # Ok(()) }
-    /// ```
-    pub fn call(&mut self, request: &control::Request) -> Result<Reply, Error> {
-        loop {
-            let link = self.channel.link.clone();
-            let mut reply = self.call_once(&*link.translate(request)?);
-            if !link.asks_again(request, &mut reply) {
-                return reply;
-            }
-        }
-    }
-
-    fn call_once(&mut self, request: &control::Request) -> Result<Reply, Error> {
-        self.provide_bounce()?;
-        let Some(mut buffer) = self.bounce.pop() else { return Err(Error::QueueFull) };
-        let manage = match encode_managed(request, &mut buffer) {
-            Ok((length, room)) => Request::managed(length, room, buffer),
-            Err(error) => {
-                self.bounce.push(buffer);
-                return Err(error);
-            }
-        };
-        let done = self.execute(manage)?;
-        let reply = reply_in(done.result, done.buffer.as_deref());
-        self.bounce.extend(done.buffer);
-        reply
-    }
-
-    /// Reads `target.len()` bytes from `offset` through buffers of the queue's own. Offset, length and memory may be any.
-    ///
-    /// # Errors
-    /// [`Error::Io`] for the first piece that failed; what was read by then is undefined.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let adapter = adapter::Embedded::open("emu:16M")?;
-    /// # let session = adapter.session()?;
-    /// # session.create_volume("v", 4 << 20)?;
-    /// # let volume = session.open("v", portcullis::Access::READ)?;
-    /// let mut queue = session.queue(8)?;
-    /// let mut bytes = vec![1; 3 << 20];
-    /// queue.read_at(&volume, 0, &mut bytes)?;
-    /// assert!(bytes.iter().all(|byte| *byte == 0));
-    /// # Ok(()) }
-    /// ```
-    pub fn read_at(&mut self, volume: &Volume, offset: u64, target: &mut [u8]) -> Result<(), Error> {
-        self.transfer(Of::volume(volume), offset, Pieces::Read(target)).map(drop)
-    }
-
-    /// Writes `source` to `offset` through buffers of the queue's own. Offset, length and memory may be any. Blocks that
-    /// are written only in part keep their other bytes, as with [`Request::write_bytes`]. Durable after
-    /// [`Queue::flush`]. Not one write but several, unless it is of at most 64 KiB: others may see one and not the next.
-    ///
-    /// # Errors
-    /// [`Error::Io`] for the first piece that failed; other pieces may have been written.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let adapter = adapter::Embedded::open("emu:16M")?;
-    /// # let session = adapter.session()?;
-    /// # session.create_volume("v", 1 << 20)?;
-    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
-    /// let mut queue = session.queue(8)?;
-    /// queue.write_at(&volume, 8192, &[7; 8192])?;
-    /// queue.flush(&volume)?;
-    /// # let mut back = [0; 8192];
-    /// # queue.read_at(&volume, 8192, &mut back)?;
-    /// # assert_eq!(back, [7; 8192]);
-    /// # Ok(()) }
-    /// ```
-    pub fn write_at(&mut self, volume: &Volume, offset: u64, source: &[u8]) -> Result<(), Error> {
-        self.transfer(Of::volume(volume), offset, Pieces::Write(source)).map(drop)
-    }
-
-    /// Appends at most [`Request::MAX_WRITE_BYTES`] bytes to a file, through a buffer of the queue's own. Where they landed.
-    pub(crate) fn append(&mut self, file: &File, source: &[u8]) -> Result<u64, Error> {
-        self.provide_bounce()?;
-        let Some(mut buffer) = self.bounce.pop() else { return Err(Error::QueueFull) };
-        buffer[..source.len()].copy_from_slice(source);
-        let done = self.execute(Request::append(file, buffer).length(source.len() as u64))?;
-        self.bounce.extend(done.buffer);
-        match usize::try_from(done.result?) {
-            Ok(bytes) if bytes == source.len() => Ok(done.value),
-            other => Err(Error::Protocol(format!("{other:?} bytes of {} were appended", source.len()))),
-        }
-    }
-
-    /// Makes all completed writes to the volume durable, and waits for it.
-    ///
-    /// # Errors
-    /// As [`Queue::execute`], and [`Error::Io`] if the flush failed.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let adapter = adapter::Embedded::open("emu:16M")?;
-    /// # let session = adapter.session()?;
-    /// # session.create_volume("v", 1 << 20)?;
-    /// # let volume = session.open("v", portcullis::Access::READ_WRITE)?;
-    /// # let mut queue = session.queue(8)?;
-    /// queue.write_at(&volume, 0, &[1; 4096])?;
-    /// queue.flush(&volume)?; // now it survives a power cut
-    /// # Ok(()) }
-    /// ```
-    pub fn flush(&mut self, volume: &impl Target) -> Result<(), Error> {
-        self.execute(Request::flush(volume))?.result.map(drop)
-    }
-
     /// The state word: whether the adapter moved the queue to the error state, after which it takes no more requests.
     /// A queue used through this type never gets there by itself.
     ///
@@ -569,183 +416,6 @@ impl Queue {
         let (buffer, buffers) = data.into_parts();
         Ok(Some(Completion { ticket, tag: flight.tag, result, value: entry.value, buffer, buffers }))
     }
-
-    fn resolve(&mut self, entry: &CompletionEntry) -> Result<Ended, Error> {
-        let Some((ticket, flight)) = self.slots.end(entry.user_data) else { return Err(stray(entry)) };
-        if flight.bounced {
-            flight.come_back(self.channel.life, entry.bytes);
-        }
-        let result = outcome(flight, entry);
-        let flight = Flight { data: flight.take_data(), ..*flight };
-        Ok(Ended { ticket, flight, result, value: entry.value })
-    }
-
-    /// Waits for whichever request ends next.
-    fn next_ended(&mut self) -> Result<Ended, Error> {
-        loop {
-            if let Some(entry) = self.stash.pop_late() {
-                return self.resolve(&entry);
-            }
-            match self.channel.wait(None) {
-                Ok(Some(entry)) if entry.status != 0 && self.holds_back(&entry) => {}
-                Ok(Some(entry)) => return self.resolve(&entry),
-                Ok(None) => return Err(Error::Protocol("a wait without an end has ended".to_owned())),
-                Err(error) if self.resumes && error.is_gone() => drop(self.resume(None)?),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Keeps the completion of a request that the running blocking call did not make.
-    fn keep(&mut self, ended: Ended) {
-        if ended.flight.transfer.is_some() {
-            self.bounce.extend(ended.flight.data.into_one());
-        } else {
-            self.stash.push(ended.into());
-        }
-    }
-
-    /// Sees to it that one more request can be submitted.
-    fn make_room(&mut self) -> Result<(), Error> {
-        while self.slots.is_full() {
-            self.ring()?;
-            let ended = self.next_ended()?;
-            self.keep(ended);
-        }
-        Ok(())
-    }
-}
-
-/// A request that ended, with what was kept of it.
-struct Ended {
-    ticket: Ticket,
-    flight: Flight,
-    result: Result<u32, Error>,
-    value: u64,
-}
-
-impl From<Ended> for Completion {
-    #[inline]
-    fn from(Ended { ticket, flight, result, value }: Ended) -> Self {
-        let (buffer, buffers) = flight.data.into_parts();
-        Self { ticket, tag: flight.tag, result, value, buffer, buffers }
-    }
-}
-
-#[inline]
-fn outcome(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
-    if Status(entry.status).is_ok() && entry.bytes <= flight.length {
-        Ok(entry.bytes)
-    } else {
-        no_success(flight, entry)
-    }
-}
-
-#[cold]
-fn no_success(flight: &Flight, entry: &CompletionEntry) -> Result<u32, Error> {
-    let status = Status(entry.status);
-    let Flight { opcode, offset, length, .. } = *flight;
-    // Its offset is the room for a reply, and that says what failed, if anything did.
-    if opcode == opcode::MANAGE && entry.bytes > 0 && u64::from(entry.bytes) <= offset {
-        return Ok(entry.bytes);
-    }
-    if status.is_ok() {
-        return Err(Error::Protocol(format!("{} bytes moved of {length} asked for", entry.bytes)));
-    }
-    Err(IoError { status, device_status: entry.device_status, opcode, offset, length }.into())
-}
-
-#[cold]
-fn stray(entry: &CompletionEntry) -> Error {
-    Error::Protocol(format!(
-        "a completion came for {:#x} ({}), which is not in flight on this queue",
-        entry.user_data,
-        Status(entry.status)
-    ))
-}
-
-/// What is kept of a request while it is in flight.
-#[inline]
-fn flight(request: Request, length: u32, transfer: Option<NonZeroU64>) -> Flight {
-    let Request { data, tag, offset, opcode, flags, deadline_us, key, extension, .. } = request;
-    let (in_extension, bounced) = (extension != 0, false);
-    Flight { data, tag, offset, length, opcode, flags, in_extension, bounced, deadline_us, key, transfer }
-}
-
-/// The request that a flight was.
-#[cold]
-fn request_of(flight: &mut Flight, extension: u64) -> Request {
-    let data = flight.take_data();
-    let &mut Flight { opcode, flags, deadline_us, key, offset, length, tag, .. } = flight;
-    Request { opcode, flags, deadline_us, key, offset, length: length.into(), extension, tag, data }
-}
-
-/// What the adapter is told of a request: by the key that it has now, with its memory or the list of its `segments` buffers there.
-#[inline(always)] // where requests come through, as its caller
-fn entry(
-    flight: &Flight,
-    (user_data, key, extension): (u64, u64, u64),
-    (region, region_offset): (u64, u64),
-    segments: u8,
-) -> SubmissionEntry {
-    SubmissionEntry {
-        opcode: flight.opcode,
-        flags: flight.flags | if segments > 0 { flag::SCATTER } else { 0 },
-        scatter_count: segments,
-        deadline_us: flight.deadline_us,
-        user_data,
-        key,
-        offset: flight.offset,
-        length: flight.length,
-        region,
-        region_offset,
-        extension,
-        ..SubmissionEntry::default()
-    }
-}
-
-#[inline]
-fn checked_length(request: &Request) -> Result<u32, Error> {
-    let most = match &request.data {
-        Data::One(buffer) => buffer.len() as u64,
-        Data::None | Data::Several(_) => u64::MAX,
-    };
-    let writes_bytes = matches!(request.opcode, opcode::WRITE_BYTES | opcode::APPEND);
-    let most_of_opcode = if writes_bytes { MAX_WRITE_BYTES } else { u32::MAX };
-    match u32::try_from(request.length) {
-        Ok(length) if request.length <= most && length <= most_of_opcode => Ok(length),
-        _ => Err(too_long(request, most)),
-    }
-}
-
-#[cold]
-fn too_long(request: &Request, most: u64) -> Error {
-    let length = request.length;
-    let writes_bytes = matches!(request.opcode, opcode::WRITE_BYTES | opcode::APPEND);
-    Error::Argument(if writes_bytes && length > u64::from(MAX_WRITE_BYTES) {
-        format!(
-            "a write of {length} bytes at once: at most {MAX_WRITE_BYTES} can be written where they are not whole blocks"
-        )
-    } else if length > u64::from(u32::MAX) {
-        format!("a length of {length} bytes does not fit a request: use several of less than 4 GiB")
-    } else {
-        format!("a length of {length} is more than the {most} bytes of the buffer")
-    })
-}
-
-/// Whether a request of that length can have these buffers.
-#[cold]
-fn check_several(length: u64, buffers: &[Buffer]) -> Result<(), Error> {
-    let all: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-    if !(1..=MAX_SEGMENTS).contains(&buffers.len()) {
-        let text = format!("{} buffers for one request: it takes 1 to {MAX_SEGMENTS}", buffers.len());
-        return Err(Error::Argument(text));
-    }
-    if length != all {
-        let text = format!("a length of {length} with several buffers of {all} bytes: all of them take part");
-        return Err(Error::Argument(text));
-    }
-    Ok(())
 }
 
 impl Drop for Queue {

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use wire::Status;
 use wire::layout::{CompletionEntry, opcode};
 
-use super::{Lists, Queue, check_several, checked_length, entry, flight, request_of};
+use super::entry::{check_several, checked_length, entry, flight, request_of};
+use super::{Lists, Queue};
 use crate::channel::Channel;
 use crate::error::{Error, Refused};
 use crate::link::{Link, Standing};

@@ -4,7 +4,8 @@ use std::num::NonZeroU64;
 
 use wire::layout::MAX_WRITE_BYTES;
 
-use super::{BOUNCE_BUFFERS, BOUNCE_BYTES, Ended, Queue};
+use super::calls::Ended;
+use super::{BOUNCE_BUFFERS, BOUNCE_BYTES, Queue};
 use crate::error::Error;
 use crate::memory::{Memory, MemoryAccess};
 use crate::request::Request;
