@@ -3,6 +3,7 @@
 mod contents;
 mod ext4;
 pub mod files;
+mod once;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -79,10 +80,11 @@ pub type Outcome = Result<Option<Volume>, StoreError>;
 
 enum Message {
     Job(Job, Option<Wish>),
-    Files(VolumeId, Who, FileJob),
+    Files(VolumeId, Who, FileJob, Option<Wish>),
     ReserveInstances(u32),
     Touch,
-    CloseFiles,
+    /// True if nothing that was done to files is still to be told.
+    CloseFiles(bool),
 }
 
 enum Report {
@@ -121,6 +123,8 @@ pub struct Storage {
     ledger: Ledger,
     /// How often an adapter has started over the store.
     life: u64,
+    /// The one before ended in order.
+    settled: bool,
     /// Of the device.
     blocks: u64,
     free_blocks: u64,
@@ -144,7 +148,7 @@ impl Storage {
         let volumes = contents.volumes().map_err(on_store)?;
         let (metadata, blocks) = (contents.metadata_extents(), contents.geometry().blocks);
         let ledger = contents.ledger();
-        let (uuid, life) = contents.begin_life().map_err(on_store)?;
+        let (uuid, life, settled) = contents.begin_life().map_err(on_store)?;
         let reserved = contents.reserve_instances(instances).map_err(on_store)?;
         let (jobs, inbox) = channel::<Message>();
         let (outbox, reports) = channel::<Report>();
@@ -155,14 +159,18 @@ impl Storage {
             .name("portcullis-store".into())
             .spawn(move || {
                 let mut systems = FileSystems::default();
+                let mut ended = false;
                 while let Some(message) = next(&inbox, &mut systems) {
                     let report = match message {
                         Message::Job(job, wish) => {
                             systems.let_go(&contents, &job);
                             Report::Job(contents.execute(job, wish), contents.free_blocks())
                         }
-                        Message::Files(volume, who, job) => {
-                            let outcome = systems.execute(&mut contents, volume, &who, job);
+                        Message::Files(volume, ..) if ended => {
+                            Report::Files(volume, Err(files::ended()), systems.volumes())
+                        }
+                        Message::Files(volume, who, job, wish) => {
+                            let outcome = systems.execute(&mut contents, volume, &who, (job, wish));
                             Report::Files(volume, outcome, systems.volumes())
                         }
                         Message::Touch => {
@@ -171,8 +179,14 @@ impl Storage {
                             }
                             Report::Touched
                         }
-                        Message::CloseFiles => {
-                            systems.close();
+                        Message::CloseFiles(all) => {
+                            ended = true;
+                            if systems.close()
+                                && all
+                                && let Err(error) = contents.settle()
+                            {
+                                tracing::error!(%error, "who comes next will not know that all of it is durable");
+                            }
                             Report::FilesClosed
                         }
                         Message::ReserveInstances(count) => {
@@ -184,7 +198,7 @@ impl Storage {
                     }
                     let _ = rustix::io::write(&signal, &1u64.to_ne_bytes()); // Never full: never read, one a report.
                 }
-                systems.close();
+                let _ = systems.close(); // It says what fails.
             })
             .map_err(os)?;
         let started = Self {
@@ -197,6 +211,7 @@ impl Storage {
             uuid,
             ledger,
             life,
+            settled,
             blocks,
             free_blocks,
             outcomes: VecDeque::new(),
@@ -234,6 +249,11 @@ impl Storage {
     /// How often an adapter has started over the store, this time included.
     pub fn life(&self) -> u64 {
         self.life
+    }
+
+    /// Whether all that was done to files in the life before is there.
+    pub fn was_settled(&self) -> bool {
+        self.settled
     }
 
     /// The volumes at the start. Taken once.
@@ -276,9 +296,9 @@ impl Storage {
         self.ledger.clone()
     }
 
-    /// Hands over a job for the file system in a volume.
-    pub fn submit_file(&mut self, volume: VolumeId, who: Who, job: FileJob) {
-        self.send(Message::Files(volume, who, job));
+    /// Hands over a job for the file system in a volume, and the wish that it grants if it is to be done once.
+    pub fn submit_file(&mut self, volume: VolumeId, who: Who, job: FileJob, wish: Option<Wish>) {
+        self.send(Message::Files(volume, who, job, wish));
     }
 
     /// Whether the files in a volume are served: then its blocks are its file system's.
@@ -304,9 +324,9 @@ impl Storage {
     }
 
     /// Syncs and closes all file systems: while the device still runs, as what is not durable then is lost. Waits for that, but
-    /// not for ever.
-    pub fn close_files(&mut self, patience: Duration) {
-        self.send(Message::CloseFiles);
+    /// not for ever. `all` says that the file systems have been told all that was done; it is kept that all of it is durable then.
+    pub fn close_files(&mut self, patience: Duration, all: bool) {
+        self.send(Message::CloseFiles(all));
         let end = Instant::now() + patience;
         while !self.closed
             && Instant::now() < end

@@ -30,6 +30,8 @@ pub(crate) enum Counter {
     Instance,
     /// How often somebody began to serve it.
     Life,
+    /// The last of these times that ended in order.
+    Settled,
 }
 
 impl Counter {
@@ -38,6 +40,7 @@ impl Counter {
             Self::Volume => "next volume",
             Self::Instance => "next key instance",
             Self::Life => "lives",
+            Self::Settled => "settled",
         }
     }
 }
@@ -59,6 +62,7 @@ pub(crate) struct Contents {
     pub(crate) next_volume: u64,
     pub(crate) next_instance: u64,
     pub(crate) lives: u64,
+    pub(crate) settled: u64,
     pub(crate) granted: Vec<(u64, Vec<u8>)>,
 }
 
@@ -88,6 +92,7 @@ impl Catalog {
             contents.next_volume = counter(Counter::Volume)?;
             contents.next_instance = counter(Counter::Instance)?;
             contents.lives = counter(Counter::Life)?;
+            contents.settled = counter(Counter::Settled)?;
             match transaction.open_table(GRANTED) {
                 Ok(table) => {
                     for row in table.iter()? {
@@ -207,6 +212,7 @@ impl Contents {
             Change::Set(Counter::Volume, value) => self.next_volume == *value,
             Change::Set(Counter::Instance, value) => self.next_instance == *value,
             Change::Set(Counter::Life, value) => self.lives == *value,
+            Change::Set(Counter::Settled, value) => self.settled == *value,
             Change::Grant(number, bytes) => row(&self.granted, *number) == Some(bytes),
             Change::Forget(number) => row(&self.granted, *number).is_none(),
         }

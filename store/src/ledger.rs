@@ -2,7 +2,8 @@
 //! and not the change a second time.
 //!
 //! An answer is kept in the same transaction as what it answers. How many are kept is bounded: a user's last ones, all users'
-//! last ones, and none for longer than who asks again would wait.
+//! last ones, and none for longer than who asks again would wait. The store has one for changes of volumes, and each file system
+//! of ours one for changes of its files.
 
 use std::collections::BTreeMap;
 
@@ -35,8 +36,8 @@ pub struct Wish {
 pub struct Granted {
     /// What was wanted.
     pub wish: Wish,
-    /// The volume that it was about.
-    pub volume: u64,
+    /// The number of the volume or file that it was about.
+    pub subject: u64,
 }
 
 /// See the module. In the order in which they were granted.
@@ -95,12 +96,12 @@ impl Ledger {
 impl Granted {
     /// A wish about a volume.
     pub fn new(wish: Wish, volume: VolumeId) -> Self {
-        Self { wish, volume: volume.0 }
+        Self { wish, subject: volume.0 }
     }
 
     /// The volume that it was about.
     pub fn volume(&self) -> VolumeId {
-        VolumeId(self.volume)
+        VolumeId(self.subject)
     }
 }
 

@@ -276,6 +276,7 @@ mod tests {
             next_volume: 10,
             next_instance: 1,
             lives: 0,
+            settled: 0,
             granted: Vec::new(),
         };
         inspect(&contents, &layout()).findings.iter().map(ToString::to_string).collect()
@@ -294,6 +295,7 @@ mod tests {
             next_volume: 4,
             next_instance: 0,
             lives: 0,
+            settled: 0,
             granted: Vec::new(),
         };
         let found = inspect(&contents, &layout());

@@ -57,6 +57,8 @@ pub struct Store {
     next_volume: u64,
     next_instance: u32,
     lives: u64,
+    /// The last life that ended in order.
+    settled: u64,
     ledger: Ledger,
     /// Of the change that is being made.
     wish: Option<Wish>,
@@ -137,6 +139,7 @@ impl Store {
             next_volume: contents.next_volume,
             next_instance: next_instance.max(1),
             lives: contents.lives,
+            settled: contents.settled,
             ledger: Ledger::load(&contents.granted),
             wish: None,
             record_bytes,
@@ -155,6 +158,22 @@ impl Store {
         self.catalog.commit(&[Change::Set(Counter::Life, life)])?;
         self.lives = life;
         Ok(life)
+    }
+
+    /// Whether who serves the store, or served it last if nobody does yet, has said that all of it is durable.
+    pub fn is_settled(&self) -> bool {
+        self.settled == self.lives
+    }
+
+    /// Keeps that all that was done in this life is durable, in the file systems of its volumes too: nothing more will be done.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn settle(&mut self) -> Result<(), StoreError> {
+        self.catalog.healthy()?;
+        self.catalog.commit(&[Change::Set(Counter::Settled, self.lives)])?;
+        self.settled = self.lives;
+        Ok(())
     }
 
     /// Reserves `count` key instances that no earlier call ever returned, also not before a crash. Durable before it
@@ -448,6 +467,7 @@ impl Store {
             "what was granted is not what is in memory",
         );
         accounting(contents.lives != self.lives, "the number of lives is not that in memory");
+        accounting(contents.settled != self.settled, "the life that was settled is not that in memory");
         Ok(findings)
     }
 

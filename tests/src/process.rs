@@ -101,8 +101,13 @@ pub struct Actor {
 impl Actor {
     /// Starts it.
     pub fn start(role: Role, first: &Path, second: &str) -> Self {
-        let mut command = role.command(first.to_str().expect("a path in UTF-8"), second);
-        let mut child = command.stdin(Stdio::piped()).spawn().expect("the program runs itself");
+        Self::of(role.command(first.to_str().expect("a path in UTF-8"), second))
+    }
+
+    /// Starts another program.
+    pub fn of(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the program is there");
         let says = BufReader::new(child.stdout.take().expect("a pipe"));
         let hears = child.stdin.take().expect("a pipe");
         Self { child, pipes: Some((says, hears)) }
@@ -137,6 +142,19 @@ impl Actor {
     /// Whether it has not ended.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("it was started here").is_none()
+    }
+
+    /// Whether nothing of it is left that could hold a descriptor or memory: it waits at most for somebody to hear that it ended.
+    pub fn has_let_go(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let is_dead = |status: String| {
+            let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+            state.is_none_or(|state| state.trim_start().starts_with(['Z', 'X']))
+        };
+        tasks.into_iter().flatten().flatten().all(|task| {
+            // One that cannot be read has gone meanwhile.
+            std::fs::read_to_string(task.path().join("status")).map_or(true, is_dead)
+        })
     }
 
     /// SIGKILL; it is gone when this returns.

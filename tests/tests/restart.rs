@@ -1,5 +1,5 @@
-//! Restarts of the adapter under live sessions, over software devices of their own.
+//! Restarts of the adapter under live sessions: under load over any device, all else over software devices of their own.
 
 fn main() -> std::process::ExitCode {
-    tests::suite::run("restart", &[], &tests::restart::all())
+    tests::suite::run("restart", tests::restart::ANY, &tests::restart::software())
 }

@@ -24,11 +24,12 @@ mod lives;
 mod opened;
 mod options;
 mod queues;
+mod requests;
 
 use lives::{Held, Lives};
-use opened::is_repeatable;
 pub use options::ConnectOptions;
 pub(crate) use queues::Standing;
+use requests::is_repeatable;
 
 /// A wait for a completion looks so often whether the adapter lives.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -108,7 +109,7 @@ impl Link {
         match connection.transport.call(&translated, descriptors)? {
             (Reply::Error { status, detail }, _) => Err(Error::Refused { status, detail }),
             (mut reply, descriptors) => {
-                self.learn(request, &mut reply); // While the connection is held: nobody resumes between.
+                self.learn(request, &mut reply)?; // While the connection is held: nobody resumes between.
                 Ok((reply, descriptors))
             }
         }
@@ -125,6 +126,7 @@ impl Link {
 
     /// Sends a request; if the adapter ends meanwhile, to the next one, where that is right.
     pub(crate) fn call(&self, request: &Request) -> Result<Reply, Error> {
+        let request = &*self.once(request)?;
         let mut sent = false;
         self.in_some_life(|life| {
             if sent && !is_repeatable(request) {

@@ -525,6 +525,7 @@ mod tests {
                     session: 1,
                     adapter: taker.run,
                     life: taker.run,
+                    settled: false,
                     limits: wire::control::Limits {
                         pinned_bytes: 1 << 30,
                         regions: 9,

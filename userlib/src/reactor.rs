@@ -192,8 +192,9 @@ impl Reactor {
     /// # Ok(()) }
     /// ```
     pub async fn call(&self, request: &control::Request) -> Result<Reply, Error> {
+        let link = self.0.session.link();
+        let request = &*link.once(request)?;
         loop {
-            let link = self.0.session.link();
             let mut reply = self.call_once(&*link.translate(request)?).await;
             if !link.asks_again(request, &mut reply) {
                 return reply;
@@ -345,7 +346,7 @@ impl Reactor {
         let buffer = self.0.buffers.borrow_mut().pop();
         let link = self.0.session.link();
         let translated = link.translate(&close).ok();
-        link.learn(&close, &mut Reply::Done);
+        link.forget(key);
         let Some(close) = translated else { return };
         let managed = buffer.map(|mut buffer| match encode_managed(&close, &mut buffer) {
             Ok((length, room)) => Ok(Request::managed(length, room, buffer)),

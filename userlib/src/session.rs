@@ -5,10 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::rand::{GetRandomFlags, getrandom};
-use wire::control::{
-    Change, DeviceInfo, HealthInfo, Limits, OnceId, Reply, Request, Statistics, Subject, VolumeInfo,
-};
+use wire::control::{DeviceInfo, HealthInfo, Limits, Reply, Request, Statistics, Subject, VolumeInfo};
 
 use crate::access::Access;
 use crate::error::Error;
@@ -135,12 +132,6 @@ impl Session {
 
     /// Sends a request by the session's queue, if it has one and the queue carries it, else by its transport.
     pub(crate) fn ask(&self, request: &Request) -> Result<Reply, Error> {
-        // What another adapter may have to be asked again goes by a name of its own.
-        let once = match Change::of(request) {
-            Some(change) if self.link.resumes() => Some(Request::Once { id: new_id()?, change }),
-            _ => None,
-        };
-        let request = once.as_ref().unwrap_or(request);
         match &self.desk {
             Some(desk) if request.goes_by_queue() => desk.lock().call(request),
             _ => self.link.call(request),
@@ -647,11 +638,4 @@ impl Iterator for Volumes<'_> {
         }
         self.page.pop_front().map(Ok)
     }
-}
-
-/// A name that nothing ever had.
-fn new_id() -> Result<OnceId, Error> {
-    let mut id = OnceId::default();
-    getrandom(&mut id, GetRandomFlags::empty()).map_err(|error| Error::os("random bytes", error))?;
-    Ok(id)
 }

@@ -84,6 +84,7 @@ impl Transport for Line {
                         session: 1,
                         adapter: 1,
                         life: 1,
+                        settled: true,
                         limits,
                     }),
                 )

@@ -147,6 +147,7 @@ impl Transport for Connection {
                 session: 1,
                 adapter: fake.run,
                 life: fake.life,
+                settled: false,
                 limits,
             }),
             Asked::CreateQueue { entries } => {

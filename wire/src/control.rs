@@ -10,8 +10,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Status;
 use crate::files::{
-    AttributeChange, CheckReport, Cursor, DirectoryEntry, ExtensionInfo, FileAttributes, FileInfo, FilePath,
-    FileSystemInfo, FileTarget, OpenFile,
+    AttributeChange, CheckReport, Create, Cursor, DirectoryEntry, ExtensionInfo, FileAttributes, FileInfo,
+    FilePath, FileSystemInfo, FileTarget, OpenFile,
 };
 pub use crate::health::{ErrorInfo, HealthInfo};
 extern crate alloc;
@@ -333,41 +333,54 @@ pub enum Request {
 /// Names one wish for a change, among all that its user ever had.
 pub type OnceId = [u8; 16];
 
-/// A change of volumes that [`Request::Once`] carries: the request of the same name.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)] // as in `Request`
-pub enum Change {
-    CreateVolume { name: String, bytes: u64 },
-    DeleteVolume { name: String },
-    ResizeVolume { name: String, bytes: u64 },
-    RenameVolume { from: String, to: String },
-    SetAccess { name: String, subject: Subject, access: AccessBits },
-}
-
-impl Change {
-    /// The change that a request is, if it is one.
-    pub fn of(request: &Request) -> Option<Self> {
-        Some(match request.clone() {
-            Request::CreateVolume { name, bytes } => Self::CreateVolume { name, bytes },
-            Request::DeleteVolume { name } => Self::DeleteVolume { name },
-            Request::ResizeVolume { name, bytes } => Self::ResizeVolume { name, bytes },
-            Request::RenameVolume { from, to } => Self::RenameVolume { from, to },
-            Request::SetAccess { name, subject, access } => Self::SetAccess { name, subject, access },
-            _ => return None,
-        })
-    }
-}
-
-impl From<Change> for Request {
-    fn from(change: Change) -> Self {
-        match change {
-            Change::CreateVolume { name, bytes } => Self::CreateVolume { name, bytes },
-            Change::DeleteVolume { name } => Self::DeleteVolume { name },
-            Change::ResizeVolume { name, bytes } => Self::ResizeVolume { name, bytes },
-            Change::RenameVolume { from, to } => Self::RenameVolume { from, to },
-            Change::SetAccess { name, subject, access } => Self::SetAccess { name, subject, access },
+/// Each change is the request of the same name, with the same fields.
+macro_rules! changes {
+    ($($name:ident { $($field:ident: $type:ty),* })*) => {
+        /// A change of volumes or files that [`Request::Once`] carries: the request of the same name.
+        #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+        #[allow(missing_docs)] // as in `Request`
+        pub enum Change {
+            $($name { $($field: $type),* },)*
+            OpenFile(OpenFile),
         }
-    }
+
+        impl Change {
+            /// The change that a request is, if it is one.
+            pub fn of(request: &Request) -> Option<Self> {
+                match request.clone() {
+                    $(Request::$name { $($field),* } => Some(Self::$name { $($field),* }),)*
+                    Request::OpenFile(open) if open.create != Create::Never || open.truncate => {
+                        Some(Self::OpenFile(open))
+                    }
+                    _ => None,
+                }
+            }
+        }
+
+        impl From<Change> for Request {
+            fn from(change: Change) -> Self {
+                match change {
+                    $(Change::$name { $($field),* } => Self::$name { $($field),* },)*
+                    Change::OpenFile(open) => Self::OpenFile(open),
+                }
+            }
+        }
+    };
+}
+
+changes! {
+    CreateVolume { name: String, bytes: u64 }
+    DeleteVolume { name: String }
+    ResizeVolume { name: String, bytes: u64 }
+    RenameVolume { from: String, to: String }
+    SetAccess { name: String, subject: Subject, access: AccessBits }
+    SetLength { key: u64, bytes: u64 }
+    SetAttributes { of: FileTarget, change: AttributeChange }
+    RenameFile { volume: String, from: FilePath, to: FilePath, replace: bool }
+    UnlinkFile { volume: String, path: FilePath }
+    MakeDirectory { volume: String, path: FilePath, mode: u16 }
+    RemoveDirectory { volume: String, path: FilePath }
+    SetFileQuota { volume: String, user: u32, bytes: Option<u64> }
 }
 
 impl Request {
@@ -557,6 +570,8 @@ pub struct Welcome {
     pub adapter: u64,
     /// The how many-th over its device: one more after each start.
     pub life: u64,
+    /// All that was done to files in the life before is there: it was ended in order, and not killed.
+    pub settled: bool,
     /// What it may use.
     pub limits: Limits,
 }

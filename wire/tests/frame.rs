@@ -371,17 +371,16 @@ fn change() -> impl Strategy<Value = Change> {
             subject,
             access
         }),
+        file_request().prop_filter_map("not a change", |request| Change::of(&request)),
     ]
 }
 
 fn welcome() -> impl Strategy<Value = Welcome> {
-    (any::<u16>(), any::<[u64; 4]>(), any::<[u32; 4]>()).prop_map(
-        |(version, [session, adapter, life, pinned_bytes], [regions, queues, grants, outstanding])| Welcome {
-            version,
-            session,
-            adapter,
-            life,
-            limits: Limits { pinned_bytes, regions, queues, grants, outstanding },
+    (any::<u16>(), any::<[u64; 4]>(), any::<[u32; 4]>(), any::<bool>()).prop_map(
+        |(version, [session, adapter, life, pinned_bytes], counts, settled)| {
+            let [regions, queues, grants, outstanding] = counts;
+            let limits = Limits { pinned_bytes, regions, queues, grants, outstanding };
+            Welcome { version, session, adapter, life, settled, limits }
         },
     )
 }

@@ -10,7 +10,7 @@ mod opened;
 #[cfg(test)]
 mod tests;
 
-use store::VolumeId;
+use store::{VolumeId, Wish};
 use tpt::{Access, Key};
 use wire::Status;
 use wire::control::{Reply, Request};
@@ -27,14 +27,14 @@ pub(super) use opened::{FileHeld, OpenFiles};
 const PATH_SHOWN: usize = 200;
 
 impl Control {
-    /// A request about files, whose names and paths are good ones.
-    pub(super) fn file_request(&mut self, caller: Caller, request: Request) {
+    /// A request about files, whose names and paths are good ones, and the wish that it is, if it is to be done once.
+    pub(super) fn file_request(&mut self, caller: Caller, request: Request, wish: Option<Wish>) {
         let answered = match &request {
             // These delay nobody, and nobody delays them.
             Request::QueryFile { key } => self.file_info(caller, Key(*key)).map(Reply::File),
             Request::ListExtensions { key, skip } => self.list_extensions(caller, Key(*key), *skip),
             _ => match self.volume_of(caller, &request) {
-                Ok(volume) => return self.enter_file_lane(volume, caller, request),
+                Ok(volume) => return self.enter_file_lane(volume, caller, request, wish),
                 Err(refusal) => Err(refusal),
             },
         };

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use store::{Granted, Ledger, StoreError, Subject, Volume, Wish};
 use tpt::{Access, Key, Purpose};
 use wire::Status;
-use wire::control::{self, Change, Limited, Reply, Request};
+use wire::control::{self, Limited, Reply, Request};
 
 use super::drain::{Batch, Then, Unchanged};
 use super::{Caller, Control, QUIESCE_TIMEOUT, Refusal, SessionId};
@@ -18,7 +18,7 @@ use crate::storage::Job;
 /// Operations on volumes that wait, and the one that runs.
 #[derive(Default)]
 pub(super) struct Lane {
-    waiting: VecDeque<(Caller, Request)>,
+    waiting: VecDeque<(Caller, Request, Option<Wish>)>,
     running: Option<Running>,
     /// The volume that the running operation takes blocks from.
     taking_from: Option<store::VolumeId>,
@@ -58,9 +58,9 @@ impl Lane {
 }
 
 impl Control {
-    /// Queues an operation on volumes.
-    pub(super) fn enter_lane(&mut self, caller: Caller, request: Request) {
-        self.lane.waiting.push_back((caller, request));
+    /// Queues an operation on volumes, and the wish that it is, if it is to be done once.
+    pub(super) fn enter_lane(&mut self, caller: Caller, request: Request, wish: Option<Wish>) {
+        self.lane.waiting.push_back((caller, request, wish));
         self.advance_lane();
     }
 
@@ -78,32 +78,29 @@ impl Control {
             if self.lane.running.is_some() {
                 return;
             }
-            let Some((caller, request)) = self.lane.waiting.pop_front() else { return };
-            if let Err(refusal) = self.start_operation(caller, request) {
+            let Some((caller, request, wish)) = self.lane.waiting.pop_front() else { return };
+            if let Err(refusal) = self.start_operation(caller, request, wish) {
                 self.lane.running = None;
                 self.answer(caller, Err(refusal));
             }
         }
     }
 
-    fn start_operation(&mut self, caller: Caller, request: Request) -> Result<(), Refusal> {
+    fn start_operation(
+        &mut self,
+        caller: Caller,
+        request: Request,
+        wish: Option<Wish>,
+    ) -> Result<(), Refusal> {
         let Some(session) = self.sessions.get(&caller.session) else { return Ok(()) };
         let uid = session.credentials.uid;
         self.lane.taking_from = None;
-        self.lane.wish = None;
-        let request = match request {
-            Request::Once { id, change } => {
-                if let Some(granted) = self.ledger.find(uid, &id).copied() {
-                    let answer = self.answer_again(&change, &granted);
-                    self.answer(caller, answer);
-                    return Ok(());
-                }
-                let at = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
-                self.lane.wish = Some(Wish { user: uid, id, at, note: 0 });
-                change.into()
-            }
-            other => other,
-        };
+        self.lane.wish = wish;
+        if let Some(granted) = wish.and_then(|wish| self.ledger.find(uid, &wish.id)) {
+            let answer = self.answer_again(&request, granted);
+            self.answer(caller, answer);
+            return Ok(());
+        }
         match request {
             Request::CreateVolume { name, bytes } => {
                 if !self.policy.anyone_creates && !self.policy.is_admin(&session.credentials) {
@@ -177,19 +174,15 @@ impl Control {
     }
 
     /// What a change was answered that was made already.
-    fn answer_again(&self, change: &Change, granted: &Granted) -> Result<Reply, Refusal> {
-        match change {
-            Change::DeleteVolume { .. } | Change::SetAccess { .. } => {
-                Ok(Reply::Revoked { grants: granted.wish.note, draining: 0 })
-            }
-            Change::CreateVolume { .. } | Change::ResizeVolume { .. } | Change::RenameVolume { .. } => {
-                let volume = self.volumes.values().find(|volume| volume.id == granted.volume());
-                let volume = volume.ok_or_else(|| {
-                    Refusal::new(Status::E_NO_RESOURCE, "it was done, and the volume was deleted since")
-                })?;
-                Ok(Reply::Volume(self.volume_info(volume, true)))
-            }
+    fn answer_again(&self, request: &Request, granted: &Granted) -> Result<Reply, Refusal> {
+        if matches!(request, Request::DeleteVolume { .. } | Request::SetAccess { .. }) {
+            return Ok(Reply::Revoked { grants: granted.wish.note, draining: 0 });
         }
+        let volume = self.volumes.values().find(|volume| volume.id == granted.volume());
+        let volume = volume.ok_or_else(|| {
+            Refusal::new(Status::E_NO_RESOURCE, "it was done, and the volume was deleted since")
+        })?;
+        Ok(Reply::Volume(self.volume_info(volume, true)))
     }
 
     fn run_store(&mut self, caller: Caller, job: Job) {

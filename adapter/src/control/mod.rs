@@ -409,7 +409,8 @@ impl Control {
 
     /// Syncs and closes all file systems; to be called while the device still runs. Waits for that, for so long at the most.
     pub fn close_files(&mut self, patience: Duration) {
-        self.storage.close_files(patience);
+        let all = self.is_drained();
+        self.storage.close_files(patience, all);
     }
 
     /// Sessions connected, or still giving back what they held.

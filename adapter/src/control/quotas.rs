@@ -96,7 +96,7 @@ impl Control {
     pub(super) fn set_limits(&mut self, caller: Caller, of: Limited, change: LimitChange) {
         match self.begin_limits(caller, &of, &change) {
             Ok(Some(reply)) => self.reply(caller, reply),
-            Ok(None) => self.enter_lane(caller, Request::SetLimits { of, change }),
+            Ok(None) => self.enter_lane(caller, Request::SetLimits { of, change }, None),
             Err(refusal) => self.answer(caller, Err(refusal)),
         }
     }

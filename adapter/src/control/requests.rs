@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use store::Wish;
 use tpt::{Access, GrantSpec, Key, Purpose, RegionKey};
 use wire::Status;
 use wire::control::{
-    Change, DeviceInfo, GrantInfo, Limited, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo,
+    DeviceInfo, GrantInfo, Limited, OnceId, Reply, Request, SessionInfo, Statistics, Subject, VolumeInfo,
     Welcome,
 };
 use wire::discard::{Owner, discard};
@@ -27,6 +28,10 @@ const EXTENTS_SHOWN: usize = 400;
 
 impl Control {
     pub(super) fn dispatch(&mut self, caller: Caller, request: Request, descriptors: Vec<OwnedFd>) {
+        let (request, wish) = match request {
+            Request::Once { id, change } => (change.into(), self.wish(caller, id)),
+            other => (other, None),
+        };
         if let Err(refusal) = self.check_form(caller, &request, &descriptors) {
             // Closing what a client sent may take as long as the client likes.
             let uid = self.sessions.get(&caller.session).map_or(u32::MAX, |s| s.credentials.uid);
@@ -59,8 +64,10 @@ impl Control {
             | Request::DeleteVolume { .. }
             | Request::ResizeVolume { .. }
             | Request::RenameVolume { .. }
-            | Request::SetAccess { .. }
-            | Request::Once { .. } => return self.enter_lane(caller, request),
+            | Request::SetAccess { .. } => return self.enter_lane(caller, request, wish),
+            Request::Once { .. } => {
+                Err(Refusal::new(Status::E_PARAM, "a change is wanted once, not once more"))
+            }
             Request::OpenFile(_)
             | Request::QueryFile { .. }
             | Request::ListExtensions { .. }
@@ -79,9 +86,16 @@ impl Control {
             | Request::SyncFiles { .. }
             | Request::FormatFiles { .. }
             | Request::CheckFiles { .. }
-            | Request::SetFileQuota { .. } => return self.file_request(caller, request),
+            | Request::SetFileQuota { .. } => return self.file_request(caller, request, wish),
         };
         self.answer(caller, result);
+    }
+
+    /// A change that is to be made once, as it is kept with its effect.
+    fn wish(&self, caller: Caller, id: OnceId) -> Option<Wish> {
+        let user = self.sessions.get(&caller.session)?.credentials.uid;
+        let at = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
+        Some(Wish { user, id, at, note: 0 })
     }
 
     /// What is wrong with a request whatever it asks for.
@@ -126,6 +140,7 @@ impl Control {
             session: caller.session.0,
             adapter: self.run,
             life: self.storage.life(),
+            settled: self.storage.was_settled(),
             limits: self.ceilings.told(self.policy.limits),
         }))
     }
@@ -359,14 +374,6 @@ fn names_in(request: &Request) -> ([Option<&String>; 2], [Option<&FilePath>; 2])
     match request {
         Request::OpenVolume { name, .. }
         | Request::OpenExclusive { name, .. }
-        | Request::Once {
-            change:
-                Change::CreateVolume { name, .. }
-                | Change::DeleteVolume { name }
-                | Change::ResizeVolume { name, .. }
-                | Change::SetAccess { name, .. },
-            ..
-        }
         | Request::CreateVolume { name, .. }
         | Request::DeleteVolume { name }
         | Request::ResizeVolume { name, .. }
@@ -378,10 +385,7 @@ fn names_in(request: &Request) -> ([Option<&String>; 2], [Option<&FilePath>; 2])
         | Request::FormatFiles { volume: name, .. }
         | Request::CheckFiles { volume: name, .. }
         | Request::SetFileQuota { volume: name, .. } => ([Some(name), None], [None, None]),
-        Request::RenameVolume { from, to }
-        | Request::Once { change: Change::RenameVolume { from, to }, .. } => {
-            ([Some(from), Some(to)], [None, None])
-        }
+        Request::RenameVolume { from, to } => ([Some(from), Some(to)], [None, None]),
         Request::OpenFile(OpenFile { volume, path, .. })
         | Request::SetAttributes { of: FileTarget::Path { volume, path, .. }, .. }
         | Request::UnlinkFile { volume, path }

@@ -93,15 +93,24 @@ impl Contents {
         }
     }
 
-    /// Which store it is, and how often an adapter has started over it, now included. What was found keeps no such count:
-    /// no life of it follows another.
-    pub(super) fn begin_life(&mut self) -> Result<(u128, u64), StoreError> {
+    /// Which store it is, how often an adapter has started over it, now included, and whether the last time was settled. What was
+    /// found keeps no such count: no life of it follows another.
+    pub(super) fn begin_life(&mut self) -> Result<(u128, u64, bool), StoreError> {
         match self {
             Self::Store(store) => {
                 let uuid = u128::from_le_bytes(store.uuid());
-                Ok((uuid, store.guarded(Store::begin_life)?))
+                let settled = store.is_settled();
+                Ok((uuid, store.guarded(Store::begin_life)?, settled))
             }
-            Self::Found(_) => Ok((0, 0)),
+            Self::Found(_) => Ok((0, 0, false)),
+        }
+    }
+
+    /// All that was done is durable, and nothing more will be.
+    pub(super) fn settle(&mut self) -> Result<(), StoreError> {
+        match self {
+            Self::Store(store) => store.guarded(Store::settle),
+            Self::Found(_) => Ok(()),
         }
     }
 

@@ -30,7 +30,7 @@ pub(super) fn perform(
     let done = match job {
         FileJob::Alone(request) => return alone(system, &as_who, &request),
         FileJob::Open(open) => return open_file(system, volume, &as_who, &open),
-        FileJob::Grow { number, bytes } => {
+        FileJob::Grow { number, bytes, .. } => {
             return Ok(Err(FileFailure {
                 status: Status::E_NO_RESOURCES,
                 detail: format!(

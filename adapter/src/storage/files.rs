@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use store::ext4::{Ext4Error, Mounted};
 use store::files::{
-    Attributes, Changes, Extent, FileError, FileSystem, FormatOptions, How, InodeNumber, Timestamp,
+    Attributes, Changes, Extent, FileError, FileSystem, FormatOptions, How, InodeNumber, Opened, Timestamp,
     Truncation,
 };
 use store::permission::{Acl, Credentials, Party, Permissions, Rights};
-use store::{StoreError, Volume, VolumeId, VolumeKind};
+use store::{StoreError, Volume, VolumeId, VolumeKind, Wish};
 use tpt::{Access, LbaRange};
 use wire::Status;
 use wire::control::{Reply, Request, Subject};
@@ -19,7 +19,7 @@ use wire::files::{
 };
 
 use super::contents::Contents;
-use super::{Job, ext4};
+use super::{Job, ext4, once};
 
 /// Entries in one reply to a listing: what surely fits a message.
 pub(super) const ENTRIES_PAGE: usize = 48;
@@ -66,6 +66,8 @@ pub enum FileJob {
         number: u64,
         /// For so many bytes from its start.
         bytes: u64,
+        /// It becomes as long.
+        lengthens: bool,
     },
     /// What would go if an open file had this length.
     Plan {
@@ -136,6 +138,11 @@ pub struct FileFailure {
     pub detail: String,
 }
 
+/// Why nothing is done any more.
+pub(super) fn ended() -> FileFailure {
+    FileFailure { status: Status::E_PATH, detail: "the adapter ends".to_owned() }
+}
+
 /// What came of a job, or why it was not done.
 pub type FileOutcome = Result<FileDone, FileFailure>;
 
@@ -157,7 +164,7 @@ impl FileSystems {
         contents: &mut Contents,
         volume: VolumeId,
         who: &Who,
-        job: FileJob,
+        (job, wish): (FileJob, Option<Wish>),
     ) -> Result<FileDone, FileFailure> {
         let found = contents.volumes()?.into_iter().find(|its| its.id == volume);
         let Some(found) = found else {
@@ -169,7 +176,11 @@ impl FileSystems {
             return self.format(contents, &found, who, force);
         }
         match self.mounted(contents, &found)? {
-            System::Own(system) => system.guarded(|system| perform(system, &found, who, job))?,
+            System::Own(system) => system.guarded(|system| match wish {
+                Some(wish) => once::perform(system, &found, who, job, wish),
+                None => perform(system, &found, who, job),
+            })?,
+            // Whatever would change something there is refused, however often.
             System::Ext4(system) => {
                 let done = ext4::perform(system, &found, who, job);
                 // Somebody else used it: what it is now is seen when it is opened again.
@@ -199,8 +210,9 @@ impl FileSystems {
         })
     }
 
-    /// Makes everything durable and lets go.
-    pub(super) fn close(&mut self) {
+    /// Makes everything durable and lets go. False if that failed.
+    pub(super) fn close(&mut self) -> bool {
+        let mut all = true;
         for (volume, system) in std::mem::take(&mut self.open) {
             let synced = match system {
                 System::Own(mut system) => system.guarded(FileSystem::sync).map_err(FileFailure::from),
@@ -208,8 +220,10 @@ impl FileSystems {
             };
             if let Err(FileFailure { detail: error, .. }) = synced {
                 tracing::error!(%volume, %error, "the files of a volume are as they were at their last sync");
+                all = false;
             }
         }
+        all
     }
 
     /// Whose files are served.
@@ -271,7 +285,7 @@ impl FileSystems {
 }
 
 /// One job of one file system.
-fn perform(
+pub(super) fn perform(
     system: &mut FileSystem,
     volume: &Volume,
     who: &Who,
@@ -282,20 +296,13 @@ fn perform(
         FileJob::Alone(request) => return alone(system, who, request),
         FileJob::Open(open) => {
             let opened = system.open_file(&as_who, open.path.as_bytes(), how(&open))?;
-            let number = opened.inode;
-            if open.allocate > opened.attributes.allocated
-                && opened.truncation.is_none()
-                && let Err(error) = system.grow(number, open.allocate)
-            {
-                system.release(number)?;
-                return Err(error);
-            }
-            let truncation = opened.truncation;
-            let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
-            FileDone::Opened { attributes: known(system, number)?, extents, truncation, fixed: false }
+            self::opened(system, volume, &open, opened)?
         }
-        FileJob::Grow { number, bytes } => {
+        FileJob::Grow { number, bytes, lengthens } => {
             system.grow(InodeNumber(number), bytes)?;
+            if lengthens {
+                system.report(InodeNumber(number), bytes, Some(now()))?;
+            }
             changed(system, volume, number)?
         }
         FileJob::Plan { told, length } => {
@@ -395,6 +402,25 @@ fn alone(
     Ok(Ok(FileDone::Reply(reply)))
 }
 
+/// What the control plane needs to know of a file that was opened, with the room that was asked for.
+pub(super) fn opened(
+    system: &mut FileSystem,
+    volume: &Volume,
+    open: &OpenFile,
+    opened: Opened,
+) -> Result<FileDone, FileError> {
+    let (number, truncation) = (opened.inode, opened.truncation);
+    if open.allocate > opened.attributes.allocated
+        && truncation.is_none()
+        && let Err(error) = system.grow(number, open.allocate)
+    {
+        system.release(number)?;
+        return Err(error);
+    }
+    let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
+    Ok(FileDone::Opened { attributes: known(system, number)?, extents, truncation, fixed: false })
+}
+
 fn changed(system: &mut FileSystem, volume: &Volume, number: u64) -> Result<FileDone, FileError> {
     let number = InodeNumber(number);
     let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);
@@ -407,7 +433,7 @@ fn renamed(system: &mut FileSystem, files: &[Option<InodeNumber>]) -> FileDone {
 }
 
 /// What is known of a file that may have lost its name.
-fn known(system: &mut FileSystem, number: InodeNumber) -> Result<FileAttributes, FileError> {
+pub(super) fn known(system: &mut FileSystem, number: InodeNumber) -> Result<FileAttributes, FileError> {
     let links = u32::from(system.has_name(number));
     Ok(FileAttributes { links, ..told(&system.attributes(number)?) })
 }
@@ -484,7 +510,7 @@ fn volume_info(system: &mut FileSystem, who: &Who) -> Result<FileSystemInfo, Fil
     })
 }
 
-fn how(open: &OpenFile) -> How {
+pub(super) fn how(open: &OpenFile) -> How {
     let access = Access::from_bits(open.access).unwrap_or(Access::NONE);
     How {
         read: access.allows(Access::READ),
@@ -501,7 +527,7 @@ fn on_device(volume: &Volume, extents: &[Extent]) -> Vec<LbaRange> {
 }
 
 /// What is known of something with a name; in this format it has one.
-fn told(its: &Attributes) -> FileAttributes {
+pub(super) fn told(its: &Attributes) -> FileAttributes {
     let Permissions { mode, uid, gid, .. } = &its.permissions;
     FileAttributes {
         kind: if its.permissions.is_directory() { FileKind::Directory } else { FileKind::Regular },
@@ -600,7 +626,7 @@ impl From<StoreError> for FileFailure {
 impl From<FileError> for FileFailure {
     fn from(error: FileError) -> Self {
         let status = match &error {
-            FileError::NotFound { .. } => Status::E_NO_RESOURCE,
+            FileError::NotFound { .. } | FileError::GoneSince { .. } => Status::E_NO_RESOURCE,
             FileError::Exists { .. } => Status::E_EXISTS,
             FileError::Denied { .. } | FileError::NotPermitted { .. } => Status::E_AUTH,
             FileError::NotOpen(_) => Status::E_NOT_OPEN,

@@ -18,6 +18,12 @@ pub enum FileError {
         /// The path asked for, as far as it does not exist.
         path: String,
     },
+    /// What was asked for again was done, and has been undone since.
+    #[error("it was done, and {path:?} was removed or replaced since")]
+    GoneSince {
+        /// The path that it was asked for by.
+        path: String,
+    },
     /// The name is taken.
     #[error("there is a {path:?} already")]
     Exists {

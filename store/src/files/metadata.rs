@@ -24,8 +24,12 @@ const EXTENTS: TableDefinition<'_, (u64, u64), (u64, u64)> = TableDefinition::ne
 const ORPHANS: TableDefinition<'_, u64, ()> = TableDefinition::new("orphans");
 /// User to units and inodes that it has, and the most that it may have (0: no limit).
 const USERS: TableDefinition<'_, u32, (u64, u64, u64, u64)> = TableDefinition::new("users");
+/// What was granted by a name of the application's own: see `crate::ledger`. Its few rows do not count as weight.
+const GRANTED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("granted");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
+/// Bytes of the longest row of what was granted.
+const MOST_GRANTED: usize = 64;
 /// Bytes that a row takes beside its key and value, roughly.
 const ROW: u64 = 8;
 /// Pages that a changed row touches beside those that the rows before it touched already: its leaf, half of another by
@@ -387,6 +391,36 @@ impl Metadata {
             rows.map(|row| row.map(|(uid, user)| (uid.value(), User::of(user.value()))).map_err(Into::into))
                 .collect()
         })
+    }
+
+    /// The last `limit` things that were granted, the first of them first. What is too long to be one is left out.
+    pub(super) fn granted(&mut self, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        self.run(|tables| {
+            let table = tables.transaction.open_table(GRANTED)?;
+            let mut rows = Vec::new();
+            for row in table.iter()?.rev().take(limit) {
+                let (number, bytes) = row?;
+                if bytes.value().len() <= MOST_GRANTED {
+                    rows.push((number.value(), bytes.value().to_vec()));
+                }
+            }
+            rows.reverse();
+            Ok(rows)
+        })
+    }
+
+    /// Adds something that was granted, and forgets others.
+    pub(super) fn put_granted(&mut self, number: u64, row: &[u8], gone: &[u64]) -> Result<(), StoreError> {
+        self.run(|tables| {
+            let mut table = tables.transaction.open_table(GRANTED)?;
+            for number in gone {
+                table.remove(number)?;
+            }
+            table.insert(number, row)?;
+            Ok(())
+        })?;
+        self.changes = self.changes.saturating_add(1 + u32::try_from(gone.len()).unwrap_or(u32::MAX));
+        Ok(())
     }
 
     /// Calls `visit` with every inode's number and record, in order, each followed by its pieces, in order. Pieces of an

@@ -27,6 +27,9 @@
 //! 6. **Release**: [`FileSystem::release`] once for each open, after its I/O drained. A file without a name goes with
 //!    the last.
 //!
+//! What is to be made once, whoever asks for it again: [`FileSystem::granted`] says before whether it was, and
+//! [`FileSystem::grant`] right after it that it is; both become durable at once.
+//!
 //! When there is nothing else to do: [`FileSystem::zero_some`], so that growing finds zeroed blocks.
 //!
 //! After an error that wraps [`StoreError::Poisoned`] or [`StoreError::Disk`] the file system does nothing more; opened
@@ -39,6 +42,7 @@ mod extents;
 mod inode;
 mod metadata;
 mod names;
+mod once;
 mod path;
 pub(crate) mod plant;
 mod pool;
@@ -59,6 +63,7 @@ pub use names::{How, Listed};
 use crate::StoreError;
 use crate::catalog::caught;
 use crate::container::Container;
+use crate::ledger::{Ledger, WISHES};
 use crate::permission::{Credentials, Permissions, TYPE_DIRECTORY};
 use crate::probe::{find_superblock, read_ends};
 use crate::shadow::SharedShadow;
@@ -143,6 +148,7 @@ pub struct FileSystem {
     superblock: Superblock,
     pool: Pool,
     open: BTreeMap<u64, Open>,
+    ledger: Ledger,
     /// The last that was given out.
     epoch: u64,
     clock: Box<dyn FnMut() -> Timestamp + Send>,
@@ -198,12 +204,14 @@ impl FileSystem {
             return Err(StoreError::Damaged { what }.into());
         }
         let space = free_space(&mut metadata, &superblock.layout)?;
+        let ledger = Ledger::load(&metadata.granted(WISHES)?);
         let mut files = Self {
             metadata,
             shadow,
             superblock,
             pool: Pool::new(space),
             open: BTreeMap::new(),
+            ledger,
             epoch: 0,
             clock: Box::new(system_clock),
         };

@@ -34,7 +34,7 @@ impl How {
         Self { create: Some(mode), ..Self::READ_WRITE }
     }
 
-    fn rights(self) -> Result<Rights, FileError> {
+    pub(super) fn rights(self) -> Result<Rights, FileError> {
         match (self.read, self.write) {
             (_, false) if self.truncate => Err(FileError::How("emptying it needs writing")),
             _ if self.exclusive && self.create.is_none() => {
@@ -395,7 +395,7 @@ fn denied(who: &Credentials<'_>, what: &'static str, path: &[u8]) -> FileError {
     FileError::Denied { uid: who.uid, what, path: shown(path) }
 }
 
-const fn how_named(wanted: Rights) -> &'static str {
+pub(super) const fn how_named(wanted: Rights) -> &'static str {
     match (wanted.contains(Rights::READ), wanted.contains(Rights::WRITE)) {
         (true, true) => "read and write",
         (false, true) => "write",

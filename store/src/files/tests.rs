@@ -13,6 +13,7 @@ mod crash;
 mod hostile;
 mod many;
 mod model;
+mod once;
 
 const ROOT: Credentials<'static> = Credentials::ROOT;
 const UNIT: u64 = 4096;

@@ -1,7 +1,7 @@
 //! The adapter itself is killed under its applications, and starts again over the same image.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,8 @@ const KEYS: usize = 512;
 const SILENCE: Duration = Duration::from_millis(100);
 
 /// In a process of its own: an adapter until it is killed.
-pub(crate) fn play(image: &str, socket: &Path) {
-    let device = DeviceUri::EmuFile(PathBuf::from(image));
+pub(crate) fn play(device: &str, socket: &Path) {
+    let device: DeviceUri = device.parse().unwrap();
     let options = Options { format: Format::Blank, ..Options::new(device) };
     let _adapter = Adapter::start(&options, socket).unwrap();
     say("ready");
@@ -48,7 +48,8 @@ fn killed(rig: &Rig) {
     let image = rig.socket().with_extension("img");
     std::fs::File::create(&image).unwrap().set_len(IMAGE).unwrap();
     let start = || {
-        let mut server = Actor::start(Role::Server, &image, rig.socket().to_str().unwrap());
+        let device = format!("emu:{}", image.display());
+        let mut server = Actor::start(Role::Server, Path::new(&device), rig.socket().to_str().unwrap());
         assert_eq!(server.line(), "ready");
         server
     };

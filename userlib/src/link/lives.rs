@@ -1,6 +1,6 @@
 //! The way to the next adapter. Who finds the last one gone goes it first, for all threads of the session.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,10 @@ pub(super) struct Held {
     pub(super) opened: HashMap<u64, Opened>,
     pub(super) queues: HashMap<u64, Watched>,
     pub(super) next_queue: u64,
+    /// Volumes whose files were changed in this life.
+    pub(super) changed: HashSet<String>,
+    /// Volumes of whose files something may be gone that was not synced.
+    pub(super) lost: HashSet<String>,
 }
 
 impl Lives {
@@ -160,6 +164,7 @@ impl Link {
             return Err(Error::Protocol(text.to_owned()));
         }
         let successive = welcome.life == before.life.wrapping_add(1);
+        let settled = welcome.settled;
         let opened: Vec<(u64, Opened)> =
             lives.held().opened.iter().map(|(name, opened)| (*name, opened.clone())).collect();
         let mut again = Vec::with_capacity(opened.len());
@@ -175,6 +180,9 @@ impl Link {
                 Some(it) => *it = opened,
                 None => unwanted.extend(opened.now.ok()), // Closed meanwhile.
             }
+        }
+        if !(successive && settled) {
+            held.lose_unsynced();
         }
         let replays = successive && held.opened.values().any(|opened| opened.replays);
         held.queues.values_mut().for_each(|watched| watched.adapter_ended(replays));

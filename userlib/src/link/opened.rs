@@ -1,13 +1,15 @@
 //! Volumes and files that are open: handles go by a *name*, the key that they got first, and here is what the name stands for in
-//! the present life. And what that makes of requests.
+//! the present life.
 
 use std::borrow::Cow;
 
 use wire::Status;
-use wire::control::{GrantInfo, Reply, Request};
-use wire::files::{Create, FileInfo, FileTarget, OpenFile};
+use wire::control::{Change, GrantInfo, Reply, Request};
+use wire::files::{FileInfo, FileTarget, OpenFile};
 
 use super::Link;
+use super::lives::Held;
+use super::requests::{file_written_by, is_repeatable, key_in_reply, key_of_request, reopened_by};
 use crate::error::Error;
 use crate::memory::unexpected;
 use crate::transport::Transport;
@@ -16,7 +18,7 @@ use crate::transport::Transport;
 #[derive(Clone)]
 pub(super) struct Opened {
     /// Opens it again.
-    how: Request,
+    pub(super) how: Request,
     /// What it must be then, whatever has its name.
     identity: u128,
     block_size: u32,
@@ -24,6 +26,8 @@ pub(super) struct Opened {
     pub(super) now: Result<u64, (Status, String)>,
     /// Nobody else can have written since the life before: writes without an answer may be made again.
     pub(super) replays: bool,
+    /// A file that was open for writing when an adapter was killed: what was not synced may be gone.
+    pub(super) lost: bool,
 }
 
 impl Opened {
@@ -87,6 +91,9 @@ impl Link {
         if !self.resumes() {
             return Ok(Cow::Borrowed(request));
         }
+        if let Some(mut held) = self.held() {
+            held.will_change(request);
+        }
         let mut translated = request.clone();
         if let Some(key) = key_of_request(&mut translated) {
             let present = self.key_of(*key);
@@ -99,99 +106,110 @@ impl Link {
     }
 
     /// Remembers what was opened and closed. What was opened gets a name, which stands in the reply then.
-    pub(crate) fn learn(&self, request: &Request, reply: &mut Reply) {
-        let Some(mut held) = self.held() else { return };
+    ///
+    /// # Errors
+    /// A sync that was answered, but not for what an adapter before took with it.
+    pub(super) fn learn(&self, request: &Request, reply: &mut Reply) -> Result<(), Error> {
+        let Some(mut held) = self.held() else { return Ok(()) };
+        if matches!(reply, Reply::Done) {
+            held.check_synced(request)?;
+        }
         if let (Request::Close { key }, Reply::Done) = (request, &*reply) {
             held.opened.remove(key);
         }
-        let Some((how, identity, block_size)) = reopened_by(request, reply) else { return };
-        let Some(key) = key_in_reply(reply) else { return };
+        let Some((how, identity, block_size)) = reopened_by(request, reply) else { return Ok(()) };
+        let Some(key) = key_in_reply(reply) else { return Ok(()) };
         let mut name = *key;
         while held.opened.contains_key(&name) {
             name = name.wrapping_add(1); // Of another store's keys in another life.
         }
-        held.opened.insert(name, Opened { how, identity, block_size, now: Ok(*key), replays: false });
+        let now = Ok(*key);
+        held.opened.insert(name, Opened { how, identity, block_size, now, replays: false, lost: false });
         *key = name;
+        Ok(())
+    }
+
+    /// A key was closed whose reply nobody waits for.
+    pub(crate) fn forget(&self, name: u64) {
+        self.held().into_iter().for_each(|mut held| drop(held.opened.remove(&name)));
     }
 
     /// Takes note of the reply to a request that went by a queue. True if the request is to be asked again: the adapter ended
     /// over it, and that does no harm.
     pub(crate) fn asks_again(&self, request: &Request, reply: &mut Result<Reply, Error>) -> bool {
         match reply {
-            Ok(reply) => self.learn(request, reply),
-            Err(Error::Io(error)) => {
-                return error.status == Status::E_OUTCOME_UNKNOWN && is_repeatable(request);
+            Ok(answer) => {
+                if let Err(error) = self.learn(request, answer) {
+                    *reply = Err(error);
+                }
+                false
             }
-            Err(_) => {}
+            Err(Error::Io(error)) => error.status == Status::E_OUTCOME_UNKNOWN && is_repeatable(request),
+            Err(_) => false,
         }
-        false
     }
 }
 
-/// Whether a request that may have been done already does the same when it is done again, by the next adapter.
-pub(super) fn is_repeatable(request: &Request) -> bool {
-    match request {
-        // What they made ended with the adapter.
-        Request::OpenVolume { .. }
-        | Request::OpenExclusive { .. }
-        | Request::Close { .. }
-        | Request::DestroyQueue { .. }
-        | Request::ReleaseMemory { .. } => true,
-        Request::OpenFile(OpenFile { create, truncate, .. }) => !truncate && *create != Create::New,
-        // They only look, or make sure of something that stays so.
-        Request::Query { .. }
-        | Request::ListVolumes { .. }
-        | Request::ShowVolume { .. }
-        | Request::ShowDevice
-        | Request::Statistics
-        | Request::ListLimits { .. }
-        | Request::ShowHealth
-        | Request::QueryFile { .. }
-        | Request::ListExtensions { .. }
-        | Request::GrowFile { .. }
-        | Request::ListDirectory { .. }
-        | Request::StatPath { .. }
-        | Request::ReadLink { .. }
-        | Request::StatVolume { .. }
-        | Request::SyncFile { .. }
-        | Request::SyncFiles { .. } => true,
-        Request::Once { .. } => true,
-        _ => false,
-    }
-}
-
-/// What opens the same again, what it must be then, and the size of its blocks.
-fn reopened_by(request: &Request, reply: &Reply) -> Option<(Request, u128, u32)> {
-    match (request, reply) {
-        (Request::OpenVolume { .. } | Request::OpenExclusive { .. }, Reply::Grant(grant)) => {
-            Some((request.clone(), grant.volume, grant.block_size))
+impl Held {
+    /// What a request is about to change of files is in danger until it is synced, also if nobody hears the answer.
+    fn will_change(&mut self, request: &Request) {
+        if let Some(volume) = self.changed_by(request)
+            && !self.changed.contains(volume)
+        {
+            let volume = volume.to_owned();
+            self.changed.insert(volume);
         }
-        (Request::OpenFile(open), Reply::File(info)) => {
-            let open = OpenFile { create: Create::Never, truncate: false, allocate: 0, ..open.clone() };
-            Some((Request::OpenFile(open), info.attributes.number.into(), info.block_size))
+    }
+
+    /// The volume whose files a request changes, if it does.
+    fn changed_by<'a>(&'a self, request: &'a Request) -> Option<&'a str> {
+        match request {
+            Request::Once { change, .. } => match change {
+                Change::OpenFile(OpenFile { volume, .. })
+                | Change::SetAttributes { of: FileTarget::Path { volume, .. }, .. }
+                | Change::RenameFile { volume, .. }
+                | Change::UnlinkFile { volume, .. }
+                | Change::MakeDirectory { volume, .. }
+                | Change::RemoveDirectory { volume, .. }
+                | Change::SetFileQuota { volume, .. } => Some(volume),
+                Change::SetLength { key, .. } | Change::SetAttributes { of: FileTarget::Key(key), .. } => {
+                    file_written_by(&self.opened.get(key)?.how)
+                }
+                _ => None,
+            },
+            // What was written before may be known to nobody else.
+            Request::Close { key } => file_written_by(&self.opened.get(key)?.how),
+            opening => file_written_by(opening),
         }
-        _ => None,
     }
-}
 
-fn key_in_reply(reply: &mut Reply) -> Option<&mut u64> {
-    match reply {
-        Reply::Grant(grant) => Some(&mut grant.key),
-        Reply::File(info) => Some(&mut info.key),
-        _ => None,
+    /// An adapter was killed: what was not synced may be gone.
+    pub(super) fn lose_unsynced(&mut self) {
+        self.lost.extend(self.changed.drain());
+        for opened in self.opened.values_mut() {
+            if let Some(volume) = file_written_by(&opened.how) {
+                opened.lost = true;
+                if !self.lost.contains(volume) {
+                    let volume = volume.to_owned();
+                    self.lost.insert(volume);
+                }
+            }
+        }
     }
-}
 
-fn key_of_request(request: &mut Request) -> Option<&mut u64> {
-    match request {
-        Request::Close { key }
-        | Request::Query { key }
-        | Request::QueryFile { key }
-        | Request::ListExtensions { key, .. }
-        | Request::GrowFile { key, .. }
-        | Request::SetLength { key, .. }
-        | Request::SetAttributes { of: FileTarget::Key(key), .. }
-        | Request::SyncFile { key, .. } => Some(key),
-        _ => None,
+    /// A sync cannot be for what is gone: the first one of a file, or of a volume, says so, as fsync(2) says of a failed write.
+    fn check_synced(&mut self, request: &Request) -> Result<(), Error> {
+        let lost = match request {
+            Request::SyncFile { key, .. } => {
+                self.opened.get_mut(key).is_some_and(|opened| std::mem::take(&mut opened.lost))
+            }
+            Request::SyncFiles { volume } => self.lost.remove(volume),
+            _ => false,
+        };
+        if !lost {
+            return Ok(());
+        }
+        let detail = "the adapter was killed and replaced since: what was done before may be gone, as far as it was not                       synced; look, and do again what is missing; the next sync is for what is there now";
+        Err(Error::Refused { status: Status::E_OUTCOME_UNKNOWN, detail: detail.to_owned() })
     }
 }

@@ -20,7 +20,6 @@ use crate::channel::Channel;
 use crate::error::{Error, Refused};
 use crate::link::{Link, Standing};
 use crate::request::{Completion, Data, Request, Ticket};
-use crate::slots::Flight;
 
 /// So many adapters in a row may end over a request.
 const MOST_TRIES: u8 = 3;
@@ -222,6 +221,10 @@ impl Queue {
         let Some(flight) = self.slots.get_mut(user_data) else { return Fate::Again };
         let changes =
             !matches!(flight.opcode, opcode::READ | opcode::COMPARE | opcode::FLUSH | opcode::CANCEL);
+        if flight.opcode == opcode::MANAGE {
+            // The keys in it are those of the life before, and its memory may hold half of a reply: who asked asks anew.
+            return Fate::Ends(Status::E_OUTCOME_UNKNOWN);
+        }
         if again.heard.contains(&user_data) {
             let tries = again.tries.entry(user_data).or_default();
             *tries += 1;
@@ -229,11 +232,8 @@ impl Queue {
                 return Fate::Ends(if changes { Status::E_OUTCOME_UNKNOWN } else { Status::E_PATH });
             }
             if changes {
-                // The memory of a management request may hold half of a reply.
-                let repeats = standing == Standing::Replays
-                    && !flight.in_extension
-                    && flight.opcode != opcode::MANAGE
-                    && link.replays(flight.key);
+                let repeats =
+                    standing == Standing::Replays && !flight.in_extension && link.replays(flight.key);
                 return if repeats { Fate::First } else { Fate::Ends(Status::E_OUTCOME_UNKNOWN) };
             }
         }

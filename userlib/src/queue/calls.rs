@@ -60,8 +60,9 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn call(&mut self, request: &control::Request) -> Result<Reply, Error> {
+        let link = self.channel.link.clone();
+        let request = &*link.once(request)?;
         loop {
-            let link = self.channel.link.clone();
             let mut reply = self.call_once(&*link.translate(request)?);
             if !link.asks_again(request, &mut reply) {
                 return reply;

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use store::VolumeId;
 use store::files::Truncation;
+use store::{VolumeId, Wish};
 use tpt::{Access, Blocks, FileModification, FileSpec, Key, LbaRange, Purpose, TableError};
 use wire::Status;
 use wire::control::{Reply, Request};
@@ -25,11 +25,13 @@ pub(in crate::control) struct FileLanes(BTreeMap<VolumeId, FileLane>);
 struct FileLane {
     waiting: VecDeque<Work>,
     running: Option<Running>,
+    /// The wish that the running request grants, if it is to be done once.
+    wish: Option<Wish>,
 }
 
 enum Work {
-    /// A request of somebody.
-    Asked(Caller, Request),
+    /// A request of somebody, and the wish that it is, if it is to be done once.
+    Asked(Caller, Request, Option<Wish>),
     /// The last key of a file ended.
     Close(u64),
     /// The file system has opened a file that nobody gets.
@@ -75,8 +77,14 @@ impl FileLanes {
 }
 
 impl Control {
-    pub(super) fn enter_file_lane(&mut self, volume: VolumeId, caller: Caller, request: Request) {
-        self.file_lanes.0.entry(volume).or_default().waiting.push_back(Work::Asked(caller, request));
+    pub(super) fn enter_file_lane(
+        &mut self,
+        volume: VolumeId,
+        caller: Caller,
+        request: Request,
+        wish: Option<Wish>,
+    ) {
+        self.file_lanes.0.entry(volume).or_default().waiting.push_back(Work::Asked(caller, request, wish));
         self.advance_file_lane(volume);
     }
 
@@ -106,13 +114,14 @@ impl Control {
                 self.file_lanes.0.remove(&volume);
                 return;
             };
+            lane.wish = if let Work::Asked(_, _, wish) = &work { *wish } else { None };
             match work {
                 Work::Close(number) => self.start_close(volume, number),
                 Work::Undo(told) => {
                     let job = FileJob::Release { told, opens: 1 };
                     self.run_file(volume, None, job, Step::Close { number: None });
                 }
-                Work::Asked(caller, request) => {
+                Work::Asked(caller, request, _) => {
                     if let Err(refusal) = self.start_file_request(volume, caller, request) {
                         self.answer(caller, Err(refusal));
                     }
@@ -127,7 +136,8 @@ impl Control {
             let its = &session.credentials;
             Who { uid: its.uid, gid: its.gid, groups: its.groups.clone() }
         });
-        self.storage.submit_file(volume, who.unwrap_or_default(), job);
+        let wish = self.file_lanes.0.get(&volume).and_then(|lane| lane.wish);
+        self.storage.submit_file(volume, who.unwrap_or_default(), job, wish);
         self.file_step(volume, caller, step);
     }
 
@@ -173,14 +183,14 @@ impl Control {
             }
             Request::GrowFile { key, bytes } => {
                 let of = self.writable(caller, Key(key))?;
-                let job = FileJob::Grow { number: of.number, bytes };
+                let job = FileJob::Grow { number: of.number, bytes, lengthens: false };
                 self.run_file(volume, asked, job, Step::Grow { of, length: None });
             }
             Request::SetLength { key, bytes } => {
                 let of = self.writable(caller, Key(key))?;
                 let Some(told) = self.told(volume, of.number) else { return Ok(()) };
                 if bytes >= told.length {
-                    let job = FileJob::Grow { number: of.number, bytes };
+                    let job = FileJob::Grow { number: of.number, bytes, lengthens: true };
                     self.run_file(volume, asked, job, Step::Grow { of, length: Some(bytes) });
                 } else {
                     self.run_file(volume, asked, FileJob::Plan { told, length: bytes }, Step::Plan { of });
@@ -309,6 +319,10 @@ impl Control {
             (Step::CarryOut { of, length, batch }, FileDone::Changed { attributes, extents }) => {
                 self.file_was_cut(volume, of.number, length, attributes, extents);
                 self.modify_file_keys(batch, volume, of.number);
+                return self.tell_file(caller, of.key);
+            }
+            // It was done before.
+            (Step::Grow { of, .. } | Step::Plan { of }, FileDone::Done) => {
                 return self.tell_file(caller, of.key);
             }
             (Step::Close { number: Some(number) }, _) => {

@@ -10,16 +10,16 @@ use super::*;
 
 /// What reached the disk, in order.
 #[derive(Clone)]
-enum Step {
+pub(super) enum Step {
     Write(u64, Vec<u8>),
     Flush,
 }
 
 /// A disk that remembers all that is done to it.
 #[derive(Clone)]
-struct Recorder {
-    disk: MemoryDisk,
-    log: Arc<Mutex<Vec<Step>>>,
+pub(super) struct Recorder {
+    pub(super) disk: MemoryDisk,
+    pub(super) log: Arc<Mutex<Vec<Step>>>,
 }
 
 impl Recorder {
@@ -56,10 +56,10 @@ impl Disk for Recorder {
     }
 }
 
-type Tree = BTreeMap<Vec<u8>, Attributes>;
+pub(super) type Tree = BTreeMap<Vec<u8>, Attributes>;
 
 /// Everything that has a name.
-fn tree(files: &mut FileSystem) -> Tree {
+pub(super) fn tree(files: &mut FileSystem) -> Tree {
     let mut tree = Tree::new();
     let mut directories = vec![Vec::new()];
     while let Some(directory) = directories.pop() {
@@ -253,7 +253,7 @@ fn survivor(disk: &MemoryDisk, steps: usize, done: &[Done]) {
 /// Calls `look` with the disk as a power cut may leave it, and the number of steps that were over by then: after each
 /// write with two of the states that it may be in, before each flush with all, if no more than six blocks were not
 /// flushed, else with 32. Returns how many it were.
-fn cut_everywhere(
+pub(super) fn cut_everywhere(
     start: &MemoryDisk,
     log: &[Step],
     seed: u64,
