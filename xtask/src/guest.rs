@@ -56,9 +56,9 @@ impl Disk {
     }
 }
 
-/// Suites that bring software devices of their own: in a guest they would show nothing new. The faults of QEMU's devices
-/// are among the guest's own tests, as somebody outside has to make them.
-const WITHOUT_DEVICE: [&str; 3] = ["faults", "power", "simulation"];
+/// Suites that bring software devices of their own: in a guest they would show nothing new. Those of faults and of restarts
+/// are among the guest's own tests, as they need somebody outside, or the program that is installed.
+const WITHOUT_DEVICE: [&str; 4] = ["faults", "power", "restart", "simulation"];
 
 /// The guest's own tests, then each test program of the package `tests` in a guest of its own.
 pub(crate) fn suites(watcher: &mut Watcher) -> Result<Option<String>> {

@@ -5,6 +5,7 @@ mod ext4;
 mod faults;
 mod files;
 mod power;
+mod restart;
 mod two_users;
 mod vfio;
 

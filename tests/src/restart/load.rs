@@ -10,7 +10,7 @@ use portcullis::{Access, Buffer, Completion, MemoryAccess, Queue, Request, Sessi
 use super::Adapters;
 use super::history::{FIRST, Operation, Value, check};
 use crate::death::seed;
-use crate::scale::{counted, often};
+use crate::scale::{counted, number, often};
 use crate::system::{Case, PATIENCE, Rig, until};
 
 pub(super) const CASES: &[Case] =
@@ -24,10 +24,14 @@ const OWN: u64 = 64;
 const DEPTH: usize = 8;
 
 fn under_load(rig: &Rig) {
-    let kills = often(6, 50);
+    let kills = number("PORTCULLIS_KILLS").map_or(often(6, 50), |kills| u32::try_from(kills).unwrap());
     let seed = seed();
     let mut dice = Dice(seed);
     let mut adapters = Adapters::start(rig);
+    if let Some(refusal) = adapters.try_another() {
+        assert!(refusal.contains("in use by another process"), "{refusal}");
+        println!("beside the adapter that serves, another is refused: {}", refusal.trim_end());
+    }
     let maker = adapters.session();
     maker.create_volume("shared", SHARED * BLOCK as u64).unwrap();
     maker.create_volume("own", OWN * BLOCK as u64).unwrap();
