@@ -82,7 +82,7 @@ fn healthy_files(block_shift: u8) -> MemoryDisk {
         }
         for (number, path) in ["/one", "/a/two", "/a/b/three", "/c/four"].into_iter().enumerate() {
             let opened = files.open_file(&who, path.as_bytes(), How::create(0o644))?;
-            files.grow(opened.inode, 20_000 * number as u64)?;
+            files.reserve(opened.inode, 20_000 * number as u64)?;
             files.report(opened.inode, 15_000 * number as u64, None)?;
             files.release(opened.inode)?;
         }

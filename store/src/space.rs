@@ -43,6 +43,19 @@ impl Space {
         self.runs.get(&first).map(|&count| Run { first, count })
     }
 
+    /// The first part of `run` that is free.
+    pub(crate) fn part_of(&self, run: Run) -> Option<Run> {
+        let end = run.first.saturating_add(run.count);
+        let before = self.runs.range(..=run.first).next_back();
+        let behind = self.runs.range(run.first..end).find(|(first, _)| **first > run.first);
+        let part = |(&first, &count): (&u64, &u64)| {
+            let from = first.max(run.first);
+            let count = (first + count).min(end).checked_sub(from).filter(|count| *count > 0);
+            count.map(|count| Run { first: from, count })
+        };
+        before.and_then(part).or_else(|| behind.and_then(part))
+    }
+
     /// The smallest run of at least `count` units, the first of those.
     pub(crate) fn fitting(&self, count: u64) -> Option<Run> {
         self.sizes.range((count, 0)..).next().map(|&(count, first)| Run { first, count })

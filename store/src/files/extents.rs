@@ -59,11 +59,6 @@ impl FileSystem {
         if self.open.get(&number).is_some_and(|open| open.count == u32::MAX) {
             return Err(FileError::OpenTooOften(InodeNumber(number)));
         }
-        if alone && inode.writing {
-            // Whoever wrote to it did not live to say how far.
-            self.clean_tail(number, &inode)?;
-            inode.writing = false;
-        }
         self.open.entry(number).or_default().count += 1;
         self.next_epoch(number);
         let mut truncation = None;
@@ -76,7 +71,7 @@ impl FileSystem {
             }
         }
         if write {
-            inode.writing = true;
+            self.clean_tail(number, &mut inode)?;
             if !who.is_root() && who.uid != inode.permissions.uid {
                 inode.permissions.mode = inode.permissions.disarmed();
             }
@@ -84,10 +79,14 @@ impl FileSystem {
         if inode != before {
             self.metadata.put_inode(number, &inode)?;
         }
-        if inode.writing && !before.writing && inode.length < inode.units << self.superblock.layout.unit_shift
-        {
-            // What is written behind its end from now on may stay there, when its length does not come to be known.
-            self.sync()?;
+        if write {
+            self.metadata.set_in_use(true);
+            let room = inode.length < inode.units << self.superblock.layout.unit_shift;
+            if room && !self.metadata.use_is_durable() {
+                // What is written behind its end from now on may stay there when its length does not come to be known; that
+                // it may is to be found then. Once that is durable it holds for all files, until the file system is closed.
+                self.sync()?;
+            }
         }
         let extents = self.extents_from(number, 0, usize::MAX)?;
         Ok(Opened {
@@ -128,8 +127,18 @@ impl FileSystem {
     }
 
     /// Gives a file at least `bytes` bytes of blocks and returns those that are new, in order; none if it has as many.
-    /// Its length stays. What is new reads as zero. It counts for the file's owner.
+    /// Its length stays. What is new reads as zero. It counts for the file's owner. What is behind the file's end when it is
+    /// released for the last time is given back.
     pub fn grow(&mut self, inode: InodeNumber, bytes: u64) -> Result<Vec<Extent>, FileError> {
+        self.extend(inode, bytes, false)
+    }
+
+    /// As [`FileSystem::grow`], and the file keeps so much when it is released, until it is made shorter.
+    pub fn reserve(&mut self, inode: InodeNumber, bytes: u64) -> Result<Vec<Extent>, FileError> {
+        self.extend(inode, bytes, true)
+    }
+
+    fn extend(&mut self, inode: InodeNumber, bytes: u64, keep: bool) -> Result<Vec<Extent>, FileError> {
         self.begin_adding()?;
         let mut node = self.existing(inode)?;
         let layout = self.superblock.layout;
@@ -137,7 +146,12 @@ impl FileSystem {
         if wanted > layout.units {
             return Err(self.no_space(wanted - node.units));
         }
+        let reserved = if keep { wanted.max(node.reserved) } else { node.reserved };
         let Some(more) = wanted.checked_sub(node.units).filter(|more| *more > 0) else {
+            if reserved > node.reserved {
+                let changed = self.now();
+                self.metadata.put_inode(inode.0, &Inode { reserved, changed, ..node })?;
+            }
             return Ok(Vec::new());
         };
         let uid = node.permissions.uid;
@@ -161,7 +175,7 @@ impl FileSystem {
         }
         let new = pieces_at(node.units, taken.iter().map(|piece| piece.run));
         node.pieces += self.append(inode.0, last, &new)?;
-        node.units = wanted;
+        (node.units, node.reserved) = (wanted, reserved);
         node.changed = self.now();
         self.metadata.put_inode(inode.0, &node)?;
         self.account(uid, i128::from(more), 0)?;
@@ -270,12 +284,33 @@ impl FileSystem {
         }
         let gone: u64 = plan.given_up.iter().map(|extent| extent.blocks.count.0 / layout.unit_blocks()).sum();
         self.next_epoch(plan.inode.0);
-        node.pieces -= self.cut_pieces(plan.inode.0, node.units - gone)?;
-        node.units -= gone;
+        self.keep(plan.inode.0, node, node.units - gone)?;
         node.length = plan.length;
         node.modified = self.now();
         node.changed = node.modified;
+        Ok(())
+    }
+
+    /// Takes from a file all units but the first `kept`. Its record is the caller's to put.
+    fn keep(&mut self, number: u64, node: &mut Inode, kept: u64) -> Result<(), FileError> {
+        let gone = node.units.saturating_sub(kept);
+        if gone == 0 {
+            return Ok(());
+        }
+        node.pieces -= self.cut_pieces(number, kept)?;
+        node.units = kept;
+        node.reserved = node.reserved.min(kept);
         self.account(node.permissions.uid, -i128::from(gone), 0)
+    }
+
+    /// Takes from a file that nobody has open what is behind its end and was not asked for. Durable with the next sync.
+    pub(super) fn give_back_room(&mut self, number: u64, mut node: Inode) -> Result<(), FileError> {
+        let kept = node.kept(&self.superblock.layout);
+        if kept < node.units {
+            self.keep(number, &mut node, kept)?;
+            self.metadata.put_inode(number, &node)?;
+        }
+        Ok(())
     }
 
     /// Frees all pieces of a file from unit `kept` on, and returns how many it has less then.
@@ -291,7 +326,7 @@ impl FileSystem {
                     less += 1;
                 }
             }
-            self.pool.free_later(goes.run);
+            self.pool.give_up(goes.run);
         }
         Ok(less)
     }
@@ -316,8 +351,12 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Zeroes what a file has behind its end.
-    fn clean_tail(&mut self, number: u64, inode: &Inode) -> Result<(), FileError> {
+    /// Zeroes what a file has behind its end, if the file system was lost since that was last known to be zero.
+    fn clean_tail(&mut self, number: u64, inode: &mut Inode) -> Result<(), FileError> {
+        if inode.clean_since >= self.metadata.counters.lost {
+            return Ok(());
+        }
+        inode.clean_since = self.metadata.counters.lost;
         let unit = self.allocation_unit();
         let from = inode.length.div_ceil(unit);
         if !inode.length.is_multiple_of(unit)
@@ -357,7 +396,8 @@ impl FileSystem {
         Ok(self.metadata.put_inode(inode.0, &node)?)
     }
 
-    /// Ends one open. The caller has reported the length and seen the last I/O of this opener end.
+    /// Ends one open. The caller has reported the length and seen the last I/O of this opener end. With the last the file gives
+    /// back the room behind its end, but for what was asked for by [`FileSystem::reserve`].
     pub fn release(&mut self, inode: InodeNumber) -> Result<(), FileError> {
         self.begin()?;
         let open = self.open.get_mut(&inode.0).ok_or(FileError::NotOpen(inode))?;
@@ -366,17 +406,13 @@ impl FileSystem {
             return Ok(());
         }
         let Open { orphan, .. } = *open;
-        let mut node = self.existing(inode)?;
+        let node = self.existing(inode)?;
         self.open.remove(&inode.0);
         if orphan {
             self.metadata.remove_orphan(inode.0)?;
             return self.destroy(inode.0, &node);
         }
-        if node.writing {
-            node.writing = false;
-            self.metadata.put_inode(inode.0, &node)?;
-        }
-        Ok(())
+        self.give_back_room(inode.0, node)
     }
 
     /// Files that are open, with how often and whether they have no name any more.

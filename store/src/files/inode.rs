@@ -38,6 +38,8 @@ pub struct Attributes {
     pub length: u64,
     /// Bytes of the blocks that it has, also those behind its end.
     pub allocated: u64,
+    /// Bytes of those that it keeps when it is closed, wherever it ends: see [`super::FileSystem::reserve`].
+    pub reserved: u64,
     /// When it was made.
     pub created: Timestamp,
     /// When its content changed.
@@ -57,8 +59,11 @@ pub(super) struct Inode {
     pub(super) created: Timestamp,
     pub(super) modified: Timestamp,
     pub(super) changed: Timestamp,
-    /// It was opened for writing and not released since: what is behind its end may be other than zero.
-    pub(super) writing: bool,
+    /// Of its first allocation units so many are kept when it is closed, wherever it ends.
+    pub(super) reserved: u64,
+    /// How often the file system had been lost when what is behind its end was last known to be zero, see
+    /// [`super::metadata::Counters::lost`].
+    pub(super) clean_since: u64,
 }
 
 /// In postcard's wire format (postcard 1.0 specification).
@@ -75,8 +80,8 @@ struct Record {
     modified: i64,
     /// After `modified`.
     changed: i64,
-    /// 1: `writing`.
-    flags: u8,
+    reserved: u64,
+    clean_since: u64,
     /// 0 owner, 1 user, 2 owning group, 3 group, 4 mask, 5 others; the number; the rights.
     acl: Vec<(u8, u32, u8)>,
 }
@@ -91,8 +96,14 @@ impl Inode {
             created: now,
             modified: now,
             changed: now,
-            writing: false,
+            reserved: 0,
+            clean_since: 0,
         }
+    }
+
+    /// Allocation units that it keeps when nobody has it open: those of its content, and those that somebody asked for.
+    pub(super) fn kept(&self, layout: &Layout) -> u64 {
+        self.length.div_ceil(1 << layout.unit_shift).max(self.reserved)
     }
 
     pub(super) const fn is_directory(&self) -> bool {
@@ -105,6 +116,7 @@ impl Inode {
             permissions: self.permissions.clone(),
             length: self.length,
             allocated: self.units << layout.unit_shift,
+            reserved: self.reserved << layout.unit_shift,
             created: self.created,
             modified: self.modified,
             changed: self.changed,
@@ -123,7 +135,8 @@ impl Inode {
             created: self.created.0,
             modified: self.modified.0.wrapping_sub(self.created.0),
             changed: self.changed.0.wrapping_sub(self.modified.0),
-            flags: u8::from(self.writing),
+            reserved: self.reserved,
+            clean_since: self.clean_since,
             acl: acl.as_ref().map_or_else(Vec::new, |acl| acl.entries().iter().map(entry).collect()),
         };
         postcard::to_allocvec(&record).expect("a record of plain values always serializes")
@@ -148,8 +161,8 @@ impl Inode {
         if record.length > record.units << layout.unit_shift {
             return Err(format!("{} bytes do not fit into what it has", record.length));
         }
-        if record.flags > 1 || directory && record.flags != 0 {
-            return Err(format!("it has flags {:#x}", record.flags));
+        if record.reserved > record.units {
+            return Err(format!("it has {} allocation units and keeps {}", record.units, record.reserved));
         }
         let modified = record.created.wrapping_add(record.modified);
         Ok(Self {
@@ -165,7 +178,8 @@ impl Inode {
             created: Timestamp(record.created),
             modified: Timestamp(modified),
             changed: Timestamp(modified.wrapping_add(record.changed)),
-            writing: record.flags == 1,
+            reserved: record.reserved,
+            clean_since: record.clean_since,
         })
     }
 }
@@ -231,7 +245,18 @@ mod tests {
         let permissions = Permissions { mode: TYPE_FILE | acl.mode(), uid: 1000, gid: 100, acl: Some(acl) };
         let times = [i64::MIN, i64::MAX, -1].map(Timestamp);
         let [created, modified, changed] = times;
-        Inode { permissions, length: 5000, units: 2, pieces: 1, created, modified, changed, writing: true }
+        let (reserved, clean_since) = (1, 300);
+        Inode {
+            permissions,
+            length: 5000,
+            units: 2,
+            pieces: 1,
+            created,
+            modified,
+            changed,
+            reserved,
+            clean_since,
+        }
     }
 
     #[test]
@@ -255,6 +280,8 @@ mod tests {
             (&|i| i.length = 8193, "do not fit"),
             (&|i| i.pieces = 3, "do not lie in 3"),
             (&|i| i.pieces = 0, "do not lie in 0"),
+            (&|i| i.reserved = 3, "2 allocation units and keeps 3"),
+            (&|i| i.reserved = u64::MAX, "and keeps"),
             (&|i| i.permissions.mode = TYPE_FILE | 0o777, "do not go together"),
         ];
         for (change, what) in cases {

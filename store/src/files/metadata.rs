@@ -71,6 +71,11 @@ pub(super) struct Counters {
     pub(super) inodes: u64,
     /// The weight of all rows, see [`Metadata::has_room`].
     pub(super) weight: u64,
+    /// How often it was lost while it was in use: the power went, or the program. Whoever wrote to a file then may have written
+    /// behind its end and not lived to say how far, so what is there is zeroed before anybody writes to that file again.
+    pub(super) lost: u64,
+    /// Somebody has opened a file to write it, and the file system was not closed since.
+    pub(super) in_use: bool,
 }
 
 /// The tables, opened for one step of an operation.
@@ -89,6 +94,8 @@ pub(super) struct Metadata {
     /// Rows changed since the last sync.
     changes: u32,
     pub(super) counters: Counters,
+    /// That it is in use would be found after a power cut.
+    use_is_durable: bool,
 }
 
 impl Metadata {
@@ -104,6 +111,7 @@ impl Metadata {
             poison: None,
             changes: 0,
             counters: Counters::default(),
+            use_is_durable: false,
         };
         metadata.counters = metadata.load_counters()?;
         Ok(metadata)
@@ -113,7 +121,13 @@ impl Metadata {
         self.run(|tables| {
             let counters = tables.transaction.open_table(COUNTERS)?;
             let get = |name| Ok::<_, redb::Error>(counters.get(name)?.map_or(0, |value| value.value()));
-            Ok(Counters { next_inode: get("next inode")?, inodes: get("inodes")?, weight: get("weight")? })
+            Ok(Counters {
+                next_inode: get("next inode")?,
+                inodes: get("inodes")?,
+                weight: get("weight")?,
+                lost: get("lost")?,
+                in_use: get("in use")? != 0,
+            })
         })
     }
 
@@ -178,6 +192,8 @@ impl Metadata {
             table.insert("next inode", counters.next_inode)?;
             table.insert("inodes", counters.inodes)?;
             table.insert("weight", counters.weight)?;
+            table.insert("lost", counters.lost)?;
+            table.insert("in use", u64::from(counters.in_use))?;
             Ok(())
         })?;
         let transaction = self.transaction.take();
@@ -190,7 +206,19 @@ impl Metadata {
             settled
         });
         self.changes = 0;
+        self.use_is_durable = counters.in_use;
         settled.map_err(|why| self.poisoned(why))
+    }
+
+    /// Notes that files are written from now on, or not any more.
+    pub(super) fn set_in_use(&mut self, in_use: bool) {
+        self.changes += u32::from(self.counters.in_use != in_use);
+        self.counters.in_use = in_use;
+    }
+
+    /// Whether it would be known after a power cut that files were written.
+    pub(super) fn use_is_durable(&self) -> bool {
+        self.use_is_durable
     }
 
     /// Flushes the disk when there is nothing else to make durable.

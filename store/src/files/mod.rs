@@ -15,7 +15,7 @@
 //!    is where the engine's length begins. If the file is open elsewhere too and is to be emptied, then
 //!    [`Opened::truncation`] is a plan, to be carried out as in step 3.
 //! 2. **Grow**: [`FileSystem::grow`] makes room and returns the new extents. They read as zero and are beyond what the
-//!    file had: entries that exist stay good.
+//!    file had: entries that exist stay good. [`FileSystem::reserve`] does so for good.
 //! 3. **Truncate**: [`FileSystem::truncate`] returns a [`Truncation`]: what would be given up. Nothing has happened yet.
 //!    The adapter closes the entries that lie in [`Truncation::given_up`] (and, if [`Truncation::tail`] is set, holds
 //!    I/O to that block too), waits until they drained, and then calls [`FileSystem::drained`], which does it. If they do
@@ -25,7 +25,9 @@
 //! 5. **Sync**: report the lengths that are to be durable, then [`FileSystem::sync`]. It flushes the disk, so that what
 //!    was written before is durable too, and makes all changes of all files durable at once.
 //! 6. **Release**: [`FileSystem::release`] once for each open, after its I/O drained. A file without a name goes with
-//!    the last.
+//!    the last, and one with a name gives back the room behind its end that nobody asked for by name.
+//!
+//! At the end: [`FileSystem::settle`].
 //!
 //! What is to be made once, whoever asks for it again: [`FileSystem::granted`] says before whether it was, and
 //! [`FileSystem::grant`] right after it that it is; both become durable at once.
@@ -203,7 +205,10 @@ impl FileSystem {
             );
             return Err(StoreError::Damaged { what }.into());
         }
-        let space = free_space(&mut metadata, &superblock.layout)?;
+        // Nothing but a close takes the note away.
+        let lost = u64::from(std::mem::take(&mut metadata.counters.in_use));
+        metadata.counters.lost = metadata.counters.lost.saturating_add(lost);
+        let (space, roomy) = free_space(&mut metadata, &superblock.layout)?;
         let ledger = Ledger::load(&metadata.granted(WISHES)?);
         let mut files = Self {
             metadata,
@@ -220,6 +225,12 @@ impl FileSystem {
             _ => return Err(StoreError::Damaged { what: "there is no root directory".to_owned() }.into()),
         }
         files.collect_orphans()?;
+        for number in roomy {
+            files.begin()?;
+            if let Some(inode) = files.metadata.inode(number)? {
+                files.give_back_room(number, inode)?;
+            }
+        }
         Ok(files)
     }
 
@@ -250,9 +261,19 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Makes everything durable and lets go of the disk. Dropping it without this is like a power cut.
-    pub fn close(mut self) -> Result<(), FileError> {
+    /// Makes everything durable, and that nobody writes to a file now: whoever opens the file system next need not expect
+    /// anything behind the end of one. As long as a file is open it is a [`FileSystem::sync`].
+    pub fn settle(&mut self) -> Result<(), FileError> {
+        self.metadata.healthy()?;
+        if self.open.is_empty() {
+            self.metadata.set_in_use(false);
+        }
         self.sync()
+    }
+
+    /// Settles it and lets go of the disk. Dropping it without this is like a power cut.
+    pub fn close(mut self) -> Result<(), FileError> {
+        self.settle()
     }
 
     /// Zeroes about `budget` bytes of free blocks in advance, if there are not enough, and returns how many.
@@ -263,7 +284,7 @@ impl FileSystem {
         let most = wanted.saturating_sub(self.pool.clean()).min(budget.div_ceil(1 << layout.unit_shift));
         let Some(run) = self.pool.take_dirty(most) else { return Ok(0) };
         if let Err(error) = self.zero(run) {
-            self.pool.undo(&[pool::Piece { run, dirty: true }]);
+            self.pool.not_zeroed(run);
             return Err(error.into());
         }
         self.pool.zeroed(run);
@@ -350,16 +371,17 @@ fn system_clock() -> Timestamp {
     Timestamp(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// What no file has. That each file is what its inode says, and lies where nothing else does, is seen here once; all
-/// else relies on it.
-fn free_space(metadata: &mut Metadata, layout: &Layout) -> Result<Space, StoreError> {
-    let mut space = Space::new(layout.units);
+/// What no file has, and which files have room behind their ends that nobody asked for. That each file is what its inode says,
+/// and lies where nothing else does, is seen here once; all else relies on it.
+fn free_space(metadata: &mut Metadata, layout: &Layout) -> Result<(Space, Vec<u64>), StoreError> {
+    let (mut space, mut roomy) = (Space::new(layout.units), Vec::new());
     let mut bad = None;
-    metadata.each_file(|number, record, pieces| {
-        let found = check_file(record, pieces, layout, &mut space);
-        bad = bad.take().or(found.err().map(|what| format!("inode {number}: {what}")));
+    metadata.each_file(|number, record, pieces| match check_file(record, pieces, layout, &mut space) {
+        Ok(inode) if inode.units > inode.kept(layout) => roomy.push(number),
+        Ok(_) => {}
+        Err(what) => bad = bad.take().or(Some(format!("inode {number}: {what}"))),
     })?;
-    bad.map_or(Ok(space), |what| Err(StoreError::Damaged { what }))
+    bad.map_or(Ok((space, roomy)), |what| Err(StoreError::Damaged { what }))
 }
 
 /// Takes a file's pieces out of `space`.

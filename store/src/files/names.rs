@@ -147,7 +147,8 @@ impl FileSystem {
         let permissions = Permissions { mode: mode | inherited, uid: who.uid, gid, acl: None };
         let now = self.now();
         let number = self.metadata.counters.next_inode;
-        let node = Node { number, inode: Inode::new(permissions, now) };
+        let clean_since = self.metadata.counters.lost;
+        let node = Node { number, inode: Inode { clean_since, ..Inode::new(permissions, now) } };
         self.metadata.counters.next_inode += 1;
         self.metadata.put_inode(number, &node.inode)?;
         self.metadata.put_name(place.directory.number, place.name, number)?;

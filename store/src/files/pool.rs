@@ -9,6 +9,8 @@ pub(super) struct Pool {
     clean: Space,
     /// Free, with what somebody left in it.
     dirty: Space,
+    /// In files, and not durably so: allocated since the last sync. After a power cut they are nobody's.
+    fresh: Space,
     /// Given up by a change that is not durable yet: after a power cut they are where they were.
     freed: Vec<Run>,
     /// The sum of `freed`.
@@ -64,6 +66,7 @@ impl Pool {
             let run = Run { count: run.count.min(left), ..run };
             let space = if dirty { &mut self.dirty } else { &mut self.clean };
             assert!(space.take(run), "the run was seen to be free");
+            self.fresh.give(run);
             left -= run.count;
             next = Some(run.first + run.count);
             pieces.push(Piece { run, dirty });
@@ -89,27 +92,40 @@ impl Pool {
 
     /// Takes back what was allocated and never used.
     pub(super) fn undo(&mut self, pieces: &[Piece]) {
-        for piece in pieces {
-            // Not all of it may have been zeroed, or it was written since.
-            self.dirty.give(piece.run);
+        pieces.iter().for_each(|piece| self.give_up(piece.run));
+    }
+
+    /// Takes what a file gave up. What it had since before the last sync can be used again after the next one.
+    pub(super) fn give_up(&mut self, run: Run) {
+        let mut rest = run;
+        while let Some(part) = self.fresh.part_of(rest) {
+            self.free_later(Run { first: rest.first, count: part.first - rest.first });
+            assert!(self.fresh.take(part), "the part was seen to be there");
+            // It may have been written since.
+            self.dirty.give(part);
+            let end = part.first + part.count;
+            rest = Run { first: end, count: rest.first + rest.count - end };
+        }
+        self.free_later(rest);
+    }
+
+    fn free_later(&mut self, run: Run) {
+        if run.count > 0 {
+            self.waiting += run.count;
+            self.freed.push(run);
         }
     }
 
-    /// Takes what a file gave up; it can be used again after the next sync.
-    pub(super) fn free_later(&mut self, run: Run) {
-        self.waiting += run.count;
-        self.freed.push(run);
-    }
-
-    /// What was given up is given up for good.
+    /// What was given up is given up for good, and what was allocated too.
     pub(super) fn synced(&mut self) {
+        self.fresh = Space::default();
         self.waiting = 0;
         for run in std::mem::take(&mut self.freed) {
             self.dirty.give(run);
         }
     }
 
-    /// A run of at most `most` units to be zeroed; [`Pool::zeroed`] or [`Pool::undo`] takes it back.
+    /// A run of at most `most` units to be zeroed; [`Pool::zeroed`] or [`Pool::not_zeroed`] takes it back.
     pub(super) fn take_dirty(&mut self, most: u64) -> Option<Run> {
         let largest = self.dirty.largest().filter(|_| most > 0)?;
         let run = Run { count: largest.count.min(most), ..largest };
@@ -120,6 +136,11 @@ impl Pool {
     /// `run` is zero now.
     pub(super) fn zeroed(&mut self, run: Run) {
         self.clean.give(run);
+    }
+
+    /// `run` could not be zeroed.
+    pub(super) fn not_zeroed(&mut self, run: Run) {
+        self.dirty.give(run);
     }
 }
 
@@ -161,7 +182,7 @@ mod tests {
     #[test]
     fn what_is_given_up_waits_for_a_sync() {
         let mut pool = pool();
-        pool.free_later(run(30, 10));
+        pool.give_up(run(30, 10));
         assert_eq!((pool.free(), pool.waiting()), (80, 10));
         assert_eq!(pool.allocate(81, None), None);
         assert_eq!(pool.all().free(), 90);
@@ -170,5 +191,21 @@ mod tests {
         assert_eq!(pool.take_dirty(100), Some(run(60, 40)));
         pool.zeroed(run(60, 40));
         assert_eq!(pool.clean(), 60);
+    }
+
+    #[test]
+    fn what_no_sync_has_seen_waits_for_none() {
+        let mut pool = pool();
+        assert_eq!(pool.allocate(5, Some(40)).unwrap().len(), 1);
+        assert_eq!(pool.allocate(5, Some(10)).unwrap().len(), 1);
+        // The file at 30 has had its first blocks for long; those at 10 and 40 are new.
+        pool.give_up(run(30, 13));
+        assert_eq!((pool.free(), pool.waiting()), (80 - 10 + 3, 10));
+        pool.give_up(run(10, 5));
+        assert_eq!((pool.free(), pool.waiting()), (78, 10));
+        assert_eq!(pool.clean(), 15, "whoever had them may have written there");
+        pool.synced();
+        pool.give_up(run(43, 2));
+        assert_eq!((pool.free(), pool.waiting()), (88, 2), "a sync has made them the file's");
     }
 }

@@ -14,6 +14,7 @@ mod hostile;
 mod many;
 mod model;
 mod once;
+mod room;
 
 const ROOT: Credentials<'static> = Credentials::ROOT;
 const UNIT: u64 = 4096;
@@ -300,25 +301,6 @@ fn a_plan_is_stale_when_somebody_opened_the_file_since() {
     assert_eq!(files.attributes(inode).unwrap().allocated, 0);
 }
 
-/// Whoever wrote did not live to say how far: what is behind the end is zero for the next.
-#[test]
-fn what_a_lost_writer_left_behind_the_end_is_zeroed() {
-    let disk = disk(9, 16);
-    let mut files = format(&disk);
-    let inode = make(&mut files, &ROOT, "/f", 1000);
-    files.open_file(&ROOT, b"/f", How::READ_WRITE).unwrap();
-    files.grow(inode, 4 * UNIT).unwrap();
-    scribble(&mut files, &disk, inode, 7);
-    files.sync().unwrap();
-    drop(files);
-    let mut files = open(&disk).unwrap();
-    let opened = files.open_file(&ROOT, b"/f", How::READ).unwrap();
-    assert_eq!(opened.attributes.length, 1000);
-    let found = content(&mut files, &disk, inode);
-    assert!(found[..1000].iter().all(|byte| *byte == 7) && found[1000..].iter().all(|byte| *byte == 0));
-    reopen(files, &disk);
-}
-
 /// A file in more than a thousand pieces is like any other.
 #[test]
 fn a_fragmented_file_works() {
@@ -336,6 +318,7 @@ fn a_fragmented_file_works() {
     scribble(&mut files, &disk, b, 2);
     files.unlink(&ROOT, b"/b").unwrap();
     files.release(b).unwrap();
+    files.report(a, 1200 * UNIT, None).unwrap();
     files.release(a).unwrap();
     let mut files = reopen(files, &disk);
     assert!(content(&mut files, &disk, a).iter().all(|byte| *byte == 1));
@@ -343,7 +326,6 @@ fn a_fragmented_file_works() {
     let free = files.usage().free;
     let c = make(&mut files, &ROOT, "/c", free);
     assert_eq!(files.extents(c, 0, usize::MAX).unwrap().len(), 1200);
-    files.report(a, 1200 * UNIT, None).unwrap();
     let plan = files.truncate(a, 600 * UNIT).unwrap();
     assert_eq!(plan.given_up.len(), 600);
     files.drained(&plan).unwrap();

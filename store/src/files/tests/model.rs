@@ -17,7 +17,7 @@ enum Op {
     Unlink(usize),
     RemoveDirectory(usize),
     Rename { from: usize, to: usize, replace: bool },
-    Grow { path: usize, units: u64 },
+    Grow { path: usize, units: u64, keep: bool },
     Truncate { path: usize, length: u64 },
     Mode { path: usize, mode: u16 },
     Give { path: usize, uid: u32 },
@@ -38,7 +38,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => path().prop_map(Op::Unlink),
         2 => path().prop_map(Op::RemoveDirectory),
         5 => (path(), path(), any::<bool>()).prop_map(|(from, to, replace)| Op::Rename { from, to, replace }),
-        4 => (path(), 0u64..40).prop_map(|(path, units)| Op::Grow { path, units }),
+        4 => (path(), 0u64..40, any::<bool>()).prop_map(|(path, units, keep)| Op::Grow { path, units, keep }),
         3 => (path(), 0u64..40 * UNIT).prop_map(|(path, length)| Op::Truncate { path, length }),
         1 => (path(), 0u16..0o1000).prop_map(|(path, mode)| Op::Mode { path, mode }),
         1 => (path(), 0u32..3).prop_map(|(path, uid)| Op::Give { path, uid }),
@@ -56,8 +56,17 @@ struct Node {
     directory: bool,
     length: u64,
     units: u64,
+    /// Of them so many are kept when it is closed.
+    reserved: u64,
     mode: u16,
     uid: u32,
+}
+
+impl Node {
+    /// Nobody has it open any more.
+    fn give_back_room(&mut self) {
+        self.units = self.units.min(self.length.div_ceil(UNIT).max(self.reserved));
+    }
 }
 
 /// How an operation should end.
@@ -144,7 +153,7 @@ impl World {
     fn fresh(&mut self, number: InodeNumber, directory: bool, mode: u16) -> Node {
         assert!(number > self.last, "numbers are not used twice");
         self.last = number;
-        Node { number, directory, length: 0, units: 0, mode, uid: 0 }
+        Node { number, directory, length: 0, units: 0, reserved: 0, mode, uid: 0 }
     }
 
     fn create(&mut self, files: &mut FileSystem, path: &str, exclusive: bool, truncate: bool) {
@@ -167,7 +176,7 @@ impl World {
         }
         let node = self.nodes.get_mut(path).unwrap();
         if truncate {
-            (node.length, node.units) = (0, 0);
+            (node.length, node.units, node.reserved) = (0, 0, 0);
         }
         let node = node.clone();
         self.open.iter_mut().filter(|open| open.number == node.number).for_each(|open| *open = node.clone());
@@ -240,9 +249,16 @@ impl World {
         let found = files.attributes(node.number).unwrap();
         assert_eq!((found.length, found.allocated), (node.length, node.units * UNIT));
         files.release(node.number).unwrap();
-        let named = self.nodes.values().any(|other| other.number == node.number);
         let open = self.open.iter().any(|other| other.number == node.number);
-        assert_eq!(files.attributes(node.number).is_ok(), named || open);
+        let named = self.nodes.values_mut().find(|other| other.number == node.number);
+        assert_eq!(files.attributes(node.number).is_ok(), named.is_some() || open);
+        named.filter(|_| !open).into_iter().for_each(Node::give_back_room);
+    }
+
+    /// The file system was opened again.
+    fn nobody_has_anything_open(&mut self) {
+        self.open.clear();
+        self.nodes.values_mut().for_each(Node::give_back_room);
     }
 
     fn apply(&mut self, op: &Op) {
@@ -292,14 +308,16 @@ impl World {
                 }
             }
             Op::Rename { from, to, replace } => self.rename(&mut files, PATHS[from], PATHS[to], replace),
-            Op::Grow { path, units } => self.resize(&mut files, PATHS[path], |files, node| {
-                let Ok(new) = files.grow(node.number, units * UNIT) else { return false };
+            Op::Grow { path, units, keep } => self.resize(&mut files, PATHS[path], |files, node| {
+                let grow = if keep { FileSystem::reserve } else { FileSystem::grow };
+                let Ok(new) = grow(files, node.number, units * UNIT) else { return false };
                 let more: u64 = new.iter().map(|extent| extent.blocks.count.0).sum();
                 assert_eq!(
                     more << files.superblock.layout.block_shift,
                     units.saturating_sub(node.units) * UNIT
                 );
                 node.units = node.units.max(units);
+                node.reserved = node.reserved.max(if keep { units } else { 0 });
                 true
             }),
             Op::Truncate { path, length } => self.resize(&mut files, PATHS[path], |files, node| match files
@@ -309,6 +327,7 @@ impl World {
                     files.drained(&plan).unwrap();
                     if length <= node.length {
                         node.units = length.div_ceil(UNIT);
+                        node.reserved = node.reserved.min(node.units);
                     }
                     node.length = length;
                     true
@@ -339,13 +358,13 @@ impl World {
             Op::Reopen => {
                 files.close().unwrap();
                 self.synced = self.nodes.clone();
-                self.open.clear();
+                self.nobody_has_anything_open();
                 files = open(&self.disk).unwrap();
             }
             Op::Crash => {
                 drop(files);
                 self.nodes = self.synced.clone();
-                self.open.clear();
+                self.nobody_has_anything_open();
                 self.last = self.nodes.values().map(|node| node.number).max().unwrap_or(InodeNumber::ROOT);
                 files = open(&self.disk).unwrap();
             }
@@ -364,10 +383,11 @@ impl World {
         while let Some(directory) = directories.pop() {
             for entry in files.list(&ROOT, directory.as_bytes(), b"", 4096).unwrap() {
                 let path = format!("{directory}/{}", String::from_utf8(entry.name).unwrap());
-                let Attributes { inode, permissions, length, allocated, .. } = entry.attributes;
-                let (mode, uid, units) = (permissions.mode & 0o7777, permissions.uid, allocated / UNIT);
-                let node =
-                    Node { number: inode, directory: permissions.is_directory(), length, units, mode, uid };
+                let Attributes { inode, permissions, length, allocated, reserved, .. } = entry.attributes;
+                let (mode, uid) = (permissions.mode & 0o7777, permissions.uid);
+                let (units, reserved, directory) =
+                    (allocated / UNIT, reserved / UNIT, permissions.is_directory());
+                let node = Node { number: inode, directory, length, units, reserved, mode, uid };
                 if node.directory {
                     directories.push(path.clone());
                 }
@@ -375,16 +395,26 @@ impl World {
             }
         }
         assert_eq!(found, self.nodes);
+        self.compare_usage(files);
         if check {
             assert_eq!(files.check().unwrap(), []);
-            let nameless = |open: &&Node| !self.nodes.values().any(|node| node.number == open.number);
-            let orphans: BTreeMap<InodeNumber, u64> =
-                self.open.iter().filter(nameless).map(|node| (node.number, node.units)).collect();
-            let used: u64 =
-                self.nodes.values().map(|node| node.units).sum::<u64>() + orphans.values().sum::<u64>();
-            let usage = files.usage();
-            assert_eq!(usage.bytes - usage.free, used * UNIT, "nothing leaks");
-            assert_eq!(usage.inodes, (1 + self.nodes.len() + orphans.len()) as u64);
+        }
+    }
+
+    /// What is used, and by whom.
+    fn compare_usage(&self, files: &mut FileSystem) {
+        let all: BTreeMap<InodeNumber, &Node> =
+            self.nodes.values().chain(&self.open).map(|node| (node.number, node)).collect();
+        let usage = files.usage();
+        let used: u64 = all.values().map(|node| node.units).sum();
+        assert_eq!(usage.bytes - usage.free, used * UNIT, "nothing leaks");
+        assert_eq!(usage.inodes, 1 + all.len() as u64);
+        for uid in 0..3 {
+            let its = || all.values().filter(|node| node.uid == uid);
+            let quota = files.quota(&ROOT, uid).unwrap();
+            let root = u64::from(uid == 0);
+            assert_eq!(quota.bytes, its().map(|node| node.units).sum::<u64>() * UNIT, "user {uid}");
+            assert_eq!(quota.inodes, its().count() as u64 + root, "user {uid}");
         }
     }
 }
