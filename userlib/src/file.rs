@@ -120,7 +120,7 @@ impl OpenOptions {
         follow: bool;
         /// Permission bits of a file that is made.
         mode: u16;
-        /// Bytes that get blocks at once.
+        /// Bytes that get blocks at once, as by [`File::allocate`].
         allocate: u64;
     }
 
@@ -255,12 +255,12 @@ impl File {
     }
 
     /// Bytes from its start that have blocks, as far as is known here: others may have cut it or made it grow. A request of a
-    /// queue of your own that writes behind them is refused; [`File::allocate`] makes room for it.
+    /// queue of your own that writes behind them is refused; [`File::make_room`] makes room for it.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
-    /// file.allocate(1 << 20)?;
+    /// file.make_room(1 << 20)?;
     /// assert!(file.room() >= 1 << 20);
     /// # Ok(()) }
     /// ```
@@ -539,8 +539,8 @@ impl File {
 
     /// Asks for blocks until `end` and as many again as the file has, within bounds; if that is too much, until `end` alone.
     fn grow(&self, end: u64) -> Result<(), Error> {
-        let room = match self.grow_to(growth(end, self.room.load(Ordering::Relaxed))) {
-            Err(error) if error.status() == Some(Status::E_NO_RESOURCES) => self.grow_to(end)?,
+        let room = match self.grow_to(growth(end, self.room.load(Ordering::Relaxed)), false) {
+            Err(error) if error.status() == Some(Status::E_NO_RESOURCES) => self.grow_to(end, false)?,
             other => other?,
         };
         if room < end {
@@ -551,8 +551,8 @@ impl File {
         Ok(())
     }
 
-    fn grow_to(&self, bytes: u64) -> Result<u64, Error> {
-        Ok(self.info(&Request::GrowFile { key: self.key, bytes })?.room)
+    fn grow_to(&self, bytes: u64, keep: bool) -> Result<u64, Error> {
+        Ok(self.info(&Request::GrowFile { key: self.key, bytes, keep })?.room)
     }
 
     fn info(&self, request: &Request) -> Result<FileInfo, Error> {
@@ -565,7 +565,8 @@ impl File {
         }
     }
 
-    /// Gives blocks to at least the first `bytes` of the file, so that writing there fails for want of room no more. Its length stays.
+    /// Gives blocks to at least the first `bytes` of the file, so that writing there fails for want of room no more, now or when it is
+    /// opened again: the file keeps them until it is made shorter. Its length stays.
     ///
     /// # Errors
     /// [`Error::Refused`] with E_NO_RESOURCES; nothing has changed then.
@@ -577,7 +578,23 @@ impl File {
     /// # Ok(()) }
     /// ```
     pub fn allocate(&self, bytes: u64) -> Result<(), Error> {
-        self.grow_to(bytes).map(drop)
+        self.grow_to(bytes, true).map(drop)
+    }
+
+    /// As [`File::allocate`], for as long as the file is open: what is behind its end when it was closed the last time is given back.
+    /// Writes that need room ask for it by themselves; who makes requests of a queue of their own does it here.
+    ///
+    /// # Errors
+    /// As [`File::allocate`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
+    /// file.make_room(1 << 20)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn make_room(&self, bytes: u64) -> Result<(), Error> {
+        self.grow_to(bytes, false).map(drop)
     }
 
     /// Waits until what was written to the file is durable, with its length and all its attributes.

@@ -194,6 +194,8 @@ pub enum Request {
         key: u64,
         /// For so many from its start.
         bytes: u64,
+        /// It keeps them, until it is made shorter. Else the blocks behind its end are given back when its last key ends.
+        keep: bool,
     },
     /// Makes an opened file as long; what is new reads as zero. What is cut off is unreachable when the reply comes, and only
     /// keys of extensions that were cut become stale.

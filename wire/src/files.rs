@@ -265,7 +265,7 @@ pub struct OpenFile {
     pub follow: bool,
     /// Permission bits of a file that is made.
     pub mode: u16,
-    /// Bytes that get blocks at once, if it has fewer.
+    /// Bytes that get blocks at once, if it has fewer, and that it keeps, until it is made shorter.
     pub allocate: u64,
 }
 

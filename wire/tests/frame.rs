@@ -162,7 +162,7 @@ fn file_request() -> impl Strategy<Value = Request> {
         open,
         any::<u64>().prop_map(|key| Request::QueryFile { key }),
         any::<(u64, u32)>().prop_map(|(key, skip)| Request::ListExtensions { key, skip }),
-        any::<(u64, u64)>().prop_map(|(key, bytes)| Request::GrowFile { key, bytes }),
+        any::<(u64, u64, bool)>().prop_map(|(key, bytes, keep)| Request::GrowFile { key, bytes, keep }),
         any::<(u64, u64)>().prop_map(|(key, bytes)| Request::SetLength { key, bytes }),
         (target(), change).prop_map(|(of, change)| Request::SetAttributes { of, change }),
         (volume(), path(), path(), any::<bool>())

@@ -66,6 +66,8 @@ pub enum FileJob {
         number: u64,
         /// For so many bytes from its start.
         bytes: u64,
+        /// Also when it is closed.
+        keep: bool,
         /// It becomes as long.
         lengthens: bool,
     },
@@ -215,7 +217,7 @@ impl FileSystems {
         let mut all = true;
         for (volume, system) in std::mem::take(&mut self.open) {
             let synced = match system {
-                System::Own(mut system) => system.guarded(FileSystem::sync).map_err(FileFailure::from),
+                System::Own(mut system) => system.guarded(FileSystem::settle).map_err(FileFailure::from),
                 System::Ext4(mut system) => system.sync().map_err(FileFailure::from),
             };
             if let Err(FileFailure { detail: error, .. }) = synced {
@@ -296,10 +298,16 @@ pub(super) fn perform(
         FileJob::Alone(request) => return alone(system, who, request),
         FileJob::Open(open) => {
             let opened = system.open_file(&as_who, open.path.as_bytes(), how(&open))?;
-            self::opened(system, volume, &open, opened)?
+            let made = opened.created;
+            let done = self::opened(system, volume, &open, opened);
+            if made && done.is_err() {
+                system.unlink(&as_who, open.path.as_bytes())?;
+            }
+            done?
         }
-        FileJob::Grow { number, bytes, lengthens } => {
-            system.grow(InodeNumber(number), bytes)?;
+        FileJob::Grow { number, bytes, keep, lengthens } => {
+            let grow = if keep { FileSystem::reserve } else { FileSystem::grow };
+            grow(system, InodeNumber(number), bytes)?;
             if lengthens {
                 system.report(InodeNumber(number), bytes, Some(now()))?;
             }
@@ -410,9 +418,9 @@ pub(super) fn opened(
     opened: Opened,
 ) -> Result<FileDone, FileError> {
     let (number, truncation) = (opened.inode, opened.truncation);
-    if open.allocate > opened.attributes.allocated
+    if open.allocate > 0
         && truncation.is_none()
-        && let Err(error) = system.grow(number, open.allocate)
+        && let Err(error) = system.reserve(number, open.allocate)
     {
         system.release(number)?;
         return Err(error);

@@ -473,8 +473,8 @@ fn make_room(file: &File, end: u64, step: u64) -> Result<()> {
     if end <= file.room() {
         return Ok(());
     }
-    match file.allocate(end.saturating_add(step)) {
-        Err(error) if step > 0 && error.status() == Some(Status::E_NO_RESOURCES) => file.allocate(end)?,
+    match file.make_room(end.saturating_add(step)) {
+        Err(error) if step > 0 && error.status() == Some(Status::E_NO_RESOURCES) => file.make_room(end)?,
         other => other?,
     }
     Ok(())

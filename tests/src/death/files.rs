@@ -193,7 +193,7 @@ impl Busy {
             }),
             2 => Control::UnlinkFile { volume, path },
             3 => Control::RenameFile { volume, from: path, to, replace: true },
-            4 => Control::GrowFile { key, bytes },
+            4 => Control::GrowFile { key, bytes, keep: self.dice.chance(30) },
             5 => Control::SetLength { key, bytes },
             6 => Control::Close { key },
             _ => Control::SyncFiles { volume },

@@ -303,7 +303,8 @@ impl World {
                 (Request::manage(&Control::SetLength { key, bytes }, buffer).unwrap(), What::Cut(bytes))
             }
             16..18 => {
-                let request = Control::GrowFile { key, bytes: least + self.dice.below(30_000) };
+                let bytes = least + self.dice.below(30_000);
+                let request = Control::GrowFile { key, bytes, keep: self.dice.chance(20) };
                 (Request::manage(&request, buffer).unwrap(), What::Other)
             }
             18 => {

@@ -557,7 +557,7 @@ fn others(rig: &Rig) {
     for request in [
         Request::QueryFile { key },
         Request::ListExtensions { key, skip: 0 },
-        Request::GrowFile { key, bytes: 1 << 20 },
+        Request::GrowFile { key, bytes: 1 << 20, keep: false },
         Request::SetLength { key, bytes: 0 },
         Request::SetAttributes { of: FileTarget::Key(key), change: change.clone() },
         Request::SyncFile { key, data_only: true },

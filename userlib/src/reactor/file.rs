@@ -248,7 +248,7 @@ impl AsyncFile {
 
     async fn grow(&self, end: u64) -> Result<(), Error> {
         let key = self.of.key();
-        let ask = |bytes| control::Request::GrowFile { key, bytes };
+        let ask = |bytes| control::Request::GrowFile { key, bytes, keep: false };
         let grown = match self.info(&ask(growth(end, self.room.get()))).await {
             Err(error) if error.status() == Some(Status::E_NO_RESOURCES) => self.info(&ask(end)).await?,
             other => other?,

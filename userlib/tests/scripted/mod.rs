@@ -254,7 +254,7 @@ impl Disk {
             }
             Request::QueryFile { key } => self.info(*key, |_, _| true),
             Request::SyncFile { .. } | Request::SyncFiles { .. } => Reply::Done,
-            Request::GrowFile { key, bytes } => self.info(*key, |node, most| {
+            Request::GrowFile { key, bytes, .. } => self.info(*key, |node, most| {
                 let room = bytes.next_multiple_of(BLOCK);
                 let room = usize::try_from(room).unwrap_or(usize::MAX).max(node.bytes.len());
                 let fits = room as u64 <= most;

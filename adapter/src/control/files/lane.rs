@@ -181,16 +181,16 @@ impl Control {
                 self.check_no_blocks(volume)?;
                 self.run_file(volume, asked, FileJob::Open(open), Step::Open { access });
             }
-            Request::GrowFile { key, bytes } => {
+            Request::GrowFile { key, bytes, keep } => {
                 let of = self.writable(caller, Key(key))?;
-                let job = FileJob::Grow { number: of.number, bytes, lengthens: false };
+                let job = FileJob::Grow { number: of.number, bytes, keep, lengthens: false };
                 self.run_file(volume, asked, job, Step::Grow { of, length: None });
             }
             Request::SetLength { key, bytes } => {
                 let of = self.writable(caller, Key(key))?;
                 let Some(told) = self.told(volume, of.number) else { return Ok(()) };
                 if bytes >= told.length {
-                    let job = FileJob::Grow { number: of.number, bytes, lengthens: true };
+                    let job = FileJob::Grow { number: of.number, bytes, keep: false, lengthens: true };
                     self.run_file(volume, asked, job, Step::Grow { of, length: Some(bytes) });
                 } else {
                     self.run_file(volume, asked, FileJob::Plan { told, length: bytes }, Step::Plan { of });

@@ -286,13 +286,14 @@ impl<'a> Workload<'a> {
     fn grow(&mut self, client: usize) {
         let Some(number) = self.held(client) else { return };
         let bytes = self.live[&number].room + self.dice.below(3 * UNIT);
-        self.make_room(client, number, bytes);
+        let keep = self.dice.chance(30);
+        self.make_room(client, number, bytes, keep);
         self.history.operations += 1;
     }
 
-    fn make_room(&mut self, client: usize, number: u64, bytes: u64) {
+    fn make_room(&mut self, client: usize, number: u64, bytes: u64, keep: bool) {
         let file = &self.clients[client].open[&number];
-        file.allocate(bytes).unwrap();
+        if keep { file.allocate(bytes) } else { file.make_room(bytes) }.unwrap();
         let room = file.refresh().unwrap().room;
         self.live.get_mut(&number).expect("it is open").room = room;
     }
@@ -351,7 +352,7 @@ impl<'a> Workload<'a> {
         }
         let end = place.map_or(self.reach(number).1, |offset| offset) + length;
         if end > self.live[&number].room {
-            self.make_room(client, number, end + UNIT);
+            self.make_room(client, number, end + UNIT, false);
         }
         self.submit(client, number, (place, length, whole));
     }
