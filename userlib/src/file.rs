@@ -1,13 +1,16 @@
 //! An opened file.
 
+mod options;
+mod sequential;
+mod transfer;
+
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use wire::Status;
 use wire::control::{Reply, Request};
-use wire::files::{AttributeChange, Create, ExtensionInfo, FileAttributes, FileInfo, FileTarget, OpenFile};
+use wire::files::{AttributeChange, ExtensionInfo, FileAttributes, FileInfo, FileTarget};
 use wire::layout::MAX_WRITE_BYTES;
 
 use crate::access::Access;
@@ -15,9 +18,7 @@ use crate::error::Error;
 use crate::files::Files;
 use crate::holes::{Extensions, Holes};
 use crate::memory::unexpected;
-use crate::place::{Place, ToPlace};
-use crate::queue::Pieces;
-use crate::target::Of;
+pub use options::OpenOptions;
 
 /// A file that grows again gets at least this much more, and at most that, beyond what is written: as much as it has.
 const LEAST_GROWTH: u64 = 64 << 10;
@@ -25,159 +26,8 @@ const MOST_GROWTH: u64 = 64 << 20;
 /// So often in a row somebody else may take the room that was made for a write.
 pub(crate) const GROW_TRIES: usize = 16;
 
-/// How a file is opened, as [`std::fs::OpenOptions`] has it.
-///
-/// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let adapter = adapter::Embedded::open("emu:32M")?;
-/// # let session = adapter.session()?;
-/// # session.create_volume("notes", 16 << 20)?;
-/// # let files = session.files()?;
-/// # files.format("notes", false)?;
-/// use portcullis::OpenOptions;
-/// let table = OpenOptions::new()
-///     .read(true)
-///     .write(true)
-///     .create(true)
-///     .mode(0o600)
-///     .allocate(1 << 20)
-///     .open(&files, "notes:/table")?;
-/// assert_eq!(table.len()?, 0);
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct OpenOptions {
-    read: bool,
-    write: bool,
-    append: bool,
-    trim: bool,
-    truncate: bool,
-    create: bool,
-    create_new: bool,
-    follow: bool,
-    mode: u16,
-    allocate: u64,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-macro_rules! option {
-    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty;)+) => {
-        $($(#[doc = $doc])+
-        ///
-        /// ```
-        #[doc = concat!("let options = portcullis::OpenOptions::new().", stringify!($name), "(Default::default());")]
-        /// ```
-        #[must_use]
-        pub const fn $name(mut self, $name: $type) -> Self {
-            self.$name = $name;
-            self
-        })+
-    };
-}
-
-impl OpenOptions {
-    /// None of them; files that are made have mode 0o644, and links are followed.
-    ///
-    /// ```
-    /// let options = portcullis::OpenOptions::new().read(true);
-    /// ```
-    pub const fn new() -> Self {
-        Self {
-            read: false,
-            write: false,
-            append: false,
-            trim: false,
-            truncate: false,
-            create: false,
-            create_new: false,
-            follow: true,
-            mode: 0o644,
-            allocate: 0,
-        }
-    }
-
-    option! {
-        /// To be read.
-        read: bool;
-        /// To be written anywhere.
-        write: bool;
-        /// To be written at its end: [`Write`] appends, whatever others append meanwhile.
-        append: bool;
-        /// Ranges of it may be given up.
-        trim: bool;
-        /// It is cut to nothing first.
-        truncate: bool;
-        /// It is made if it is not there.
-        create: bool;
-        /// It is made, and must not be there.
-        create_new: bool;
-        /// A symbolic link at the end of the path is followed.
-        follow: bool;
-        /// Permission bits of a file that is made.
-        mode: u16;
-        /// Bytes that get blocks at once, as by [`File::allocate`].
-        allocate: u64;
-    }
-
-    pub(crate) fn request(&self, place: &Place) -> Result<OpenFile, Error> {
-        let writes = self.write || self.append;
-        let makes = self.create || self.create_new;
-        let wrong = match self {
-            _ if !self.read && !writes => "to be read, written or appended to: none of them was asked for",
-            _ if self.truncate && (!self.write || self.append) => "cut to nothing, but not written anywhere",
-            _ if makes && !writes => "made, but not written",
-            _ => "",
-        };
-        if !wrong.is_empty() {
-            return Err(Error::Argument(format!("{place} cannot be opened so: {wrong}")));
-        }
-        let mut access = Access::NONE;
-        for (wanted, right) in [(self.read, Access::READ), (writes, Access::WRITE), (self.trim, Access::TRIM)]
-        {
-            if wanted {
-                access = access | right;
-            }
-        }
-        let (volume, path) = place.wire();
-        let create = match (self.create, self.create_new) {
-            (_, true) => Create::New,
-            (true, false) => Create::IfAbsent,
-            (false, false) => Create::Never,
-        };
-        let Self { truncate, follow, mode, allocate, .. } = *self;
-        let access = access.bits();
-        Ok(OpenFile { volume, path, access, create, truncate, follow, mode, allocate })
-    }
-
-    /// Opens it. This is the one request that looks at its name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for options that do not go together; [`Error::Refused`]: E_NO_RESOURCE if it is not there,
-    /// E_EXISTS, E_AUTH, E_NO_RESOURCES without room.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let session = portcullis::Session::connect(portcullis::default_socket_path())?;
-    /// # let files = session.files()?;
-    /// let log = portcullis::OpenOptions::new().append(true).create(true).open(&files, "notes:/log")?;
-    /// # Ok(()) }
-    /// ```
-    pub fn open(&self, files: &Files, place: impl ToPlace) -> Result<File, Error> {
-        let request = Request::OpenFile(self.request(&place.to_place()?)?);
-        match files.call(&request)? {
-            Reply::File(info) => File::new(files, &info, self.append),
-            other => Err(unexpected(&other)),
-        }
-    }
-}
-
 /// An opened file: named by its key from here on, so that reading and writing it looks at no name and makes no system call
-/// while the adapter is awake. Positioned calls may come from several threads; [`Read`], [`Write`] and [`Seek`] share one position,
+/// while the adapter is awake. Positioned calls may come from several threads; [`std::io::Read`], `Write` and `Seek` share one position,
 /// as a file of the kernel does.
 ///
 /// Offsets and lengths may be any. Writes of at most 64 KiB happen whole or not at all as others see them; larger ones are
@@ -290,251 +140,6 @@ impl File {
     /// ```
     pub fn files(&self) -> &Files {
         &self.files
-    }
-
-    /// Reads from `offset` until the slice is full or the file ends. Returns how many bytes.
-    ///
-    /// # Errors
-    /// [`Error::Io`] for the first piece that failed; what is in the slice is undefined then.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.open("notes:/log")?;
-    /// let mut tail = [0; 100];
-    /// let bytes = file.read_at(&mut tail, file.len()?.saturating_sub(100))?;
-    /// # Ok(()) }
-    /// ```
-    pub fn read_at(&self, target: &mut [u8], offset: u64) -> Result<usize, Error> {
-        if target.is_empty() {
-            return Ok(0);
-        }
-        if let Some(holes) = self.holes.get() {
-            return self.read_between(holes, target, offset);
-        }
-        match self.read_blocks(target, offset) {
-            Err(Error::Io(error)) if error.status == Status::E_HOLE => {
-                let info = self.refresh()?;
-                let length = info.attributes.length;
-                let holes = Holes::new(length, self.extensions_after(info)?);
-                self.read_between(self.holes.get_or_init(|| holes), target, offset)
-            }
-            other => other,
-        }
-    }
-
-    fn read_blocks(&self, target: &mut [u8], offset: u64) -> Result<usize, Error> {
-        self.files.desk()?.lock().transfer(Of::file(self), offset, Pieces::Read(target))
-    }
-
-    /// Reads what has blocks, and fills what has none with zeros.
-    fn read_between(&self, holes: &Holes, target: &mut [u8], offset: u64) -> Result<usize, Error> {
-        let (bytes, blocks) = holes.fill(target, offset);
-        for part in blocks {
-            let (start, wanted) = (part.start, part.len());
-            let here = self.read_blocks(&mut target[part], offset + start as u64)?;
-            if here < wanted {
-                return Ok(start + here);
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// Reads a whole slice from `offset`.
-    ///
-    /// # Errors
-    /// As [`File::read_at`]; [`Error::Io`] with E_BOUNDS if the file ends before.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.open("notes:/log")?;
-    /// let mut header = [0; 16];
-    /// file.read_exact_at(&mut header, 0)?;
-    /// # Ok(()) }
-    /// ```
-    pub fn read_exact_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
-        let bytes = self.read_at(target, offset)?;
-        if bytes == target.len() { Ok(()) } else { Err(self.ended(offset, target.len())) }
-    }
-
-    fn ended(&self, offset: u64, length: usize) -> Error {
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        let opcode = wire::layout::opcode::READ;
-        crate::IoError { status: Status::E_BOUNDS, device_status: 0, opcode, offset, length }.into()
-    }
-
-    /// Reads into several slices, one after the other, until all are full or the file ends. Returns how many bytes.
-    ///
-    /// # Errors
-    /// As [`File::read_at`].
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.open("notes:/log")?;
-    /// use std::io::IoSliceMut;
-    /// let (mut head, mut body) = ([0; 16], [0; 100]);
-    /// file.read_vectored_at(&mut [IoSliceMut::new(&mut head), IoSliceMut::new(&mut body)], 0)?;
-    /// # Ok(()) }
-    /// ```
-    pub fn read_vectored_at(&self, targets: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize, Error> {
-        let total = targets.iter().map(|target| target.len()).sum();
-        if total <= GATHER {
-            let mut all = vec![0; total];
-            let bytes = self.read_at(&mut all, offset)?;
-            let mut left = &all[..bytes];
-            for target in targets {
-                let here = left.len().min(target.len());
-                target[..here].copy_from_slice(&left[..here]);
-                left = &left[here..];
-            }
-            return Ok(bytes);
-        }
-        let mut bytes = 0;
-        for target in targets {
-            let here = self.read_at(target, offset.saturating_add(bytes as u64))?;
-            bytes += here;
-            if here < target.len() {
-                break;
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// Writes all of a slice to `offset`. Where the file has no blocks it is made to grow, by as much as it has.
-    ///
-    /// # Errors
-    /// [`Error::Io`] for the first piece that failed, others may have been written; [`Error::Refused`] with E_NO_RESOURCES
-    /// if there is no more room.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
-    /// file.write_all_at(b"here", 1 << 20)?;
-    /// # Ok(()) }
-    /// ```
-    pub fn write_all_at(&self, source: &[u8], offset: u64) -> Result<(), Error> {
-        let Some(end) = offset.checked_add(source.len() as u64) else {
-            return Err(Error::Argument(format!(
-                "a write of {} bytes at {offset}: no file is that long",
-                source.len()
-            )));
-        };
-        if source.is_empty() {
-            return Ok(());
-        }
-        if end > self.room.load(Ordering::Relaxed) {
-            self.grow(end)?;
-        }
-        for _ in 0..GROW_TRIES {
-            let written = self.files.desk()?.lock().transfer(Of::file(self), offset, Pieces::Write(source));
-            match written {
-                // Somebody cut the file meanwhile. What of this was written is written again.
-                Err(Error::Io(error)) if error.status == Status::E_NO_RESOURCES => self.grow(end)?,
-                other => return other.map(drop),
-            }
-        }
-        Err(no_room(end))
-    }
-
-    /// As [`File::write_all_at`], and returns the length of the slice: what [`std::os::unix::fs::FileExt`] calls so.
-    ///
-    /// # Errors
-    /// As [`File::write_all_at`].
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
-    /// assert_eq!(file.write_at(b"here", 0)?, 4);
-    /// # Ok(()) }
-    /// ```
-    pub fn write_at(&self, source: &[u8], offset: u64) -> Result<usize, Error> {
-        self.write_all_at(source, offset).map(|()| source.len())
-    }
-
-    /// Writes several slices, one behind the other, from `offset` on: as one, if they are at most 64 KiB together.
-    ///
-    /// # Errors
-    /// As [`File::write_all_at`].
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
-    /// use std::io::IoSlice;
-    /// file.write_vectored_at(&[IoSlice::new(b"head"), IoSlice::new(b"body")], 0)?;
-    /// # Ok(()) }
-    /// ```
-    pub fn write_vectored_at(&self, sources: &[IoSlice<'_>], offset: u64) -> Result<usize, Error> {
-        let total = sources.iter().map(|source| source.len()).sum();
-        if total <= GATHER {
-            self.write_all_at(&gather(sources), offset)?;
-            return Ok(total);
-        }
-        let mut at = offset;
-        for source in sources {
-            self.write_all_at(source, at)?;
-            at = at.saturating_add(source.len() as u64);
-        }
-        Ok(total)
-    }
-
-    /// Writes a slice behind the last byte of the file, wherever that is when the adapter does it. Returns where its first byte
-    /// landed. At most 64 KiB land together; of more, others may have landed between.
-    ///
-    /// # Errors
-    /// As [`File::write_all_at`]; what was appended by then stays.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
-    /// let at = file.append(b"one line\n")?;
-    /// # Ok(()) }
-    /// ```
-    pub fn append(&self, source: &[u8]) -> Result<u64, Error> {
-        if source.is_empty() {
-            return self.len();
-        }
-        let mut first = None;
-        for piece in source.chunks(MAX_WRITE_BYTES as usize) {
-            let at = self.append_piece(piece)?;
-            first.get_or_insert(at);
-        }
-        first.ok_or_else(|| Error::Argument("nothing to append".to_owned()))
-    }
-
-    fn append_piece(&self, piece: &[u8]) -> Result<u64, Error> {
-        let mut end = 0;
-        for _ in 0..GROW_TRIES {
-            let known = self.room.load(Ordering::Relaxed);
-            let appended = self.files.desk()?.lock().append(self, piece);
-            match appended {
-                Err(Error::Io(error)) if error.status == Status::E_NO_RESOURCES => {
-                    // The length does not tell: other appends have places behind it. Room that others made meanwhile is good
-                    // for this one, too.
-                    let room = self.refresh()?.room;
-                    end = room.saturating_add(piece.len() as u64);
-                    if room <= known {
-                        self.grow(end)?;
-                    }
-                }
-                other => return other,
-            }
-        }
-        Err(no_room(end))
-    }
-
-    /// Several slices as one append, if they are at most 64 KiB together.
-    ///
-    /// # Errors
-    /// As [`File::append`].
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let file = portcullis::Session::connect("socket")?.files()?.create("notes:/log")?;
-    /// use std::io::IoSlice;
-    /// file.append_vectored(&[IoSlice::new(b"one "), IoSlice::new(b"line\n")])?;
-    /// # Ok(()) }
-    /// ```
-    pub fn append_vectored(&self, sources: &[IoSlice<'_>]) -> Result<u64, Error> {
-        self.append(&gather(sources))
     }
 
     /// Asks for blocks until `end` and as many again as the file has, within bounds; if that is too much, until `end` alone.
@@ -747,10 +352,6 @@ impl File {
         self.open = false;
         self.files.session().done(&Request::Close { key: self.key })
     }
-
-    fn position(&self) -> MutexGuard<'_, u64> {
-        self.position.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// What a file was opened for; an error if what came cannot be.
@@ -775,16 +376,6 @@ pub(crate) fn no_room(end: u64) -> Error {
     Error::Refused { status: Status::E_NO_RESOURCES, detail }
 }
 
-/// Slices of no more bytes together are copied and go as one.
-const GATHER: usize = MAX_WRITE_BYTES as usize;
-
-fn gather(sources: &[IoSlice<'_>]) -> Vec<u8> {
-    let total = sources.iter().map(|source| source.len()).sum();
-    let mut all = Vec::with_capacity(total);
-    sources.iter().for_each(|source| all.extend_from_slice(source));
-    all
-}
-
 impl Drop for File {
     fn drop(&mut self) {
         if self.open {
@@ -801,93 +392,5 @@ impl fmt::Debug for File {
             .field("access", &self.access)
             .field("block_size", &self.block_size)
             .finish_non_exhaustive()
-    }
-}
-
-impl Read for &File {
-    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        let mut position = self.position();
-        let bytes = self.read_at(target, *position)?;
-        *position += bytes as u64;
-        Ok(bytes)
-    }
-
-    fn read_vectored(&mut self, targets: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        let mut position = self.position();
-        let bytes = self.read_vectored_at(targets, *position)?;
-        *position += bytes as u64;
-        Ok(bytes)
-    }
-}
-
-impl Write for &File {
-    fn write(&mut self, source: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(source)])
-    }
-
-    fn write_vectored(&mut self, sources: &[IoSlice<'_>]) -> io::Result<usize> {
-        let mut position = self.position();
-        let bytes: usize = sources.iter().map(|source| source.len()).sum();
-        if bytes == 0 {
-            return Ok(0);
-        }
-        if self.append {
-            *position = self.append_vectored(sources)?;
-        } else {
-            self.write_vectored_at(sources, *position)?;
-        }
-        *position += bytes as u64;
-        Ok(bytes)
-    }
-
-    /// Nothing is held back, so that nothing is to be done. Durable is what [`File::sync_data`] makes durable.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for &File {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let mut position = self.position();
-        let target = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => position.checked_add_signed(by),
-            SeekFrom::End(by) => self.len()?.checked_add_signed(by),
-        };
-        let target = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "a seek to before the file's start, or beyond any")
-        })?;
-        *position = target;
-        Ok(target)
-    }
-}
-
-impl Read for File {
-    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        (&*self).read(target)
-    }
-
-    fn read_vectored(&mut self, targets: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        (&*self).read_vectored(targets)
-    }
-}
-
-impl Write for File {
-    fn write(&mut self, source: &[u8]) -> io::Result<usize> {
-        (&*self).write(source)
-    }
-
-    fn write_vectored(&mut self, sources: &[IoSlice<'_>]) -> io::Result<usize> {
-        (&*self).write_vectored(sources)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        (&*self).flush()
-    }
-}
-
-impl Seek for File {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        (&*self).seek(to)
     }
 }

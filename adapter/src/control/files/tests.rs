@@ -118,6 +118,53 @@ fn s6_r2_a_file_is_made_grown_queried_and_found_again() {
     assert_eq!(again.room, 2 * BLOCK, "it gave back what it did not need");
 }
 
+fn space(rig: &mut Rig, session: SessionId) -> FileSystemInfo {
+    match rig.call(session, Request::StatVolume { volume: "v".into() }) {
+        Reply::FileSystem(info) => info,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn room_that_was_asked_for_by_name_is_kept_and_no_other() {
+    let (mut rig, session) = rig();
+    let other = rig.session();
+    let empty = space(&mut rig, session);
+    let used = |rig: &mut Rig| {
+        let now = space(rig, session);
+        assert_eq!(empty.free - now.free, now.own - empty.own, "the user has what is not free");
+        empty.free - now.free
+    };
+    for (keep, kept) in [(false, 2), (true, 8)] {
+        let mine = rig.open_file(session, "/a", Create::IfAbsent);
+        rig.file(session, Request::GrowFile { key: mine.key, bytes: 8 * BLOCK, keep });
+        rig.file(session, Request::GrowFile { key: mine.key, bytes: 20 * BLOCK, keep: false });
+        let theirs = rig.open_file(other, "/a", Create::Never);
+        rig.write_up_to(&mine, BLOCK + 1);
+        rig.done(session, Request::Close { key: mine.key });
+        rig.settle();
+        assert_eq!(used(&mut rig), 20 * BLOCK, "somebody has it open");
+        assert_eq!(rig.key_reaches(theirs.key), 20 * BLOCK);
+        rig.done(other, Request::Close { key: theirs.key });
+        rig.settle();
+        assert_eq!(used(&mut rig), kept * BLOCK);
+    }
+    // And so it is with what is asked for as it is opened, whether the file has it or not.
+    let opened = OpenFile { allocate: 30 * BLOCK, ..open("/b", Create::New) };
+    for opened in [opened.clone(), OpenFile { create: Create::Never, allocate: 25 * BLOCK, ..opened }] {
+        let file = rig.file(session, Request::OpenFile(opened));
+        assert_eq!(file.room, 30 * BLOCK);
+        rig.done(session, Request::Close { key: file.key });
+        rig.settle();
+        assert_eq!(used(&mut rig), 38 * BLOCK);
+    }
+    // More than there is makes no file.
+    let large = OpenFile { allocate: 1 << 40, ..open("/c", Create::IfAbsent) };
+    assert_eq!(rig.refused(session, Request::OpenFile(large)), Status::E_NO_RESOURCES);
+    assert_eq!(rig.refused(session, Request::OpenFile(open("/c", Create::Never))), Status::E_NO_RESOURCE);
+    assert_eq!(used(&mut rig), 38 * BLOCK);
+}
+
 #[test]
 fn s6_r13_extending_keeps_the_keys_of_all_who_have_it_open() {
     let (mut rig, session) = rig();
@@ -232,10 +279,7 @@ fn who_opened_to_read_does_not_change_lengths_and_a_grant_of_blocks_is_no_file()
 #[test]
 fn a_file_without_a_name_lives_until_its_last_key_goes() {
     let (mut rig, session) = rig();
-    let free = |rig: &mut Rig| match rig.call(session, Request::StatVolume { volume: "v".into() }) {
-        Reply::FileSystem(info) => info.free,
-        other => panic!("{other:?}"),
-    };
+    let free = |rig: &mut Rig| space(rig, session).free;
     let before = free(&mut rig);
     let file = rig.open_file(session, "/a", Create::New);
     rig.file(session, Request::SetLength { key: file.key, bytes: 8 * BLOCK });
