@@ -317,7 +317,9 @@ fn rights_are_those_of_the_kernel() {
     assert!(denied > 300 && allowed > 300, "{denied} {allowed}");
     adapter.stop().unwrap();
 
-    let options = Options::new("emu:96M".parse().unwrap());
+    // Files of ours on a disk of their own, of the same kind.
+    let device = std::env::var("PORTCULLIS_OWN_DEVICE").unwrap();
+    let options = Options { format: Format::Force, ..Options::new(device.parse().unwrap()) };
     let adapter = Adapter::start(&options, Path::new(SOCKET)).unwrap();
     let files = connect();
     files.session().create_volume("own", 64 << 20).unwrap();
@@ -327,7 +329,10 @@ fn rights_are_those_of_the_kernel() {
     assert_eq!(compare("own", &all, &users), [denied, allowed]);
     drop(files);
     adapter.stop().unwrap();
-    println!("counted: {} rights on an ext4 and as many on files of ours", all.len() * users.len());
+    println!(
+        "counted: {} rights on an ext4 and as many on files of ours, on {device}",
+        all.len() * users.len()
+    );
 }
 
 /// All regular files below a directory, by their paths from there, and how many directories.

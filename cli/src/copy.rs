@@ -255,12 +255,14 @@ impl<'a> Copier<'a> {
         let files = self.files()?;
         self.written.insert(place.volume().to_owned());
         if self.only_in_place(place.volume())? {
-            let file = OpenOptions::new().write(true).open(&files, place)?;
+            let only = "files of this volume can only be overwritten in place";
+            let file = OpenOptions::new().write(true).open(&files, place).context(only)?;
             let (has, known) = (file.len()?, known.context("of this source nobody knows how long it is")?);
-            ensure!(
-                has == known,
-                "files of this volume can only be overwritten in place: it has {has} bytes, and the source {known}"
-            );
+            ensure!(has == known, "{only}: it has {has} bytes, and the source {known}");
+            // Known before anything is written, so that what is refused is as it was.
+            if let Some(hole) = file.extensions()?.into_iter().find(|its| its.access == Access::NONE.bits()) {
+                bail!("{only}: from byte {} on it has no blocks that were written, and would need some", hole.offset);
+            }
             return Ok(Target::File { file, fresh: false });
         }
         let mode = mode & !self.umask;

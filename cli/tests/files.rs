@@ -6,18 +6,17 @@ mod served;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use served::{Adapter, data, text, write};
+use served::{Adapter, Mounted, data, errno, text, write};
 
 /// An adapter with a volume `v` that holds files.
 fn with_files(bytes: &str) -> Adapter {
@@ -279,62 +278,10 @@ fn what_is_copied_out_stays_in_its_directory() {
     assert_eq!(fs::read(adapter.path("elsewhere/d/y/z")).unwrap(), b"new");
 }
 
-/// A volume mounted with FUSE, unmounted with the test.
-struct Mounted {
-    child: Child,
-    root: PathBuf,
-}
-
-impl Mounted {
-    /// `None` where the machine has no FUSE, which is said.
-    fn start(adapter: &Adapter, options: &[&str]) -> Option<Self> {
-        if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
-            println!("skipped: /dev/fuse cannot be opened: {error}");
-            return None;
-        }
-        let root = adapter.path("mounted");
-        fs::create_dir_all(&root).unwrap();
-        let mut child = adapter.command(&[&["mount", "v", "mounted"], options].concat()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        if line.is_empty() {
-            let mut error = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-            child.wait().unwrap();
-            // Some sandboxes have the device and do not let anybody mount.
-            assert!(error.contains("cannot mount on"), "{error}");
-            println!("skipped: {error}");
-            return None;
-        }
-        assert!(line.contains("v is mounted on mounted"), "{line}");
-        Some(Self { child, root })
-    }
-
-    fn end(mut self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-        assert!(self.child.wait().unwrap().success());
-        assert!(fs::read_dir(&self.root).unwrap().next().is_none(), "what was mounted is gone");
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Ended well it is reaped already; if a test fails nothing must stay mounted.
-        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
-    result.err().and_then(|error| error.raw_os_error())
-}
-
 #[test]
 fn a_mounted_volume_is_a_directory_of_files() {
     let adapter = with_files("64M");
-    let Some(mounted) = Mounted::start(&adapter, &[]) else { return };
+    let Some(mounted) = Mounted::start(&adapter, "v", &[]) else { return };
     let root = &mounted.root;
     // Made here, seen there, and the other way round.
     fs::write(root.join("hello"), b"from here").unwrap();
@@ -413,7 +360,7 @@ fn a_mounted_volume_is_a_directory_of_files() {
 #[test]
 fn a_directory_of_thousands_is_listed_whole_through_a_mount() {
     let adapter = with_files("64M");
-    let Some(mounted) = Mounted::start(&adapter, &[]) else { return };
+    let Some(mounted) = Mounted::start(&adapter, "v", &[]) else { return };
     let wanted: BTreeSet<String> =
         (0..3000).map(|number| format!("file with a longer name {number}")).collect();
     for name in &wanted {
@@ -435,7 +382,7 @@ fn a_directory_of_thousands_is_listed_whole_through_a_mount() {
 #[test]
 fn a_file_that_somebody_else_replaced_is_not_the_new_one() {
     let adapter = with_files("16M");
-    let Some(mounted) = Mounted::start(&adapter, &[]) else { return };
+    let Some(mounted) = Mounted::start(&adapter, "v", &[]) else { return };
     fs::write(mounted.root.join("a"), b"old").unwrap();
     // Known by its number and not opened, so that only its name leads to it.
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -463,7 +410,7 @@ fn a_mount_to_be_read_is_not_written_and_one_in_use_ends_with_the_last() {
     let adapter = with_files("16M");
     let small = write(&adapter.path("small"), b"hello");
     adapter.run(&["cp", &small, "v:/f"]);
-    let Some(mut mounted) = Mounted::start(&adapter, &["--read-only"]) else { return };
+    let Some(mut mounted) = Mounted::start(&adapter, "v", &["--read-only"]) else { return };
     assert_eq!(errno(fs::write(mounted.root.join("g"), b"")), Some(libc::EROFS));
     let file = fs::File::open(mounted.root.join("f")).unwrap();
     kill_process(Pid::from_child(&mounted.child), Signal::TERM).unwrap();

@@ -13,6 +13,7 @@
 pub mod conformance;
 pub mod death;
 pub mod faults;
+mod kept;
 pub mod power;
 pub mod process;
 pub mod restart;

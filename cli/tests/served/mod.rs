@@ -3,10 +3,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 pub(crate) const PORTCULLIS: &str = env!("CARGO_BIN_EXE_portcullis");
@@ -32,6 +33,11 @@ impl Adapter {
     pub(crate) fn on_any_device(default: &str) -> Self {
         let device = std::env::var("PORTCULLIS_DEVICE").unwrap_or_else(|_| default.to_owned());
         Self::start_with(&device, &["--format", "force"])
+    }
+
+    /// Over what is in a file, as it is.
+    pub(crate) fn as_found(file: &Path) -> Self {
+        Self::start_with(&format!("emu:{}", file.display()), &["--as-found"])
     }
 
     fn start_with(device: &str, options: &[&str]) -> Self {
@@ -114,6 +120,58 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 /// Bytes that differ from place to place.
 pub(crate) fn data(length: usize) -> Vec<u8> {
     (0..length).map(|i| u8::try_from((i * 7 + i / 251) % 256).unwrap()).collect()
+}
+
+/// A volume mounted with FUSE at `mounted` in the adapter's directory, unmounted with the test.
+pub(crate) struct Mounted {
+    pub(crate) child: Child,
+    pub(crate) root: PathBuf,
+}
+
+impl Mounted {
+    /// `None` where the machine has no FUSE, which is said.
+    pub(crate) fn start(adapter: &Adapter, volume: &str, options: &[&str]) -> Option<Self> {
+        if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
+            println!("skipped: /dev/fuse cannot be opened: {error}");
+            return None;
+        }
+        let root = adapter.path("mounted");
+        fs::create_dir_all(&root).unwrap();
+        let mut child = adapter.command(&[&["mount", volume, "mounted"], options].concat()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            let mut error = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+            child.wait().unwrap();
+            // Some sandboxes have the device and do not let anybody mount.
+            assert!(error.contains("cannot mount on"), "{error}");
+            println!("skipped: {error}");
+            return None;
+        }
+        assert!(line.contains(&format!("{volume} is mounted on mounted")), "{line}");
+        Some(Self { child, root })
+    }
+
+    pub(crate) fn end(mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        assert!(fs::read_dir(&self.root).unwrap().next().is_none(), "what was mounted is gone");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Ended well it is reaped already; if a test fails nothing must stay mounted.
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+pub(crate) fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
 }
 
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> String {

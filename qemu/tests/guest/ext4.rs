@@ -23,11 +23,15 @@ fn tool(name: &str, arguments: &[&str], image: &Path) {
 
 /// A step of `adapter/tests/kernel.rs`.
 fn does(what: &str) -> Step {
+    Step::run(command(what))
+}
+
+fn command(what: &str) -> Command {
     let mut command = Command::new("kernel").args([what, "--exact", "--ignored", "--nocapture"]);
     if let Ok(seed) = std::env::var("PORTCULLIS_SEED") {
         command = command.env("PORTCULLIS_SEED", seed);
     }
-    Step::run(command.env("PORTCULLIS_DEVICE", format!("vfio:{}", qemu::nvme_address(0))).limit_s(500))
+    command.env("PORTCULLIS_DEVICE", format!("vfio:{}", qemu::nvme_address(0))).limit_s(500)
 }
 
 /// A guest with an NVMe disk that holds an ext4 without files, and that disk's image.
@@ -66,9 +70,16 @@ fn run(guest: &Guest) -> Outcome {
 #[test]
 #[ignore = "starts a guest"]
 fn rights_on_an_ext4_and_on_files_of_ours_are_those_that_the_kernel_gives() {
-    let (guest, target) = guest("ext4-rights", Machine::new(), 64 * MIB);
+    // Of another kind, so that there is no doubt which of them is the kernel's /dev/nvme0n1.
+    let own = Virtio::new(qemu::scratch_disk("own-rights", 96 * MIB).unwrap());
+    let (guest, target) = guest("ext4-rights", Machine::new().virtio(own), 64 * MIB);
+    let own = qemu::virtio_address(0);
     let guest = guest.step(Step::wait_for_path("/dev/nvme0n1")).step(does("asks_the_kernel_for_rights"));
-    let guest = given_away(guest).step(does("rights_are_those_of_the_kernel"));
+    let guest = given_away(guest)
+        .step(Step::bind_vfio(&own, None))
+        .step(Step::run(
+            command("rights_are_those_of_the_kernel").env("PORTCULLIS_OWN_DEVICE", format!("vfio:{own}")),
+        ));
     let last = guest.steps.len() - 1;
     let outcome = run(&guest);
     assert!(outcome.output(last).any(|line| line.starts_with("counted: ")));

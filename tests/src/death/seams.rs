@@ -11,6 +11,8 @@ use driver::block::{BlockQueue, Command, Completed, Geometry, Operation, QueueSt
 use driver::disk::{Disk, DiskError};
 use driver::hal::{DmaAccess, DmaError, Iova, Mapper, Mapping, PinnedMemory};
 
+use crate::kept::{Kept, submit, with_queues};
+
 /// A place that the adapter passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Point {
@@ -152,18 +154,17 @@ impl Seams {
     }
 
     fn dress<Q: BlockQueue>(self: &Arc<Self>, opened: Opened<Q>) -> Opened<SeamQueue<Q>> {
-        let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
-        let dress = |(queue, interrupt)| {
-            (SeamQueue { under: queue, kept: Vec::new(), fresh: false, seams: self.clone() }, interrupt)
-        };
+        let seams = || self.clone();
+        let dressed = with_queues(opened, |under| SeamQueue {
+            under,
+            kept: Vec::new(),
+            fresh: false,
+            seams: seams(),
+        });
         Opened {
-            identity,
-            geometry,
-            mapper: Arc::new(SeamMapper { under: mapper, seams: self.clone() }),
-            mapper_pins,
-            queues: queues.into_iter().map(dress).collect(),
-            disk: Box::new(SeamDisk { under: disk, seams: self.clone() }),
-            supervisor,
+            mapper: Arc::new(SeamMapper { under: dressed.mapper, seams: seams() }),
+            disk: Box::new(SeamDisk { under: dressed.disk, seams: seams() }),
+            ..dressed
         }
     }
 }
@@ -253,14 +254,9 @@ impl Disk for SeamDisk {
     }
 }
 
-/// A command that the device has not been given yet, as slow devices take their time.
-struct Kept {
-    command: Command,
-    segments: Option<Vec<Segment>>,
-}
-
 struct SeamQueue<Q> {
     under: Q,
+    /// As slow devices take their time.
     kept: Vec<Kept>,
     /// Something was submitted since the last commit.
     fresh: bool,
@@ -286,11 +282,11 @@ impl<Q: BlockQueue> SeamQueue<Q> {
         self.seams.pass(Point::BeforeSubmit);
         self.fresh = true;
         let result = if self.keeps(command) {
-            self.kept.push(Kept { command: *command, segments: segments.map(<[Segment]>::to_vec) });
+            self.kept.push(Kept::new(command, segments));
             self.seams.gate.kept.store(self.kept.len(), Ordering::SeqCst);
             Ok(())
         } else {
-            give(&mut self.under, command, segments)
+            submit(&mut self.under, command, segments)
         };
         self.seams.pass(Point::AfterSubmit);
         result
@@ -300,7 +296,7 @@ impl<Q: BlockQueue> SeamQueue<Q> {
     fn catch_up(&mut self) {
         let open = !self.seams.gate.closed.load(Ordering::SeqCst);
         while let Some(kept) = self.kept.last().filter(|_| open) {
-            match give(&mut self.under, &kept.command, kept.segments.as_deref()) {
+            match kept.submit(&mut self.under) {
                 Ok(()) => drop(self.kept.pop()),
                 Err(SubmitError::Full) => break,
                 Err(error) => panic!("a command was taken too late: {error}"),
@@ -308,17 +304,6 @@ impl<Q: BlockQueue> SeamQueue<Q> {
         }
         self.under.commit();
         self.seams.gate.kept.store(self.kept.len(), Ordering::SeqCst);
-    }
-}
-
-fn give<Q: BlockQueue>(
-    queue: &mut Q,
-    command: &Command,
-    segments: Option<&[Segment]>,
-) -> Result<(), SubmitError> {
-    match segments {
-        Some(segments) => queue.submit_scattered(command, segments),
-        None => queue.submit(command),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driver::block::Geometry;
 use driver::dice::Dice;
-use driver::disk::{Disk, DiskError, DiskFault};
+use driver::disk::{Disk, DiskError, DiskFault, MemoryDisk};
 use driver::emu::{Media, MediaError, Segments};
 
 use super::model::SECTOR;
@@ -181,20 +181,9 @@ pub struct Remains {
 }
 
 impl Remains {
-    /// A disk of so many bytes in blocks of 1 << `block_shift`.
+    /// A disk of so many bytes in blocks of 1 << `block_shift`, shaped as one in memory.
     pub fn new(bytes: u64, block_shift: u8, image: Image) -> Self {
-        let geometry = Geometry {
-            block_shift,
-            blocks: bytes >> block_shift,
-            max_transfer_blocks: 1 << (17 - block_shift),
-            max_segments: 1,
-            max_zeroes_blocks: 1 << 16,
-            write_cache: true,
-            write_zeroes: true,
-            deallocate: true,
-            deallocate_zeroes: false,
-            compare: false,
-        };
+        let geometry = *MemoryDisk::new(block_shift, bytes >> block_shift).geometry();
         Self { geometry, image: Arc::new(Mutex::new(image)) }
     }
 

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use adapter::device::{Opened, emu};
+use adapter::device::emu;
 use adapter::{DeviceUri, Embedded, Format, Options};
 use driver::block::{
     BlockQueue, Command, Completed, DeviceStatus, Geometry, Operation, QueueState, Segment, SubmitError,
@@ -28,6 +28,7 @@ use portcullis::{
     Access, Buffer, Completion, File, Files, MemoryAccess, OpenOptions, Queue, Request, Session, Status,
 };
 
+use crate::kept::{Kept, with_queues};
 use crate::system::PATIENCE;
 
 /// Bytes of a read and of an append at most; files have blocks of so many.
@@ -40,9 +41,6 @@ const DEPTH: usize = 6;
 const REQUESTS: usize = 150;
 /// Commands that a device keeps at most.
 const KEPT: usize = 32;
-
-/// A command that the device has not looked at yet.
-struct Kept(Command, Option<Vec<Segment>>);
 
 /// A device's queue that takes commands up in any order, one now and then, and fails some.
 struct Shuffled<Q> {
@@ -57,23 +55,19 @@ impl<Q: BlockQueue> Shuffled<Q> {
         if self.kept.len() == KEPT {
             return Err(SubmitError::Full);
         }
-        self.kept.push(Kept(*command, segments.map(<[Segment]>::to_vec)));
+        self.kept.push(Kept::new(command, segments));
         Ok(())
     }
 
     /// Takes one up, or fails it; its tag then.
     fn take_up(&mut self) -> Option<u64> {
         let index = self.dice.index(self.kept.len());
-        let Kept(command, segments) = self.kept.get(index)?;
-        let moves = matches!(command.operation, Operation::Read | Operation::Write { .. });
+        let kept = self.kept.get(index)?;
+        let moves = matches!(kept.command.operation, Operation::Read | Operation::Write { .. });
         if moves && self.fails.load(Ordering::Relaxed) && self.dice.below(100) < 2 {
-            return Some(self.kept.swap_remove(index).0.tag);
+            return Some(self.kept.swap_remove(index).command.tag);
         }
-        let taken = match segments {
-            Some(segments) => self.under.submit_scattered(command, segments),
-            None => self.under.submit(command),
-        };
-        if taken.is_ok() {
+        if kept.submit(&mut self.under).is_ok() {
             self.kept.swap_remove(index);
         }
         self.under.commit();
@@ -118,15 +112,6 @@ impl<Q: BlockQueue> BlockQueue for Shuffled<Q> {
     fn arm_interrupt(&mut self, armed: bool) {
         self.under.arm_interrupt(armed);
     }
-}
-
-fn shuffled<Q: BlockQueue>(opened: Opened<Q>, seed: u64, fails: &Arc<AtomicBool>) -> Opened<Shuffled<Q>> {
-    let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
-    let queue = |(under, interrupt)| {
-        (Shuffled { under, kept: Vec::new(), dice: Dice(seed), fails: fails.clone() }, interrupt)
-    };
-    let queues = queues.into_iter().map(queue).collect();
-    Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor }
 }
 
 /// What was asked for.
@@ -201,7 +186,9 @@ pub fn files(seed: u64, seen: &mut Seen) -> Result<(), String> {
     let options = Options { format: Format::Force, ..Options::new(uri.clone()) };
     let fails = Arc::new(AtomicBool::new(false));
     let opened = emu::open(&uri, 1).expect("a device");
-    let adapter = Embedded::start_on(shuffled(opened, seed, &fails), &options).expect("an adapter");
+    let shuffled =
+        |under| Shuffled { under, kept: Vec::new(), dice: Dice(seed), fails: fails.clone() };
+    let adapter = Embedded::start_on(with_queues(opened, shuffled), &options).expect("an adapter");
     let session = adapter.session().unwrap();
     session.create_volume("v", 20 << 20).unwrap();
     let files = session.files().unwrap();

@@ -16,6 +16,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "files_are_read_and_written_as_std_does", run: sequential },
     Case { name: "renaming_replaces_in_one_step_and_keeps_what_is_open", run: renamed },
     Case { name: "s6_r5_a_file_without_a_name_lives_until_it_is_closed", run: unlinked },
+    Case { name: "room_behind_the_end_goes_with_the_last_key_of_a_file", run: room },
     Case { name: "s6_r7_what_was_cut_off_comes_back_as_zeroes", run: lengths },
     Case { name: "s5_r6_s5_r11_an_extension_is_that_part_of_its_file", run: extensions },
     Case { name: "s5_r7_no_number_of_an_extension_leaves_the_file", run: out_of_the_segment },
@@ -241,6 +242,52 @@ fn unlinked(rig: &Rig) {
     assert!(files.space("v").unwrap().free < free);
     reader.close().unwrap();
     until("its blocks are free", || files.space("v").unwrap().free == free);
+}
+
+fn room(rig: &Rig) {
+    let adapter = rig.isolated();
+    let session = Session::connect(adapter.socket()).unwrap();
+    let files = format(&session);
+    let other = Session::connect(adapter.socket()).unwrap().files().unwrap();
+    let owner = files.metadata("v:/").unwrap().owner;
+    files.set_quota("v", owner, Some(8 << 20)).unwrap();
+    let empty = files.space("v").unwrap();
+    // What is free, what its owner has, and what he may have more, all say the same.
+    let used = || {
+        let now = files.space("v").unwrap();
+        let used = empty.free - now.free;
+        assert_eq!(now.own - empty.own, used, "{now:?}");
+        assert_eq!(now.available, now.free.min((8 << 20) - now.own), "{now:?}");
+        used
+    };
+    let unit = unit(&files);
+    let log = OpenOptions::new().append(true).create(true).open(&files, "v:/log").unwrap();
+    (0..3).for_each(|_| drop(log.append(&[7; 5000]).unwrap()));
+    let reader = other.open("v:/log").unwrap();
+    let room = log.room();
+    assert!(room > 65_536, "it asked for more than it needed: {room}");
+    log.close().unwrap();
+    assert_eq!((used(), reader.len().unwrap()), (room, 15_000));
+    reader.close().unwrap();
+    let needed = 15_000u64.next_multiple_of(unit);
+    until("the room is free again", || used() == needed);
+    assert_eq!(files.metadata("v:/log").unwrap().allocated, needed);
+    // What is asked for by name stays.
+    let table = files.create("v:/table").unwrap();
+    table.allocate(1 << 20).unwrap();
+    table.make_room(2 << 20).unwrap();
+    table.write_all_at(b"first", 0).unwrap();
+    assert_eq!(status(table.allocate(8 << 20)), Status::E_NO_RESOURCES, "that is more than he may have");
+    table.close().unwrap();
+    until("what was not asked for is free", || used() == needed + (1 << 20));
+    let table = writable().open(&files, "v:/table").unwrap();
+    assert_eq!((table.room(), content(&table)), (1 << 20, b"first".to_vec()));
+    table.write_all_at(b"last", (1 << 20) - 4).unwrap();
+    assert_eq!(used(), needed + (1 << 20), "for that there was room");
+    table.set_len(unit + 1).unwrap();
+    table.close().unwrap();
+    until("it was cut", || used() == needed + 2 * unit);
+    assert_eq!(content(&files.open("v:/log").unwrap()), [7; 15_000]);
 }
 
 fn lengths(rig: &Rig) {

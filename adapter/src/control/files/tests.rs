@@ -5,7 +5,7 @@ use std::time::Instant;
 use tpt::{Access, Key};
 use wire::Status;
 use wire::control::{Reply, Request};
-use wire::files::{Create, FileInfo, FilePath, OpenFile};
+use wire::files::{Create, FileInfo, FilePath, FileSystemInfo, OpenFile};
 use wire::socket::Credentials;
 
 use crate::assembly::Options;
