@@ -17,8 +17,8 @@ use crate::{report, tree};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this mutant.
-    name: Option<String>,
+    /// Only these mutants; all of them when none is named.
+    names: Vec<String>,
     /// Say what there is, what has to notice it, and whether it still applies.
     #[arg(long)]
     list: bool,
@@ -142,10 +142,10 @@ pub(crate) fn list() -> Result<Vec<Mutant>> {
 /// Runs them all; whether each was caught.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut mutants = list()?;
-    if let Some(name) = &args.name {
-        mutants.retain(|mutant| mutant.name == *name);
-        ensure!(!mutants.is_empty(), "no mutant is called {name:?}; see --list");
+    for name in &args.names {
+        ensure!(mutants.iter().any(|mutant| mutant.name == *name), "no mutant is called {name:?}; see --list");
     }
+    mutants.retain(|mutant| args.names.is_empty() || args.names.contains(&mutant.name));
     if args.list {
         return show(&mutants);
     }
