@@ -67,7 +67,8 @@ impl Line {
         done
     }
 
-    /// Opening costs one request by the queue and no message, however it is asked for; so does each read after that.
+    /// Opening costs one request by the queue and no message, however it is asked for; so does each read after that. What a way
+    /// to files takes memory for, it does once.
     fn opens_with_one(&self, files: &Files, place: &str, content: &[u8]) {
         let reads = |file: &File| {
             let mut found = vec![0; 512];
@@ -76,6 +77,7 @@ impl Line {
             assert_eq!(&found[..bytes], part, "{place}");
         };
         let options = OpenOptions::new().read(true);
+        options.open(files, place).unwrap().read_at(&mut [0; 512], 0).unwrap();
         for options in [options, options.write(true)] {
             let file = self.sees((0, 1), place, || options.open(files, place).unwrap());
             reads(&file);
@@ -85,6 +87,8 @@ impl Line {
             self.sees((0, 2), "both are closed", || drop((file, again)));
         }
         let reactor = Reactor::new(&self.session, 8).unwrap();
+        let opened_and_closed = async { AsyncFile::open(&reactor, &options, place).await?.close().await };
+        reactor.block_on(opened_and_closed).unwrap();
         let open = AsyncFile::open(&reactor, &options, place);
         let file = self.sees((0, 1), place, || reactor.block_on(open).unwrap());
         self.sees((0, 1), "it is closed", || reactor.block_on(file.close()).unwrap());
@@ -101,7 +105,8 @@ fn opening_a_file_of_ours_costs_one_management_round_trip() {
     let deep = (0..40).map(|depth| format!("/directory-{depth}")).collect::<String>();
     files.create_dir_all(format!("v:{deep}")).unwrap();
     let places = ["v:/a".to_owned(), format!("v:{deep}/b")];
-    let content = [3; 5000];
+    let content = [3; 4096];
+    files.create("v:/warm").unwrap().write_all_at(&content, 0).unwrap();
     for place in &places {
         let make = OpenOptions::new().read(true).write(true).create_new(true).allocate(1 << 20);
         let file = line.sees((0, 1), "one that is made", || make.open(&files, place).unwrap());
@@ -112,7 +117,7 @@ fn opening_a_file_of_ours_costs_one_management_round_trip() {
     // In more pieces than one reply tells of: nobody who reads it needs to know them.
     let [a, b] = ["v:/one", "v:/two"].map(|place| files.create(place).unwrap());
     for blocks in 1..=200 {
-        [&a, &b].map(|file| file.allocate(blocks * 4096).unwrap());
+        [&a, &b].iter().for_each(|file| file.allocate(blocks * 4096).unwrap());
     }
     a.set_len(200 * 4096).unwrap();
     drop((a, b));

@@ -261,7 +261,10 @@ impl<'a> Copier<'a> {
             ensure!(has == known, "{only}: it has {has} bytes, and the source {known}");
             // Known before anything is written, so that what is refused is as it was.
             if let Some(hole) = file.extensions()?.into_iter().find(|its| its.access == Access::NONE.bits()) {
-                bail!("{only}: from byte {} on it has no blocks that were written, and would need some", hole.offset);
+                bail!(
+                    "{only}: from byte {} on it has no blocks that were written, and would need some",
+                    hole.offset
+                );
             }
             return Ok(Target::File { file, fresh: false });
         }

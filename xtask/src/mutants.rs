@@ -143,7 +143,10 @@ pub(crate) fn list() -> Result<Vec<Mutant>> {
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut mutants = list()?;
     for name in &args.names {
-        ensure!(mutants.iter().any(|mutant| mutant.name == *name), "no mutant is called {name:?}; see --list");
+        ensure!(
+            mutants.iter().any(|mutant| mutant.name == *name),
+            "no mutant is called {name:?}; see --list"
+        );
     }
     mutants.retain(|mutant| args.names.is_empty() || args.names.contains(&mutant.name));
     if args.list {

@@ -75,11 +75,9 @@ fn rights_on_an_ext4_and_on_files_of_ours_are_those_that_the_kernel_gives() {
     let (guest, target) = guest("ext4-rights", Machine::new().virtio(own), 64 * MIB);
     let own = qemu::virtio_address(0);
     let guest = guest.step(Step::wait_for_path("/dev/nvme0n1")).step(does("asks_the_kernel_for_rights"));
-    let guest = given_away(guest)
-        .step(Step::bind_vfio(&own, None))
-        .step(Step::run(
-            command("rights_are_those_of_the_kernel").env("PORTCULLIS_OWN_DEVICE", format!("vfio:{own}")),
-        ));
+    let guest = given_away(guest).step(Step::bind_vfio(&own, None)).step(Step::run(
+        command("rights_are_those_of_the_kernel").env("PORTCULLIS_OWN_DEVICE", format!("vfio:{own}")),
+    ));
     let last = guest.steps.len() - 1;
     let outcome = run(&guest);
     assert!(outcome.output(last).any(|line| line.starts_with("counted: ")));

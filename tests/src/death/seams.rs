@@ -155,12 +155,8 @@ impl Seams {
 
     fn dress<Q: BlockQueue>(self: &Arc<Self>, opened: Opened<Q>) -> Opened<SeamQueue<Q>> {
         let seams = || self.clone();
-        let dressed = with_queues(opened, |under| SeamQueue {
-            under,
-            kept: Vec::new(),
-            fresh: false,
-            seams: seams(),
-        });
+        let dressed =
+            with_queues(opened, |under| SeamQueue { under, kept: Vec::new(), fresh: false, seams: seams() });
         Opened {
             mapper: Arc::new(SeamMapper { under: dressed.mapper, seams: seams() }),
             disk: Box::new(SeamDisk { under: dressed.disk, seams: seams() }),

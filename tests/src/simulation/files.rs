@@ -186,8 +186,7 @@ pub fn files(seed: u64, seen: &mut Seen) -> Result<(), String> {
     let options = Options { format: Format::Force, ..Options::new(uri.clone()) };
     let fails = Arc::new(AtomicBool::new(false));
     let opened = emu::open(&uri, 1).expect("a device");
-    let shuffled =
-        |under| Shuffled { under, kept: Vec::new(), dice: Dice(seed), fails: fails.clone() };
+    let shuffled = |under| Shuffled { under, kept: Vec::new(), dice: Dice(seed), fails: fails.clone() };
     let adapter = Embedded::start_on(with_queues(opened, shuffled), &options).expect("an adapter");
     let session = adapter.session().unwrap();
     session.create_volume("v", 20 << 20).unwrap();

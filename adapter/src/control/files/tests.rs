@@ -257,14 +257,20 @@ fn who_opened_to_read_does_not_change_lengths_and_a_grant_of_blocks_is_no_file()
     let read = OpenFile { access: 1, ..open("/a", Create::Never) };
     let file = rig.file(session, Request::OpenFile(read));
     assert_eq!(rig.refused(session, Request::SetLength { key: file.key, bytes: 1 }), Status::E_ACCESS);
-    assert_eq!(rig.refused(session, Request::GrowFile { key: file.key, bytes: 1, keep: false }), Status::E_ACCESS);
+    assert_eq!(
+        rig.refused(session, Request::GrowFile { key: file.key, bytes: 1, keep: false }),
+        Status::E_ACCESS
+    );
     let reply = rig.call(session, Request::CreateVolume { name: "blocks".into(), bytes: 1 << 20 });
     assert!(matches!(reply, Reply::Volume(_)), "{reply:?}");
     let Reply::Grant(grant) = rig.call(session, Request::OpenVolume { name: "blocks".into(), access: 3 })
     else {
         panic!("a volume of blocks opens")
     };
-    assert_eq!(rig.refused(session, Request::GrowFile { key: grant.key, bytes: 1, keep: false }), Status::E_OPCODE);
+    assert_eq!(
+        rig.refused(session, Request::GrowFile { key: grant.key, bytes: 1, keep: false }),
+        Status::E_OPCODE
+    );
     let no_files = Request::StatPath { volume: "blocks".into(), path: path("/"), follow: true };
     assert_eq!(rig.refused(session, no_files), Status::E_BUSY_TIMEOUT);
     rig.done(session, Request::Close { key: grant.key });

@@ -6,7 +6,9 @@ use store::{StoreError, Volume};
 use tpt::{Access, LbaRange};
 use wire::Status;
 use wire::control::Subject;
-use wire::files::{AttributeChange, Create, FileAttributes, FileKind, MAX_FILE_ACCESS, OpenFile, SetTime, Time};
+use wire::files::{
+    AttributeChange, Create, FileAttributes, FileKind, MAX_FILE_ACCESS, OpenFile, SetTime, Time,
+};
 
 use super::FileFailure;
 
