@@ -19,8 +19,8 @@ use wire::files::{
 
 use super::contents::Contents;
 use super::{Job, ext4, once};
-pub(super) use terms::{how, named_in, told};
 use terms::{changes, now, on_device};
+pub(super) use terms::{how, named_in, told};
 
 /// Entries in one reply to a listing: what surely fits a message.
 pub(super) const ENTRIES_PAGE: usize = 48;

@@ -129,7 +129,14 @@ impl Transport for Line {
             Request::Hello { .. } => {
                 let limits =
                     Limits { pinned_bytes: 1 << 30, regions: 64, queues: 9, grants: 64, outstanding: 9 };
-                Reply::Welcome(Welcome { version: wire::VERSION, session: 1, adapter: 1, life: 1, settled: true, limits })
+                Reply::Welcome(Welcome {
+                    version: wire::VERSION,
+                    session: 1,
+                    adapter: 1,
+                    life: 1,
+                    settled: true,
+                    limits,
+                })
             }
             Request::CreateQueue { entries } => {
                 let entries = Entries::new(*entries).unwrap();
