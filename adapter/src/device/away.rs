@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use driver::block::{BlockController, Geometry, Model};
 use driver::disk::BlockingQueue;
@@ -22,6 +22,8 @@ use super::{DeviceUri, Health, Identity, OpenError, Opened, Supervisor};
 const PACE: Duration = Duration::from_millis(500);
 /// How long reading what is on a device that came back may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long what a device has may take to end before it is let go: what it keeps longer ends when it stops.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// A controller that was just opened.
 pub(super) struct Connected<C> {
@@ -86,7 +88,7 @@ pub(super) fn open<C: BlockController + 'static>(
     let known = Known { model: controller.model(), geometry: *controller.geometry(), store: None };
     let Model { model, serial, firmware } = known.model.clone();
     let geometry = known.geometry;
-    let place = Place::Here(Nurse::new(controller, read_health), wanted);
+    let place = Place::Here(Here::new(controller, wanted, read_health));
     let keeper = Keeper { uri: uri.clone(), place, seats, again, known, read_health };
     Ok(Opened {
         identity: Identity { model, serial, firmware },
@@ -101,14 +103,35 @@ pub(super) fn open<C: BlockController + 'static>(
 
 /// Where the device is.
 enum Place<C: BlockController> {
-    /// There, looked after, with the sign that it is wanted back.
-    Here(Nurse<C>, Option<OwnedFd>),
+    /// There, looked after.
+    Here(Here<C>),
     /// Gone; threads still have queues of it, each until its next poll.
     Leaving(Vec<bool>),
     /// Gone; somebody waits for it.
     Away(Watcher<C>),
     /// Nobody looks any more.
     Closed,
+}
+
+/// A device that is there.
+struct Here<C: BlockController> {
+    nurse: Nurse<C>,
+    /// See [`Connected`].
+    wanted: Option<OwnedFd>,
+    /// It is to be let go, then at the latest.
+    until: Option<Instant>,
+}
+
+impl<C: BlockController> Here<C> {
+    fn new(controller: C, wanted: Option<OwnedFd>, read_health: ReadHealth<C>) -> Self {
+        Self { nurse: Nurse::new(controller, read_health), wanted, until: None }
+    }
+
+    /// Whether the machine has asked for the device since the last call.
+    fn is_wanted(&self) -> bool {
+        let mut count = [0; 8];
+        self.wanted.as_ref().is_some_and(|wanted| rustix::io::read(wanted, &mut count) == Ok(count.len()))
+    }
 }
 
 /// Looks whether the device is there again.
@@ -136,13 +159,20 @@ struct Keeper<C: BlockController> {
 
 impl<C: BlockController + 'static> Keeper<C> {
     fn look_after(&mut self, stuck: bool) -> Health {
-        let Place::Here(nurse, wanted) = &mut self.place else { return Health::Gone };
-        let mut count = [0; 8];
-        if wanted.as_ref().is_some_and(|wanted| rustix::io::read(wanted, &mut count) == Ok(count.len())) {
+        let Place::Here(here) = &mut self.place else { return Health::Gone };
+        if here.is_wanted() && here.until.is_none() {
             tracing::warn!(device = %self.uri, "the machine wants the device back: it is let go");
-            nurse.let_go();
+            self.seats.iter().for_each(|seat| seat.set_wanted(true));
+            here.until = Some(Instant::now() + DRAIN);
         }
-        let health = match nurse.tend(stuck) {
+        let late = |until| Instant::now() >= until;
+        if here.until.is_some_and(|until| late(until) || self.seats.iter().all(|seat| seat.has_rested())) {
+            here.until = None;
+            if !here.nurse.let_go() {
+                self.seats.iter().for_each(|seat| seat.set_wanted(false));
+            }
+        }
+        let health = match here.nurse.tend(stuck) {
             Health::Gone => {
                 tracing::warn!(device = %self.uri, "the device is gone; it is waited for");
                 self.place = Place::Leaving(vec![false; self.seats.len()]);
@@ -150,8 +180,9 @@ impl<C: BlockController + 'static> Keeper<C> {
             }
             health => health,
         };
-        // The threads learn of a device that came back when they poll.
-        if self.seats.iter().any(|seat| seat.is_empty()) { Health::Resetting } else { health }
+        // The threads learn that the device is to be let go, or came back, when they poll.
+        let polls = here.until.is_some() || self.seats.iter().any(|seat| seat.is_empty());
+        if polls { Health::Resetting } else { health }
     }
 
     /// Drops what threads have left of the device. When all have, it is looked for.
@@ -222,7 +253,7 @@ impl<C: BlockController + 'static> Keeper<C> {
                 return None;
             }
         }
-        Some(Place::Here(Nurse::new(back.controller, self.read_health), back.wanted))
+        Some(Place::Here(Here::new(back.controller, back.wanted, self.read_health)))
     }
 
     /// The device does not come back.
@@ -278,7 +309,7 @@ impl Known {
 impl<C: BlockController + 'static> Supervisor for Keeper<C> {
     fn tend(&mut self, stuck: bool) -> Health {
         match &self.place {
-            Place::Here(..) => self.look_after(stuck),
+            Place::Here(_) => self.look_after(stuck),
             Place::Leaving(_) => self.clear(),
             Place::Away(_) => self.welcome(),
             Place::Closed => Health::Gone,
@@ -287,7 +318,7 @@ impl<C: BlockController + 'static> Supervisor for Keeper<C> {
 
     fn read_health(&mut self) -> Option<Result<HealthInfo, String>> {
         match &mut self.place {
-            Place::Here(nurse, _) => nurse.read_health(),
+            Place::Here(here) => here.nurse.read_health(),
             _ => Some(Err("it is away".to_owned())),
         }
     }
@@ -298,7 +329,7 @@ impl<C: BlockController + 'static> Supervisor for Keeper<C> {
 
     fn shut_down(mut self: Box<Self>) {
         match std::mem::replace(&mut self.place, Place::Closed) {
-            Place::Here(nurse, _) => Box::new(nurse).shut_down(),
+            Place::Here(here) => Box::new(here.nurse).shut_down(),
             other => self.place = other,
         }
         self.close();
@@ -306,161 +337,4 @@ impl<C: BlockController + 'static> Supervisor for Keeper<C> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-    use std::sync::atomic::AtomicUsize;
-    use std::time::Instant;
-
-    use driver::emu::{EmuConfig, Emulator, Faulty, RamMedia};
-    use portcullis::{Access, Queue, Session, Status, Volume};
-
-    use super::*;
-    use crate::device::emu;
-    use crate::{Embedded, Options};
-
-    const BYTES: u64 = 16 << 20;
-    const WITHIN: Duration = Duration::from_secs(30);
-
-    type Slot = Faulty<Emulator>;
-
-    /// What is in the slot, if anything is, and how often somebody looked.
-    #[derive(Default)]
-    struct Bay {
-        device: Mutex<Option<Arc<Slot>>>,
-        looks: AtomicUsize,
-    }
-
-    impl Bay {
-        fn put(&self, device: &Arc<Slot>) {
-            device.bent().behave();
-            *self.device.lock().unwrap() = Some(Arc::clone(device));
-        }
-
-        fn pull(&self) {
-            let device = self.device.lock().unwrap().take().expect("it is there");
-            device.bent().set_gone(true);
-        }
-    }
-
-    fn device(serial: &str) -> Arc<Slot> {
-        device_on(serial, Arc::new(RamMedia::new(BYTES).unwrap()))
-    }
-
-    fn device_on(serial: &str, media: Arc<RamMedia>) -> Arc<Slot> {
-        let config = EmuConfig::new(media);
-        Arc::new(Faulty::new(Emulator::new(EmuConfig { serial: serial.to_owned(), ..config }).unwrap()))
-    }
-
-    fn over(bay: &Arc<Bay>) -> Embedded {
-        let uri = DeviceUri::EmuRam(BYTES);
-        let (bay, named) = (Arc::clone(bay), uri.clone());
-        let source: Source<Arc<Slot>> = Box::new(move || {
-            bay.looks.fetch_add(1, Ordering::SeqCst);
-            let device = bay.device.lock().unwrap().clone();
-            let gone = || OpenError::new(&named, &"nothing is there");
-            Ok((device.ok_or_else(gone)?, None))
-        });
-        let opened = emu::open_nvme_returning(&uri, source, 1).unwrap();
-        Embedded::start_on(opened, &Options::new(uri)).unwrap()
-    }
-
-    struct Application {
-        session: Session,
-        volume: Volume,
-        queue: Queue,
-    }
-
-    impl Application {
-        fn new(adapter: &Embedded) -> Self {
-            let session = adapter.session().unwrap();
-            session.create_volume("v", 1 << 20).unwrap();
-            let volume = session.open("v", Access::READ_WRITE).unwrap();
-            let queue = session.queue(8).unwrap();
-            Self { session, volume, queue }
-        }
-
-        fn read(&mut self) -> Result<u8, Status> {
-            let mut data = [0; 4096];
-            match self.queue.read_at(&self.volume, 0, &mut data) {
-                Ok(()) => Ok(data[77]),
-                Err(error) => Err(error.status().expect("the adapter is there")),
-            }
-        }
-
-        /// Reads until that ends like this.
-        fn until(&mut self, wanted: Result<u8, Status>) {
-            let end = Instant::now() + WITHIN;
-            loop {
-                let found = self.read();
-                if found == wanted {
-                    return;
-                }
-                let on_the_way = matches!(found, Ok(_) | Err(Status::E_DEVICE | Status::E_PATH));
-                assert!(on_the_way && Instant::now() < end, "{found:?}, and not {wanted:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn open_sessions_go_on_when_the_device_is_back() {
-        let (bay, disk) = (Arc::new(Bay::default()), device("ONE"));
-        bay.put(&disk);
-        let adapter = over(&bay);
-        let mut application = Application::new(&adapter);
-        for round in 1..=3 {
-            application.queue.write_at(&application.volume, 0, &[round; 4096]).unwrap();
-            bay.pull();
-            application.until(Err(Status::E_PATH));
-            assert!(application.session.statistics().unwrap().entries > 0, "the adapter answers");
-            bay.put(&disk);
-            application.until(Ok(round));
-            // Also what needs the store, which waited.
-            application.session.create_volume(&format!("v{round}"), 1 << 20).unwrap();
-        }
-    }
-
-    #[test]
-    fn what_comes_back_must_be_what_it_was() {
-        let media = Arc::new(RamMedia::new(BYTES).unwrap());
-        let (bay, disk) = (Arc::new(Bay::default()), device_on("ONE", media.clone()));
-        bay.put(&disk);
-        let adapter = over(&bay);
-        let mut application = Application::new(&adapter);
-        application.queue.write_at(&application.volume, 0, &[7; 4096]).unwrap();
-        // A copy of all with another serial number; the same one, with nothing on it; and with another store on it.
-        let (other, blank, formatted) = (device_on("TWO", media), device("ONE"), device("ONE"));
-        {
-            let another = Arc::new(Bay::default());
-            another.put(&formatted);
-            Application::new(&over(&another));
-        }
-        for wrong in [&other, &blank, &formatted] {
-            bay.pull();
-            application.until(Err(Status::E_PATH));
-            bay.put(wrong);
-            let looks = bay.looks.load(Ordering::SeqCst);
-            let end = Instant::now() + WITHIN;
-            while bay.looks.load(Ordering::SeqCst) < looks + 2 {
-                assert_eq!(application.read(), Err(Status::E_PATH));
-                assert!(Instant::now() < end, "nobody looks");
-            }
-            assert_eq!(application.read(), Err(Status::E_PATH));
-            bay.pull();
-            bay.put(&disk);
-            application.until(Ok(7));
-        }
-    }
-
-    #[test]
-    fn an_adapter_whose_device_is_away_ends_at_once() {
-        let (bay, disk) = (Arc::new(Bay::default()), device("ONE"));
-        bay.put(&disk);
-        let adapter = over(&bay);
-        let mut application = Application::new(&adapter);
-        bay.pull();
-        application.until(Err(Status::E_PATH));
-        let since = Instant::now();
-        drop((application, adapter));
-        assert!(since.elapsed() < Duration::from_secs(15), "the store does not wait for the device");
-    }
-}
+mod tests;

@@ -1,11 +1,15 @@
 //! Queues of a device that may go away and come back: when the device is gone for good as its driver sees it, each queue is
 //! handed back by the thread that has it, and when it has come back, as a controller anew, a new one takes its place.
+//!
+//! A device that is to be let go in order is given nothing more: what it has ends as it says, then each queue flushes its
+//! cache (NVMe Base 2.0, 3.6.1: outstanding commands complete before the shutdown).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use driver::block::{BlockQueue, Command, Completed, Geometry, Operation, QueueState, Segment, SubmitError};
+use driver::hal::Iova;
 use rustix::event::epoll;
 
 /// Where a thread's queue is handed over, both ways.
@@ -16,6 +20,10 @@ pub(super) struct Seat<Q> {
     ready: AtomicBool,
     /// Nothing comes back any more.
     closed: AtomicBool,
+    /// The device is to be let go: nothing more is given to it.
+    wanted: AtomicBool,
+    /// The device has nothing of this queue, and is given nothing.
+    rested: AtomicBool,
     /// The one that it left, or the new one.
     queue: Mutex<Option<Q>>,
     /// Readable when the queue that sits here interrupts: an epoll instance over its eventfd. `None` if it has none.
@@ -45,12 +53,24 @@ impl<Q: BlockQueue> Seat<Q> {
         self.empty.load(Ordering::Acquire)
     }
 
+    /// The device is to be let go, or is kept after all.
+    pub(super) fn set_wanted(&self, wanted: bool) {
+        self.rested.store(false, Ordering::Relaxed);
+        self.wanted.store(wanted, Ordering::Release);
+    }
+
+    /// Whether the device, which is to be let go, has nothing of this queue any more.
+    pub(super) fn has_rested(&self) -> bool {
+        self.rested.load(Ordering::Acquire)
+    }
+
     /// Offers the thread a new queue, with what becomes readable when that interrupts.
     pub(super) fn offer(&self, queue: Q, interrupt: Option<&OwnedFd>) -> std::io::Result<()> {
         if let (Some(bell), Some(interrupt)) = (&self.bell, interrupt) {
             ring(bell, interrupt)?;
         }
         *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some(queue);
+        self.set_wanted(false);
         self.ready.store(true, Ordering::Release);
         Ok(())
     }
@@ -71,12 +91,35 @@ pub(super) enum Away {
     Down,
 }
 
+/// What a queue takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Takes {
+    All,
+    /// All but lists, and what is not flushed is known.
+    Counted,
+    Nothing,
+}
+
+/// How far a queue is whose device is to be let go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Rest {
+    /// It is not.
+    Works,
+    /// What the device has ends.
+    Drains,
+    /// The device has a flush of this queue's own, and nothing else.
+    Flushes,
+    Rests,
+}
+
 /// A queue whose device may be exchanged. Used by one thread, as any queue.
 pub(super) struct Returning<Q> {
     queue: Option<Q>,
+    takes: Takes,
     seat: Arc<Seat<Q>>,
     geometry: Geometry,
     away: Away,
+    rest: Rest,
     /// Writes ended since the last flush.
     unflushed: bool,
     flushing: bool,
@@ -95,11 +138,25 @@ impl<Q: BlockQueue> Returning<Q> {
                 Some(bell)
             }
         };
-        let [empty, ready, closed] = [(); 3].map(|()| AtomicBool::new(false));
-        let seat = Arc::new(Seat { empty, ready, closed, queue: Mutex::new(None), bell });
+        let [empty, ready, closed, wanted, rested] = [(); 5].map(|()| AtomicBool::new(false));
+        let seat = Arc::new(Seat { empty, ready, closed, wanted, rested, queue: Mutex::new(None), bell });
         let geometry = *queue.geometry();
         let (unflushed, flushing, torn) = (false, false, false);
-        Ok(Self { queue: Some(queue), seat, geometry, away, unflushed, flushing, torn })
+        let (takes, rest) = (Takes::Nothing, Rest::Works);
+        let mut new =
+            Self { queue: Some(queue), takes, seat, geometry, away, rest, unflushed, flushing, torn };
+        new.go(Rest::Works);
+        Ok(new)
+    }
+
+    /// From now on it is as far as `rest`.
+    fn go(&mut self, rest: Rest) {
+        self.rest = rest;
+        self.takes = match self.away {
+            _ if self.torn || rest != Rest::Works => Takes::Nothing,
+            Away::Gone => Takes::All,
+            Away::Down => Takes::Counted,
+        };
     }
 
     pub(super) fn seat(&self) -> Arc<Seat<Q>> {
@@ -112,6 +169,7 @@ impl<Q: BlockQueue> Returning<Q> {
         // Nobody looks at what was not left yet.
         let Ok(mut left) = self.seat.queue.try_lock() else { return };
         *left = self.queue.take();
+        drop(left);
         self.torn |= self.away == Away::Down && self.unflushed && self.geometry.write_cache;
         if self.torn {
             tracing::error!(
@@ -119,6 +177,7 @@ impl<Q: BlockQueue> Returning<Q> {
                  again, nothing that needs the store is done"
             );
         }
+        self.go(Rest::Works);
         self.seat.empty.store(true, Ordering::Release);
     }
 
@@ -138,6 +197,51 @@ impl<Q: BlockQueue> Returning<Q> {
         self.seat.ready.store(false, Ordering::Release);
         self.seat.empty.store(false, Ordering::Release);
     }
+
+    /// Goes on towards a device that has nothing of this queue, or back to work.
+    #[cold]
+    fn rest(&mut self) {
+        let wanted = self.seat.wanted.load(Ordering::Acquire);
+        if wanted && self.rest == Rest::Works {
+            self.go(Rest::Drains);
+        }
+        let Some(queue) = &mut self.queue else { return };
+        let busy = queue.outstanding() > 0;
+        let flush = Command { operation: Operation::Flush, lba: 0, blocks: 0, data: Iova(0), tag: 0 };
+        match self.rest {
+            // Nobody but this queue may hear of the flush.
+            Rest::Flushes if busy => {}
+            _ if !wanted => self.go(Rest::Works),
+            _ if busy => {}
+            // One that does not take it is about to go, and says so by its state.
+            Rest::Drains if self.geometry.write_cache && queue.submit(&flush).is_ok() => {
+                queue.commit();
+                self.go(Rest::Flushes);
+            }
+            _ => {
+                self.go(Rest::Rests);
+                self.seat.rested.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// A poll of a queue that takes not just everything.
+    #[cold]
+    fn poll_apart(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> usize {
+        let Some(queue) = &mut self.queue else { return 0 };
+        let (ours, flushing, unflushed) =
+            (self.rest == Rest::Flushes, &mut self.flushing, &mut self.unflushed);
+        // Whoever waits for each call flushes with nothing else under way.
+        let count = queue.poll(budget, &mut |done| {
+            if (ours || std::mem::take(flushing)) && done.status.is_ok() {
+                *unflushed = false;
+            }
+            if !ours {
+                ended(done);
+            }
+        });
+        if ours { 0 } else { count }
+    }
 }
 
 impl<Q: BlockQueue> BlockQueue for Returning<Q> {
@@ -148,8 +252,8 @@ impl<Q: BlockQueue> BlockQueue for Returning<Q> {
     #[inline]
     fn submit(&mut self, command: &Command) -> Result<(), SubmitError> {
         match &mut self.queue {
-            Some(queue) if self.away == Away::Gone => queue.submit(command),
-            Some(queue) if !self.torn => {
+            Some(queue) if self.takes == Takes::All => queue.submit(command),
+            Some(queue) if self.takes == Takes::Counted => {
                 queue.submit(command)?;
                 match command.operation {
                     Operation::Flush => self.flushing = true,
@@ -168,7 +272,7 @@ impl<Q: BlockQueue> BlockQueue for Returning<Q> {
     fn submit_scattered(&mut self, command: &Command, segments: &[Segment]) -> Result<(), SubmitError> {
         match &mut self.queue {
             // The store has no lists.
-            Some(queue) if self.away == Away::Gone => queue.submit_scattered(command, segments),
+            Some(queue) if self.takes == Takes::All => queue.submit_scattered(command, segments),
             _ => Err(SubmitError::Down),
         }
     }
@@ -182,27 +286,19 @@ impl<Q: BlockQueue> BlockQueue for Returning<Q> {
 
     #[inline]
     fn poll(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> usize {
-        let Some(queue) = &mut self.queue else {
-            self.arrive();
-            return 0;
+        let count = match &mut self.queue {
+            Some(queue) if self.takes == Takes::All => queue.poll(budget, ended),
+            Some(_) => self.poll_apart(budget, ended),
+            None => {
+                self.arrive();
+                return 0;
+            }
         };
-        if self.away == Away::Gone {
-            let count = queue.poll(budget, ended);
-            if queue.state() == QueueState::Gone && queue.outstanding() == 0 {
-                self.leave();
-            }
-            return count;
-        }
-        let (flushing, unflushed) = (&mut self.flushing, &mut self.unflushed);
-        // Whoever waits for each call flushes with nothing else under way.
-        let count = queue.poll(budget, &mut |done| {
-            if std::mem::take(flushing) && done.status.is_ok() {
-                *unflushed = false;
-            }
-            ended(done);
-        });
+        let Some(queue) = &self.queue else { return count };
         if queue.state() == QueueState::Gone && queue.outstanding() == 0 {
             self.leave();
+        } else if self.rest != Rest::Works || self.seat.wanted.load(Ordering::Relaxed) {
+            self.rest();
         }
         count
     }
@@ -218,6 +314,9 @@ impl<Q: BlockQueue> BlockQueue for Returning<Q> {
             (None, Away::Gone) => QueueState::Gone,
             (None, Away::Down) => QueueState::Down,
             (Some(queue), Away::Down) if queue.state() == QueueState::Gone => QueueState::Down,
+            (Some(queue), _) if queue.state() == QueueState::Running && self.rest != Rest::Works => {
+                QueueState::Down
+            }
             (Some(queue), _) => queue.state(),
         }
     }

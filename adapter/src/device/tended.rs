@@ -55,7 +55,8 @@ impl<C: BlockController> Nurse<C> {
     }
 
     /// The machine wants the device back: it is stopped for good, unless it does not stop, and then it is reset by force.
-    pub(super) fn let_go(&mut self) {
+    /// Whether it has stopped.
+    pub(super) fn let_go(&mut self) -> bool {
         match self.controller.shut_down() {
             Ok(()) => self.health = Health::Gone,
             Err(error) => {
@@ -64,6 +65,7 @@ impl<C: BlockController> Nurse<C> {
                 self.health = Health::Resetting;
             }
         }
+        self.health == Health::Gone
     }
 }
 
