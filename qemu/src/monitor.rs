@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -14,6 +14,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A connection to the monitor of a machine that was started with `-qmp unix:PATH,server=on,wait=off`.
 pub struct Monitor {
     reader: BufReader<UnixStream>,
+    /// What came of a line so far.
+    line: Vec<u8>,
+    /// Heard and not yet asked for.
+    events: Vec<Value>,
 }
 
 impl Monitor {
@@ -24,9 +28,8 @@ impl Monitor {
     pub fn connect(path: &Path) -> Result<Self> {
         let stream =
             UnixStream::connect(path).with_context(|| format!("no monitor at {}", path.display()))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut monitor = Self { reader: BufReader::new(stream) };
-        let greeting = monitor.line()?;
+        let mut monitor = Self { reader: BufReader::new(stream), line: Vec::new(), events: Vec::new() };
+        let greeting = monitor.hear(PATIENCE)?;
         if greeting.get("QMP").is_none() {
             bail!("what listens at {} is no monitor: {greeting}", path.display());
         }
@@ -43,23 +46,45 @@ impl Monitor {
         message.push('\n');
         self.reader.get_mut().write_all(message.as_bytes())?;
         loop {
-            let mut answer = self.line()?;
+            let mut answer = self.hear(PATIENCE)?;
             if let Some(error) = answer.get("error") {
                 bail!("{command}: {error}");
             }
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }
-            // An event.
+            self.events.push(answer);
         }
     }
 
-    fn line(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        if self.reader.read_line(&mut line)? == 0 {
+    /// Waits for an event called `name` with `data` in its data; earlier ones that nobody waited for count, each once.
+    ///
+    /// # Errors
+    /// If it does not come within `patience`.
+    pub fn wait_for(&mut self, name: &str, (key, value): (&str, &str), patience: Duration) -> Result<()> {
+        let end = Instant::now() + patience;
+        let is_it = |event: &Value| event["event"] == name && event["data"][key] == value;
+        loop {
+            if let Some(at) = self.events.iter().position(is_it) {
+                self.events.remove(at);
+                return Ok(());
+            }
+            let event = self.hear(end.saturating_duration_since(Instant::now()));
+            self.events.push(event.with_context(|| format!("no event {name} within {patience:?}"))?);
+        }
+    }
+
+    /// The next message.
+    fn hear(&mut self, patience: Duration) -> Result<Value> {
+        // None is no timeout at all.
+        self.reader.get_ref().set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
+        // What came of a line before the time was up stays.
+        if self.reader.read_until(b'\n', &mut self.line)? == 0 {
             bail!("QEMU closed its monitor");
         }
-        serde_json::from_str(&line).with_context(|| format!("the monitor said {:?}", line.trim_end()))
+        let line = std::mem::take(&mut self.line);
+        serde_json::from_slice(&line)
+            .with_context(|| format!("the monitor said {:?}", String::from_utf8_lossy(&line).trim_end()))
     }
 }
 
@@ -84,7 +109,7 @@ mod tests {
             let mut asked = Vec::new();
             for answer in [
                 "{\"return\": {}}\n",
-                "{\"event\": \"DEVICE_DELETED\"}\n{\"return\": 7}\n",
+                "{\"event\": \"DEVICE_DELETED\", \"data\": {\"device\": \"disk\"}}\n{\"return\": 7}\n",
                 "{\"error\": {\"desc\": \"no such device\"}}\n",
             ] {
                 let mut line = String::new();
@@ -98,6 +123,9 @@ mod tests {
         assert_eq!(monitor.execute("device_del", &json!({ "id": "disk" })).unwrap(), json!(7));
         let refused = monitor.execute("device_del", &json!({ "id": "disk" })).unwrap_err();
         assert!(refused.to_string().contains("no such device"), "{refused}");
+        let disk = ("device", "disk");
+        monitor.wait_for("DEVICE_DELETED", disk, Duration::ZERO).unwrap();
+        monitor.wait_for("DEVICE_DELETED", disk, Duration::ZERO).expect_err("there was one");
         let asked = qemu.join().unwrap();
         assert!(asked[0].contains("qmp_capabilities") && asked[1].contains("\"id\":\"disk\""), "{asked:?}");
     }

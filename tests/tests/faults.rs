@@ -42,6 +42,10 @@ fn on_a_machine(uri: &str, table: &Table) -> Vec<Trial> {
         let run = move || machine::matrix(&uri, faults, &table).map_err(Failed::from);
         Trial::test(name, run).with_kind("faults")
     };
+    if let Ok(socket) = std::env::var("PORTCULLIS_SOCKET") {
+        let run = move || machine::removals_under_a_daemon(&one, &socket).map_err(Failed::from);
+        return vec![Trial::test("a_confined_adapter_has_its_device_back", run).with_kind("faults")];
+    }
     let removals = move || machine::removals(&one).map_err(Failed::from);
     vec![
         matrix("faults_that_stay_end_each_request_once", machine::STAYS),

@@ -275,8 +275,8 @@ impl Application {
         let path = format!("files:{name}");
         let file = OpenOptions::new().read(true).append(true).create(true).open(&files, &path)?;
         file.allocate(4 << 20)?;
-        let raw = RawQueue::create(&session, 32)?;
-        let buffer = session.buffer(64 << 10)?;
+        let raw = RawQueue::create(&session, 64)?;
+        let buffer = session.buffer(128 << 10)?;
         Ok(Self { session, volume, file, raw, buffer, base: 0, next: 1 })
     }
 
