@@ -237,6 +237,28 @@ impl Faults {
         let mut plan = self.plan();
         (plan.next, plan.odds, plan.fail, plan.edit, plan.event) = Default::default();
     }
+
+    /// The plan, if there was ever anything in it.
+    fn armed(&self) -> Option<MutexGuard<'_, Plan>> {
+        self.armed.load(Ordering::Relaxed).then(|| self.plan())
+    }
+
+    /// What becomes of the next completion, and noise for it.
+    fn next_lie(&self) -> Option<(Lie, u16)> {
+        let mut plan = self.armed()?;
+        let lie = plan.lie();
+        let [noise, more, ..] = plan.dice.number().to_le_bytes();
+        Some((lie?, u16::from_le_bytes([noise, more])))
+    }
+
+    fn next_failure(&self) -> Option<Status> {
+        self.armed()?.fail.pop_front()
+    }
+
+    /// What an event index is written as.
+    fn event_as_told(&self, event: u32) -> Option<u32> {
+        self.armed()?.event.as_ref().map(|lie| lie(event))
+    }
 }
 
 impl Plan {
@@ -255,40 +277,29 @@ impl Interposer for Faults {
     fn before(&self, queue: u16, command: &Sqe) -> Verdict {
         use crate::spec::nvme::admin;
         let spared = matches!(command.cdw0.opc(), admin::ABORT | admin::DELETE_IO_SQ | admin::DELETE_IO_CQ);
-        let hold = if queue == 0 {
-            self.holding_admin.load(Ordering::SeqCst) && !spared
-        } else {
-            self.holding.load(Ordering::SeqCst)
-        };
-        if hold {
+        if queue == 0 {
+            let hold = self.holding_admin.load(Ordering::SeqCst) && !spared;
+            return if hold { Verdict::Hold } else { Verdict::Run };
+        }
+        if self.holding.load(Ordering::SeqCst) {
             return Verdict::Hold;
         }
-        if queue > 0
-            && self.armed.load(Ordering::Relaxed)
-            && let Some(status) = self.plan().fail.pop_front()
-        {
-            return Verdict::Fail(status);
-        }
-        Verdict::Run
+        self.next_failure().map_or(Verdict::Run, Verdict::Fail)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "noise")]
     fn completion(&self, posting: &mut Posting) {
-        if posting.entry.sqid == 0 || !self.armed.load(Ordering::Relaxed) {
+        if posting.entry.sqid == 0 {
             return;
         }
-        let mut plan = self.plan();
-        let lie = plan.lie();
-        let noise = plan.dice.number() as u16;
+        let Some((lie, noise)) = self.next_lie() else { return };
         match lie {
-            None => {}
-            Some(Lie::Lost) => posting.copies = 0,
-            Some(Lie::Twice) => posting.copies = 2,
+            Lie::Lost => posting.copies = 0,
+            Lie::Twice => posting.copies = 2,
             // Not its own, be the noise what it will.
-            Some(Lie::WrongCommand) => posting.entry.cid ^= noise.max(1),
-            Some(Lie::WrongQueue) => posting.entry.sqid ^= noise.max(1),
-            Some(Lie::WrongPhase) => posting.wrong_phase = true,
-            Some(Lie::WrongStatus) => posting.entry.status.0 |= noise | 2,
+            Lie::WrongCommand => posting.entry.cid ^= noise.max(1),
+            Lie::WrongQueue => posting.entry.sqid ^= noise.max(1),
+            Lie::WrongPhase => posting.wrong_phase = true,
+            Lie::WrongStatus => posting.entry.status.0 |= noise | 2,
         }
     }
 
@@ -299,10 +310,8 @@ impl Interposer for Faults {
     }
 
     fn event(&self, _: u16, event: &mut u32) {
-        if self.armed.load(Ordering::Relaxed)
-            && let Some(lie) = &self.plan().event
-        {
-            *event = lie(*event);
+        if let Some(told) = self.event_as_told(*event) {
+            *event = told;
         }
     }
 
@@ -321,36 +330,28 @@ impl RequestInterposer for Faults {
         if self.holding.load(Ordering::SeqCst) {
             return Fate::Hold;
         }
-        if self.armed.load(Ordering::Relaxed) && self.plan().fail.pop_front().is_some() {
-            return Fate::Fail(virtio_status::IOERR);
-        }
-        Fate::Run
+        self.next_failure().map_or(Fate::Run, |_| Fate::Fail(virtio_status::IOERR))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "noise")]
     fn using(&self, using: &mut Using) {
-        if using.kind == request::GET_ID || !self.armed.load(Ordering::Relaxed) {
+        if using.kind == request::GET_ID {
             return;
         }
-        let mut plan = self.plan();
-        let lie = plan.lie();
-        let noise = plan.dice.number() as u16;
+        let Some((lie, noise)) = self.next_lie() else { return };
         match lie {
-            None => {}
-            Some(Lie::Lost) => using.copies = 0,
-            Some(Lie::Twice) => using.copies = 2,
-            Some(Lie::WrongCommand) => using.id ^= u32::from(noise.max(1)),
-            Some(Lie::WrongQueue) => using.id |= 1 << 16,
-            Some(Lie::WrongPhase) => (using.copies, using.jump) = (0, 1),
-            Some(Lie::WrongStatus) => using.status = Some(noise as u8 | virtio_status::UNSUPP),
+            Lie::Lost => using.copies = 0,
+            Lie::Twice => using.copies = 2,
+            Lie::WrongCommand => using.id ^= u32::from(noise.max(1)),
+            Lie::WrongQueue => using.id |= 1 << 16,
+            Lie::WrongPhase => (using.copies, using.jump) = (0, 1),
+            Lie::WrongStatus => using.status = Some(noise.to_le_bytes()[0] | virtio_status::UNSUPP),
         }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "as wide as it was")]
     fn event(&self, _: u16, event: &mut u16) {
-        if self.armed.load(Ordering::Relaxed)
-            && let Some(lie) = &self.plan().event
-        {
-            *event = (lie(u32::from(*event)) & 0xffff) as u16;
+        if let Some(told) = self.event_as_told(u32::from(*event)) {
+            *event = told as u16;
         }
     }
 }

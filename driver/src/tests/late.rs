@@ -27,17 +27,42 @@ const STEPS: usize = 400;
 /// What lies in memory of an owner with no command under way, and nowhere else.
 const CANARY: u8 = 0xc5;
 
+/// What a late device of any kind does, each by its own method of that name.
+trait IsLate {
+    fn start(&self);
+    fn stir(&self) -> bool;
+    fn runs(&self) -> u64;
+    fn faults(&self) -> u64;
+}
+
+macro_rules! late {
+    ($($device:ty)*) => {
+        $(impl IsLate for $device {
+            fn start(&self) {
+                Self::start(self);
+            }
+            fn stir(&self) -> bool {
+                Self::stir(self)
+            }
+            fn runs(&self) -> u64 {
+                Self::runs(self)
+            }
+            fn faults(&self) -> u64 {
+                self.under().faults()
+            }
+        })*
+    };
+}
+
+late! { Late VirtioLate }
+
 /// A late device and its driver.
-trait LateKind: Device + Sized {
+trait LateKind: IsLate + Device + Sized {
     type Controller: BlockController;
 
     fn new(media: Arc<RamMedia>, lateness: Lateness) -> Self;
     /// Opens it with one queue of 16 entries.
     fn open(&self) -> Self::Controller;
-    fn start(&self);
-    fn stir(&self) -> bool;
-    fn runs(&self) -> u64;
-    fn faults(&self) -> u64;
 }
 
 impl LateKind for Late {
@@ -51,22 +76,6 @@ impl LateKind for Late {
     fn open(&self) -> Self::Controller {
         nvme::Controller::open_with(self.handle(), &nvme::tests::rig::options(1)).unwrap()
     }
-
-    fn start(&self) {
-        Self::start(self);
-    }
-
-    fn stir(&self) -> bool {
-        Self::stir(self)
-    }
-
-    fn runs(&self) -> u64 {
-        Self::runs(self)
-    }
-
-    fn faults(&self) -> u64 {
-        self.under().faults()
-    }
 }
 
 impl LateKind for VirtioLate {
@@ -79,22 +88,6 @@ impl LateKind for VirtioLate {
 
     fn open(&self) -> Self::Controller {
         virtio::Controller::open_with(self.handle(), &virtio::tests::rig::options(1)).unwrap()
-    }
-
-    fn start(&self) {
-        Self::start(self);
-    }
-
-    fn stir(&self) -> bool {
-        Self::stir(self)
-    }
-
-    fn runs(&self) -> u64 {
-        Self::runs(self)
-    }
-
-    fn faults(&self) -> u64 {
-        self.under().faults()
     }
 }
 

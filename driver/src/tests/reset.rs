@@ -48,7 +48,7 @@ fn outstanding_commands_end_once_the_controller_has_stopped_and_the_queue_runs_a
         queue.submit(&read(4)).unwrap();
         queue.commit();
         queue.submit(&read(5)).unwrap();
-        assert_eq!(K::held(&controller), 2);
+        assert_eq!(K::emulator(&controller).held(), 2);
         controller.begin_reset();
         controller.begin_reset();
         assert_eq!(controller.watch(), Watch::Resetting);
@@ -67,7 +67,7 @@ fn outstanding_commands_end_once_the_controller_has_stopped_and_the_queue_runs_a
         all.sort_unstable_by_key(|(lba, _)| *lba);
         assert_eq!(all, [3, 4, 5].map(|lba| (lba, DeviceStatus::ABORTED)));
         K::behave(&rigging);
-        assert_eq!(K::release_held(&controller), 0);
+        assert_eq!(K::emulator(&controller).release_held(), 0);
         assert_eq!(finish(&mut controller, ResetProgress::Pending), ResetProgress::Done);
         assert_eq!(queue.submit(&read(7)), Err(SubmitError::Down), "until the next poll");
         assert!(ended(&mut queue).is_empty());
@@ -140,7 +140,7 @@ fn resets_under_a_working_poller<K: Kind>() {
         stop.store(true, Ordering::Relaxed);
         poller.join().unwrap();
     });
-    assert_eq!((K::faults(&controller), controller.anomalies()), (0, 0));
+    assert_eq!((K::emulator(&controller).faults(), controller.anomalies()), (0, 0));
 }
 
 /// A controller with a read under way that the device keeps.
@@ -212,7 +212,7 @@ fn a_device_that_is_gone<K: Kind>() {
             queue.submit(&command(Operation::Read, lba, 1, buffer.iova(0))).unwrap();
         }
         queue.commit();
-        K::cut_the_power(&controller);
+        K::emulator(&controller).power_cut(1);
         K::vanish(&rigging);
         rigging.no_reset.store(!reset_works, Ordering::Relaxed);
         assert_eq!(controller.watch(), Watch::Absent);

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::block::{BlockController, BlockQueue, Command, Completed, DeviceStatus, Operation, ResetProgress};
 use crate::dma::{DmaBuffer, PAGE};
+use crate::emu::Emulator;
+use crate::emu::virtio::VirtioEmulator;
 use crate::hal::{CONFIG_LEN, Device, DmaAccess, Iova, Mapper, NarrowRegisters, PciFunction, Registers};
 
 pub(crate) type Edit = Box<dyn Fn(&mut [u8; CONFIG_LEN]) + Send>;
@@ -160,9 +162,39 @@ impl<E: PciFunction<Registers: NarrowRegisters>, L: Send + Sync + 'static> PciFu
     }
 }
 
+/// What tests of any driver ask of its software device, each by the device's own method of that name.
+pub(crate) trait Emulated {
+    fn held(&self) -> usize;
+    fn release_held(&self) -> usize;
+    fn faults(&self) -> u64;
+    fn power_cut(&self, seed: u64);
+}
+
+macro_rules! emulated {
+    ($($emulator:ty)*) => {
+        $(impl Emulated for $emulator {
+            fn held(&self) -> usize {
+                Self::held(self)
+            }
+            fn release_held(&self) -> usize {
+                Self::release_held(self)
+            }
+            fn faults(&self) -> u64 {
+                Self::faults(self)
+            }
+            fn power_cut(&self, seed: u64) {
+                Self::power_cut(self, seed);
+            }
+        })*
+    };
+}
+
+emulated! { Emulator VirtioEmulator }
+
 /// A driver with its emulated device, of 8 MiB in blocks of 512 bytes, rigged.
 pub(crate) trait Kind: Sized {
     type Lies: Send + Sync + 'static;
+    type Emulator: Emulated;
     type Device: Device;
     type Controller: BlockController<Queue = Self::Queue>;
     type Queue: BlockQueue;
@@ -183,15 +215,10 @@ pub(crate) trait Kind: Sized {
     /// Nothing answers on the bus.
     fn vanish(rigging: &Rigging<Self::Lies>);
 
-    /// Requests that wait in the device.
-    fn held(controller: &Self::Controller) -> usize;
-    /// Lets them run; how many did.
-    fn release_held(controller: &Self::Controller) -> usize;
-    /// Accesses that the IOMMU stopped.
-    fn faults(controller: &Self::Controller) -> u64;
-    /// The device below says that it has stopped.
+    /// The device below.
+    fn emulator(controller: &Self::Controller) -> &Self::Emulator;
+    /// It says that it has stopped.
     fn has_stopped(controller: &Self::Controller) -> bool;
-    fn cut_the_power(controller: &Self::Controller);
 }
 
 /// A controller with one queue, and what can be rigged.

@@ -48,6 +48,7 @@ pub(crate) struct Nvme;
 
 impl Kind for Nvme {
     type Lies = Lies;
+    type Emulator = Emulator;
     type Device = Rigged;
     type Controller = Controller<Rigged>;
     type Queue = Queue<RiggedRegisters>;
@@ -78,24 +79,12 @@ impl Kind for Nvme {
         }
     }
 
-    fn held(controller: &Controller<Rigged>) -> usize {
-        controller.device().emulator.held()
-    }
-
-    fn release_held(controller: &Controller<Rigged>) -> usize {
-        controller.device().emulator.release_held()
-    }
-
-    fn faults(controller: &Controller<Rigged>) -> u64 {
-        controller.device().emulator.faults()
+    fn emulator(controller: &Controller<Rigged>) -> &Emulator {
+        &controller.device().emulator
     }
 
     fn has_stopped(controller: &Controller<Rigged>) -> bool {
         !status(controller).rdy()
-    }
-
-    fn cut_the_power(controller: &Controller<Rigged>) {
-        controller.device().emulator.power_cut(1);
     }
 }
 

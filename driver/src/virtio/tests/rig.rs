@@ -73,6 +73,7 @@ pub(crate) struct VirtioBlk;
 
 impl Kind for VirtioBlk {
     type Lies = Lies;
+    type Emulator = VirtioEmulator;
     type Device = Rigged;
     type Controller = Controller<Rigged>;
     type Queue = Queue<RiggedRegisters>;
@@ -107,25 +108,13 @@ impl Kind for VirtioBlk {
         }
     }
 
-    fn held(controller: &Controller<Rigged>) -> usize {
-        controller.device().emulator.held()
-    }
-
-    fn release_held(controller: &Controller<Rigged>) -> usize {
-        controller.device().emulator.release_held()
-    }
-
-    fn faults(controller: &Controller<Rigged>) -> u64 {
-        controller.device().emulator.faults()
+    fn emulator(controller: &Controller<Rigged>) -> &VirtioEmulator {
+        &controller.device().emulator
     }
 
     fn has_stopped(controller: &Controller<Rigged>) -> bool {
         let registers = controller.device().emulator.bar(BAR).unwrap();
         registers.read8(common_cfg::DEVICE_STATUS) == status::RESET
-    }
-
-    fn cut_the_power(controller: &Controller<Rigged>) {
-        controller.device().emulator.power_cut(1);
     }
 }
 
