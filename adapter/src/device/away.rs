@@ -329,10 +329,16 @@ impl<C: BlockController + 'static> Supervisor for Keeper<C> {
 
     fn shut_down(mut self: Box<Self>) {
         match std::mem::replace(&mut self.place, Place::Closed) {
-            Place::Here(here) => Box::new(here.nurse).shut_down(),
-            other => self.place = other,
+            // Threads leave it knowing that nothing comes back.
+            Place::Here(here) => {
+                self.close();
+                Box::new(here.nurse).shut_down();
+            }
+            other => {
+                self.place = other;
+                self.close();
+            }
         }
-        self.close();
     }
 }
 

@@ -171,7 +171,8 @@ impl<Q: BlockQueue> Returning<Q> {
         *left = self.queue.take();
         drop(left);
         self.torn |= self.away == Away::Down && self.unflushed && self.geometry.write_cache;
-        if self.torn {
+        // Who closes it does without it.
+        if self.torn && !self.seat.closed.load(Ordering::Acquire) {
             tracing::error!(
                 "the device went away with writes of the store that were not flushed: until the adapter is started \
                  again, nothing that needs the store is done"

@@ -28,6 +28,8 @@ const SIGTERM: i32 = 15;
 struct Bay {
     /// What QEMU is told of the device, but for its blocks.
     device: Value,
+    /// That of it to which QEMU gives them.
+    backed: &'static str,
     image: PathBuf,
     /// How often it was put in. Each time its blocks come by nodes of its own: nobody waits for those of the one before.
     puts: u32,
@@ -36,9 +38,9 @@ struct Bay {
 }
 
 impl Bay {
-    fn new(name: &str, device: Value, dir: &tempfile::TempDir) -> Self {
+    fn new(name: &str, (device, backed): (Value, &'static str), dir: &tempfile::TempDir) -> Self {
         let image = qemu::scratch_disk(name, DISK).expect("a scratch disk");
-        Self { device, image, puts: 0, socket: dir.path().join("qmp"), monitor: None }
+        Self { device, backed, image, puts: 0, socket: dir.path().join("qmp"), monitor: None }
     }
 
     /// The node over which the device is now.
@@ -94,7 +96,7 @@ impl Bay {
     fn act(&mut self, what: &str) -> anyhow::Result<()> {
         let over =
             |file: &str| json!({ "options": [{ "driver": "raw", "node-name": self.top(), "file": file }] });
-        let rate = |bytes: u64| json!({ "id": "disk", "bps": bytes, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
+        let rate = |bytes: u64| json!({ "id": self.backed, "bps": bytes, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
         let (command, arguments) = match what {
             "medium-bad" => ("blockdev-reopen", over("bad")),
             "medium-good" => ("blockdev-reopen", over(&self.file())),
@@ -170,16 +172,17 @@ fn suite(tests: &str) -> Command {
         .limit_s(LIFE_S)
 }
 
-fn nvme() -> Value {
-    json!({ "driver": "nvme", "id": "disk", "serial": "returns", "bus": "bay" })
+fn nvme() -> (Value, &'static str) {
+    (json!({ "driver": "nvme", "id": "disk", "serial": "returns", "bus": "bay" }), "disk")
 }
 
 /// A device with an error goes on, as a disk does, where QEMU would stop the machine.
-fn virtio() -> Value {
-    json!({
+fn virtio() -> (Value, &'static str) {
+    let device = json!({
         "driver": "virtio-blk-pci", "id": "disk", "serial": "returns", "bus": "bay", "num-queues": 8,
         "disable-legacy": "on", "iommu_platform": true, "werror": "report", "rerror": "report"
-    })
+    });
+    (device, "/machine/peripheral/disk/virtio-backend")
 }
 
 fn faults() -> PathBuf {
@@ -188,7 +191,7 @@ fn faults() -> PathBuf {
 }
 
 /// Runs some of the faults in a guest of their own: QEMU's throttling and its removal of a device do not go well together.
-fn run(device: Value, name: &str, tests: &str) {
+fn run(device: (Value, &'static str), name: &str, tests: &str) {
     let program = faults();
     let dir = tempfile::tempdir().expect("a directory");
     let mut bay = Bay::new(name, device, &dir);
