@@ -367,3 +367,17 @@ fn a_change_is_asked_again_by_its_id_and_nothing_else_is() {
     let limits = |request: &&control::Request| matches!(request, control::Request::SetLimits { .. });
     assert_eq!(line.with(|fake| fake.asked.iter().filter(limits).count()), 1);
 }
+
+/// The keys in it are of a life that is over, also if no adapter has heard of it.
+#[test]
+fn a_management_request_in_a_queue_is_not_asked_again() {
+    let mut application = Application::new(false);
+    let close = control::Request::Close { key: application.volume.key() };
+    let buffer = application.session.buffer(16 << 10).unwrap();
+    application.line.kill();
+    application.queue.prepare(Request::manage(&close, buffer).unwrap().tag(0)).unwrap();
+    application.line.start(1);
+    application.session.statistics().unwrap_err(); // An answer of no use; but it has found the next adapter.
+    assert_eq!(application.ends(1), [UNKNOWN]);
+    assert_eq!(application.line.with(|fake| fake.heard.clone()), []);
+}

@@ -117,6 +117,7 @@ fn suites() -> Vec<Part> {
         )
         .goal(50, "restarts under load")
         .goal(50, "restarts under changes")
+        .goal(50, "restarts under changes of files")
         .minutes(2),
         Part::new(
             "power",
