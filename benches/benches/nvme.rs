@@ -7,6 +7,9 @@
 //! - `read 4 KiB/1`, `/32`: at random blocks, into as many buffers.
 //! - `flush`: one. The medium is memory and has no cache, so this is a command that does nothing: what a command costs
 //!   besides its data.
+//! - `prp entries/4 KiB`, …: what names the memory of 32 commands, built and put into a list in ordinary memory where two
+//!   entries are not enough; of memory that begins in a page, too. `bare list of …` is the floor: so many addresses a
+//!   page apart written into that list, and nothing decided.
 //! - `bare copy of 4 KiB/1`, `/32`: the floor of the reads. So many copies from random places of 64 MiB of ordinary
 //!   memory into as many buffers.
 //!
@@ -23,7 +26,7 @@ use driver::block::{BlockQueue, Command, Operation};
 use driver::dma::DmaBuffer;
 use driver::emu::{Controller as Registers, Emulator};
 use driver::hal::{DmaAccess, Iova};
-use driver::nvme::{Controller, Options, Queue};
+use driver::nvme::{Controller, Options, Queue, prp};
 
 const MEDIUM_BYTES: usize = 64 << 20;
 const BLOCK: u32 = 512;
@@ -32,6 +35,11 @@ const READ: usize = 4096;
 const READ_BLOCKS: u32 = 4096 / BLOCK;
 const PLACES: u32 = 64 << 8;
 const DEPTHS: [usize; 2] = [1, 32];
+/// Commands whose memory is named in one iteration.
+const NAMED: u64 = 32;
+/// Where their memory begins, and how far apart.
+const MEMORY: u64 = 0x10_0000_0000;
+const APART: u64 = 4 << 20;
 
 /// An opened device.
 struct Rig {
@@ -117,6 +125,49 @@ fn reads(criterion: &mut Criterion) {
     assert_eq!(byte, [0x5a], "the reads moved data");
 }
 
+/// Their names, bytes, and where in a page they begin.
+const TRANSFERS: [(&str, u64, u64); 5] = [
+    ("4 KiB", 4096, 0),
+    ("4 KiB over two pages", 4096, 512),
+    ("8 KiB over three pages", 8192, 512),
+    ("128 KiB", 128 << 10, 0),
+    ("2 MiB", 2 << 20, 0),
+];
+
+#[allow(clippy::cast_possible_truncation)] // a list has 512 entries
+fn prps(criterion: &mut Criterion) {
+    let mut list = [0_u64; 512];
+    let mut group = criterion.benchmark_group("nvme");
+    group.throughput(Throughput::Elements(NAMED));
+    for (name, bytes, offset) in TRANSFERS {
+        group.bench_function(BenchmarkId::new("prp entries", name), |b| {
+            b.iter(|| {
+                for command in 0..NAMED {
+                    let data = black_box(MEMORY + command * APART + offset);
+                    let entries = prp::build(data, black_box(bytes), MEMORY - prp::PAGE, |at, page| {
+                        list[at as usize] = page
+                    });
+                    black_box((entries, &mut list));
+                }
+            });
+        });
+    }
+    for (name, bytes, _) in TRANSFERS.into_iter().skip(3) {
+        group.bench_function(BenchmarkId::new("bare list of", name), |b| {
+            b.iter(|| {
+                for command in 0..NAMED {
+                    let (first, pages) = black_box((MEMORY + command * APART, bytes / prp::PAGE - 1));
+                    for (at, entry) in (0..pages).zip(&mut list) {
+                        *entry = first + at * prp::PAGE;
+                    }
+                    black_box(&mut list);
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
 fn copies(criterion: &mut Criterion) {
     let medium = vec![0x5a_u8; MEDIUM_BYTES];
     let mut buffers = vec![0_u8; 32 * READ];
@@ -141,6 +192,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     cpu::note_load("before");
     reads(&mut criterion);
+    prps(&mut criterion);
     copies(&mut criterion);
     cpu::note_load("after");
     criterion.final_summary();

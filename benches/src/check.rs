@@ -278,7 +278,8 @@ impl Decide for Bare {
 impl Decide for Table {
     #[inline(always)]
     fn decide(&mut self, domain: Domain, request: &Request) -> Option<u64> {
-        self.0.look_up(domain, request).map(|place| place.lba.0)
+        let Some(request) = as_read(request) else { wrong() };
+        self.0.look_up(domain, &request).map(|place| place.lba.0)
     }
 
     #[inline(always)]
@@ -290,9 +291,10 @@ impl Decide for Table {
 impl Decide for Whole {
     #[inline(always)]
     fn decide(&mut self, domain: Domain, request: &Request) -> Option<u64> {
-        // As an engine asks: first for what is as nearly all are.
-        let Some(grant) = self.0.check_plain(domain, request) else {
-            return self.decide_rest(domain, request);
+        let Some(request) = as_read(request) else { wrong() };
+        // First for what is as nearly all are.
+        let Some(grant) = self.0.check_plain(domain, &request) else {
+            return self.decide_rest(domain, &request);
         };
         let piece = self.0.only_piece(&grant);
         self.0.release(grant);
@@ -303,6 +305,13 @@ impl Decide for Whole {
     fn prefetch(&mut self, key: Key) {
         self.0.prefetch(key);
     }
+}
+
+/// As an engine asks, which looks at the operation once and then decides where it is known. The bare index knows nothing but
+/// reads.
+#[inline(always)]
+fn as_read(request: &Request) -> Option<Request> {
+    (request.operation == Operation::Read).then_some(Request { operation: Operation::Read, ..*request })
 }
 
 impl Whole {

@@ -8,9 +8,13 @@
 //! | `ring`   | a processing queue, beside one cache line going to and fro         | one batch there and back          |
 //! | `engine` | the whole embedded adapter, over the null and the software device  | one batch submitted and completed |
 //! | `nvme`   | the NVMe driver over the software controller, beside a bare copy   | one batch submitted and completed |
+//! |          | what names the memory of a command (PRP entries), alone            | 32 commands' entries built        |
 //!
 //! Every figure is a time for one iteration. Where an iteration is a batch of `n` requests the name says `n`, and the
 //! time is that of the whole batch. Each target says at its head what its figures do not show.
+//!
+//! The gate that no noise moves is a count of instructions: `cargo xtask bench 1 6 12` runs callgrind itself on one function
+//! (`xtask/src/bench/counted.rs`), for which neither gungraun nor its runner has to be installed.
 //!
 //! What none of them shows:
 //! - **A disk.** `emu` is a controller in this process and its medium is memory. Time at a real disk is longer, and

@@ -12,12 +12,13 @@ use crate::fept::Extension;
 use crate::published::{self, Entry, LbaEntry, NONE, Segment};
 use crate::trace::{Touch, Trace};
 use crate::{
-    Denied, Domain, EntryIndex, Grant, Hold, Key, Lba, Memory, Operation, Published, RegionIndex, Request,
-    SegmentSource,
+    Denied, Domain, EntryIndex, ExtensionKey, Grant, Hold, Key, Lba, Memory, Operation, Published,
+    RegionIndex, Request, SegmentSource,
 };
 
 pub(crate) use counts::Counted;
-use counts::{Memories, Own, Pointer, segment_of};
+pub use counts::MOST_ACTIVE;
+use counts::{Memories, Own};
 pub use decision::OpenFile;
 pub use pieces::Pieces;
 
@@ -34,8 +35,8 @@ pub struct DirectoryCounters {
     pub evictions: u64,
 }
 
-/// Files of which it is known where they were read or written last: a power of two.
-const LAST: usize = 256;
+/// Parts of files of which it is known where they were read or written last: a power of two.
+const HINTS: usize = 2048;
 
 /// So many segments stay in a processor's own cache: 256 KiB.
 const NEAR: u64 = 256;
@@ -71,34 +72,93 @@ impl Entry {
         })
     }
 
-    /// As [`Entry::find`], of a file: if one extension has all blocks. Beside the entry's line one of that extension is read,
-    /// and those that are passed on the way to it, which begins at number `last`.
+    /// As [`Entry::find`], of a file: if one extension has all blocks. Beside the entry's line that of the extension is read
+    /// which had this part of the file last. If that is not the one, it is looked for, and found the next time. With the
+    /// file's context.
     #[inline(always)]
     fn find_in_file(
         &self,
         table: &[Extension],
         domain: Domain,
         request: &Request,
-        last: &mut u32,
+        hints: &mut [Hint; HINTS],
         trace: &Trace,
-    ) -> Option<Place> {
+    ) -> Option<(Place, u32)> {
         trace.touch(Touch::Entry(request.key.index()));
         if !self.state.admits(request.key.0, request.operation.enough()) {
             return None;
         }
         let shape = self.shape();
-        // What is not aligned goes to the top 16 bits, where nothing is of what any device has.
-        let aligned = shape.in_blocks(request.offset | request.length) < 1 << 48;
-        if shape.domain() != domain || request.length == 0 || !aligned {
+        if shape.domain() != domain {
             return None;
         }
-        if !self.is_sealed(request.key, shape, self.first_range()) {
-            return None;
-        }
-        let lba = self.extensions_as(shape, table, request.key)?.place(domain, request, last, trace)?;
-        let blocks = request.length >> shape.shift();
-        Some(Place { lba: Lba(lba), blocks, block_shift: shape.shift(), upper: shape.upper() })
+        let list = self.sealed_list(request.key, shape, self.first_range())?;
+        let (lba, blocks) = if request.extension == ExtensionKey::NONE {
+            let hint = &mut hints[hint(request.key, shape.part(request.offset))];
+            // It never had a number that the file's segment has no room for, and that has become no smaller: so no other
+            // file's entry is read. One that is no extension any more, or is none yet, is not open.
+            let extension = if hint.file == request.key {
+                table.get(list.root as usize + hint.number as usize)
+            } else {
+                None
+            };
+            if extension.is_some() {
+                trace.touch(Touch::Extension(list.root + hint.number));
+            }
+            match extension.and_then(|its| its.place(shape, hint.number, request)) {
+                Some(found) => found,
+                None => return self.look_for(table, hint, request.key, request.offset, trace),
+            }
+        } else {
+            let number = request.extension.index().0;
+            self.extensions_as(shape, table, request.key)?
+                .get(number, trace)?
+                .place(shape, number, request)?
+        };
+        let place = Place { lba: Lba(lba), blocks, block_shift: shape.shift(), upper: shape.upper() };
+        Some((place, list.length))
     }
+
+    /// Looks for the extension that has a byte of the file, so that the next one who asks finds it.
+    #[cold]
+    #[inline(never)]
+    fn look_for<T>(
+        &self,
+        table: &[Extension],
+        hint: &mut Hint,
+        file: Key,
+        at: u64,
+        trace: &Trace,
+    ) -> Option<T> {
+        let extensions = self.extensions(table, file)?;
+        // Else it does not admit what is asked for, or has not all of it.
+        if hint.file != file || !extensions.has(hint.number, at, trace) {
+            *hint = Hint { file, number: extensions.search(at, trace)? };
+        }
+        None
+    }
+}
+
+/// Which extension of a file had a part of it last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Hint {
+    /// As long as it has this key its segment does not become smaller.
+    file: Key,
+    number: u32,
+}
+
+impl Hint {
+    /// Of no file: no instance is that.
+    const NONE: Self = Self { file: Key(u64::MAX), number: 0 };
+}
+
+/// Where it is kept which extension has a part of a file.
+#[inline(always)]
+fn hint(file: Key, part: u64) -> usize {
+    // Few parts, as most files have, are side by side, and those of the next file behind them.
+    #[allow(clippy::cast_possible_truncation)] // the low bits are meant
+    let place = (file.0 << 4).wrapping_add(part) as usize;
+    place % HINTS
 }
 
 /// Where all blocks of a request are: one after another, as most are. See [`Directory::look_up`].
@@ -122,16 +182,17 @@ pub struct Place {
 ///
 /// A check that finds its segment at hand, and its request in the first range of its grant, reads the entry's line and the
 /// region's of what is shared, and writes nothing there. Of its own it reads the pointer and writes counts, which are small
-/// and close together: 34 bytes for 16 entries.
+/// and close together: two bytes for an entry.
 #[derive(Debug)]
 pub struct Directory<S: SegmentSource = Published> {
     entries: Arc<[Entry]>,
-    /// One for each segment of the table.
+    /// One for each entry of the table.
     own: Box<[Own]>,
     memories: Memories,
     extensions: Arc<[Extension]>,
-    /// Of files the number of the extension that was used last; files of different entries may share one.
-    last: Box<[u32; LAST]>,
+    /// Of parts of files which extension was used there last. Different parts may share one: whatever it says, the extension
+    /// is asked, and if it is not the one, that is looked for.
+    hints: Box<[Hint; HINTS]>,
     lba: Arc<[LbaEntry]>,
     /// Which segments are at hand, or `NONE`.
     residents: Box<[u32]>,
@@ -165,7 +226,7 @@ impl<S: SegmentSource> Directory<S> {
                 published.enrol(),
             ),
             extensions: Arc::clone(&published.extensions),
-            last: Box::new([0; LAST]),
+            hints: Box::new([Hint::NONE; HINTS]),
             lba: Arc::clone(&published.lba),
             residents: vec![NONE; residents].into(),
             hand: 0,
@@ -204,9 +265,11 @@ impl<S: SegmentSource> Directory<S> {
         self.grant_at_once::<true>(domain, request)
     }
 
-    /// As [`Directory::check_plain`], if all its blocks are in one extension of a file, whichever.
+    /// As [`Directory::check_plain`], if all its blocks are in the extension of a file where that part of it was found last;
+    /// with that file's [`context`](Directory::context). Where that was elsewhere it is looked for, and asking once more may
+    /// do.
     #[inline(always)]
-    pub fn check_in_file(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
+    pub fn check_in_file(&mut self, domain: Domain, request: &Request) -> Option<(Grant, u32)> {
         self.grant_in_file::<true>(domain, request)
     }
 
@@ -255,11 +318,10 @@ impl<S: SegmentSource> Directory<S> {
     /// entries nothing is far.
     #[inline]
     pub fn prefetch(&self, key: Key) {
-        let index = key.index();
-        if self.is_far() && self.is_at_hand(segment_of(index)) {
+        let index = key.index().0 as usize;
+        if self.is_far() && self.own.get(index).is_some_and(|own| own.is_at_hand()) {
             // Nobody waits for what is loaded here.
-            hint::black_box(self.entries[index.0 as usize].shape());
-            hint::black_box(self.own[segment_of(index)].active(index));
+            hint::black_box(self.entries[index].shape());
         }
     }
 
@@ -284,7 +346,7 @@ impl<S: SegmentSource> Directory<S> {
         request: &Request,
     ) -> Result<Grant, Denied> {
         match self.grant_in_file::<MEMORY>(domain, request) {
-            Some(grant) => Ok(grant),
+            Some((grant, _)) => Ok(grant),
             None => self.check_in_order::<MEMORY>(domain, request),
         }
     }
@@ -295,33 +357,36 @@ impl<S: SegmentSource> Directory<S> {
     fn grant_at_once<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
         let Self { entries, own, memories, .. } = self;
         let index = request.key.index();
-        let (entry, own) = (entries.get(index.0 as usize)?, own.get_mut(segment_of(index))?);
-        if own.pointer == Pointer::Dropped {
+        let (entry, own) = (entries.get(index.0 as usize)?, own.get_mut(index.0 as usize)?);
+        if !own.is_at_hand() {
             return None;
         }
         let place = entry.find(domain, request)?;
         grant_place::<MEMORY>(own, memories, domain, request, place)
     }
 
-    /// As [`Self::grant_at_once`], if all blocks are in one extension of a file, whichever.
+    /// As [`Self::grant_at_once`], if all blocks are in one extension of a file, whichever; and that file's context.
     #[inline(always)]
-    fn grant_in_file<const MEMORY: bool>(&mut self, domain: Domain, request: &Request) -> Option<Grant> {
-        let Self { entries, own, memories, extensions, last, trace, .. } = self;
+    fn grant_in_file<const MEMORY: bool>(
+        &mut self,
+        domain: Domain,
+        request: &Request,
+    ) -> Option<(Grant, u32)> {
+        let Self { entries, own, memories, extensions, hints, trace, .. } = self;
         let index = request.key.index();
-        let (entry, own) = (entries.get(index.0 as usize)?, own.get_mut(segment_of(index))?);
-        if own.pointer == Pointer::Dropped {
+        let (entry, own) = (entries.get(index.0 as usize)?, own.get_mut(index.0 as usize)?);
+        if !own.is_at_hand() {
             return None;
         }
-        let last = &mut last[index.0 as usize % LAST];
-        let place = entry.find_in_file(extensions, domain, request, last, trace)?;
-        grant_place::<MEMORY>(own, memories, domain, request, place)
+        let (place, context) = entry.find_in_file(extensions, domain, request, hints, trace)?;
+        Some((grant_place::<MEMORY>(own, memories, domain, request, place)?, context))
     }
 
     fn fetch(&mut self, segment: u32) -> Result<(), Denied> {
         let Segment(segment) = self.source.fetch(segment).ok_or(Denied::Segment)?;
         let place = self.make_room();
         self.residents[place] = segment;
-        self.own[segment as usize].pointer = Pointer::AtHand;
+        counts::bring(counts::of_segment(&mut self.own, segment));
         self.counters.fetches += 1;
         Ok(())
     }
@@ -332,25 +397,24 @@ impl<S: SegmentSource> Directory<S> {
             let place = self.hand;
             self.hand = if place + 1 == self.residents.len() { 0 } else { place + 1 };
             let resident = self.residents[place];
-            match self.own.get_mut(resident as usize).map(|own| &mut own.pointer) {
-                None => return place, // nothing is there
-                Some(pointer @ Pointer::Used) => *pointer = Pointer::AtHand,
-                Some(_) => {
-                    self.drop_pointer(resident);
-                    return place;
-                }
+            if resident == NONE {
+                return place; // nothing is there
+            }
+            if !counts::pass(counts::of_segment(&mut self.own, resident)) {
+                self.drop_pointer(resident);
+                return place;
             }
         }
     }
 
     fn drop_pointer(&mut self, segment: u32) {
-        self.own[segment as usize].pointer = Pointer::Dropped;
+        counts::drop_segment(counts::of_segment(&mut self.own, segment));
         self.counters.evictions += 1;
     }
 
     #[inline]
-    fn is_at_hand(&self, segment: usize) -> bool {
-        self.own.get(segment).is_some_and(|own| own.pointer != Pointer::Dropped)
+    fn is_at_hand(&self, entry: EntryIndex) -> bool {
+        self.own.get(entry.0 as usize).is_some_and(|own| own.is_at_hand())
     }
 
     /// Gives a grant back: the device is done with it. The only way to end one.
@@ -361,7 +425,7 @@ impl<S: SegmentSource> Directory<S> {
     pub fn release(&mut self, grant: Grant) {
         let Grant { key, counted, .. } = *grant.forget();
         self.memories.end(counted);
-        self.own[segment_of(key.index())].end(key);
+        self.own[key.index().0 as usize].end();
     }
 
     /// Gives a hold back: the device is done with that memory. The only way to end one.
@@ -376,7 +440,7 @@ impl<S: SegmentSource> Directory<S> {
     /// Whether this poller has no I/O active on the entry.
     #[inline]
     pub fn entry_is_idle(&self, entry: EntryIndex) -> bool {
-        self.own.get(segment_of(entry)).is_none_or(|own| own.active(entry) == 0)
+        self.own.get(entry.0 as usize).is_none_or(|own| own.active() == 0)
     }
 
     /// Whether this poller has no I/O active on the memory region.
@@ -434,7 +498,7 @@ fn grant_place<const MEMORY: bool>(
     } else {
         (NONE, 0)
     };
-    own.pointer = Pointer::Used;
+    own.mark_used();
     let Place { lba, blocks, upper, .. } = place;
     Some(count(own, memories, request, Located { first: lba.0, blocks, root: NONE, upper }, memory))
 }
@@ -448,7 +512,7 @@ fn count(
     Located { first, blocks, root, upper }: Located,
     (region, iova): (u32, u64),
 ) -> Grant {
-    own.begin(request.key);
+    own.begin();
     let counted = memories.begin(region);
     let (key, operation) = (request.key, request.operation);
     Grant { key, first, blocks, iova, counted, root, operation, shape: upper }
@@ -504,7 +568,7 @@ mod tests {
         tables.finish_delete(quiesce);
         let (key, request) = grant_to(&mut tables, new);
         assert_eq!(key.index().0, 0);
-        assert!(directory.is_at_hand(segment_of(key.index())), "it is at hand still");
+        assert!(directory.is_at_hand(key.index()), "it is at hand still");
         assert_eq!(directory.check(former, &request).unwrap_err(), Denied::Domain);
         let never = Request { key: Key::new(EntryIndex(9), KeyInstance(1)), ..request };
         assert_eq!(

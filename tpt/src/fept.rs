@@ -22,7 +22,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::id::is_hole;
-use crate::published::{LbaEntry, State, StateWord};
+use crate::published::{LbaEntry, Shape, State, StateWord};
 use crate::trace::{Touch, Trace};
 use crate::{Access, Domain, ExtensionKey, Key, Request};
 
@@ -43,6 +43,9 @@ pub(crate) struct Extension {
 }
 
 const _: () = assert!(size_of::<Extension>() == 64);
+
+/// Odd, below 2^31, and with about half of its bits set.
+const SPREAD: u64 = 0x7f4a_7c15;
 
 /// What an entry says of its extension beside the state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,18 +86,48 @@ impl Extension {
     }
 
     /// What the seal must be for the extension of that number of the file of that key: a change of any one word, or the
-    /// entry of another file or number in this place, makes another.
-    #[inline]
+    /// entry of another file or number in this place, makes another. The number is multiplied, so that what it changes is not
+    /// what another key changes.
+    #[inline(always)]
     fn expected_seal(file: Key, number: u32, stretch: Stretch) -> u64 {
         let place = u64::from(stretch.domain.0) << 32 | u64::from(stretch.node);
-        let words = [place, stretch.offset, stretch.bytes, stretch.first];
-        words.iter().fold(file.0 ^ u64::from(number), |seal, word| seal.rotate_left(23) ^ word)
+        let range = (stretch.first.wrapping_mul(9) ^ stretch.bytes).rotate_left(23);
+        range ^ stretch.offset ^ place ^ file.0 ^ u64::from(number).wrapping_mul(SPREAD)
     }
 
     /// Whether what it says, as read, is what was written for that extension of that file.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_sealed(&self, file: Key, number: u32, stretch: Stretch) -> bool {
         self.seal.load(Relaxed) == Self::expected_seal(file, number, stretch)
+    }
+
+    /// The first device block of what a request asks for, and of how many, if all of them are in this extension, which has
+    /// that number in the file, and nothing is wrong. One line is read, and nothing of the LBA table.
+    ///
+    /// The caller has seen that the file is open to the request, and is of its domain. That of the extension is what was
+    /// sealed with the key of the file, and so the same; it is compared where it is told what is wrong.
+    #[inline(always)]
+    pub(crate) fn place(&self, shape: Shape, number: u32, request: &Request) -> Option<(u64, u64)> {
+        let needed = request.operation.enough();
+        let is_named = request.extension != ExtensionKey::NONE;
+        // The state first: if it says that it is open, the rest is of this life. It is not open if it is a hole.
+        let admitted = if is_named {
+            self.state.admits(request.extension.0, needed)
+        } else {
+            self.state.admits_any_life(number, needed)
+        };
+        if !admitted {
+            return None;
+        }
+        let stretch = self.stretch();
+        let before = if is_named { 0 } else { stretch.offset };
+        // What is not aligned is behind any extension, and so are what begins before it and the last of no blocks.
+        let (at, blocks) =
+            (shape.in_blocks(request.offset.wrapping_sub(before)), shape.in_blocks(request.length));
+        if at.checked_add(blocks.wrapping_sub(1))? >= shape.in_blocks(stretch.bytes) {
+            return None;
+        }
+        self.is_sealed(request.key, number, stretch).then_some((stretch.first + at, blocks))
     }
 
     /// All of it, the state word last. No poller reads it.
@@ -174,55 +207,6 @@ impl<'a> Extensions<'a> {
         Some(extension)
     }
 
-    /// The first device block of `length` bytes, which is some, from byte `offset` on: of the file, or of the extension that
-    /// is named, if its key is not stale. `None` unless one extension that admits it has all of them, and is sound. The LBA
-    /// table is not read. One looks first at the one of number `last`, whatever that is: who reads a file from its beginning
-    /// to its end searches once for each extension.
-    #[inline(always)]
-    pub(crate) fn place(
-        &self,
-        domain: Domain,
-        request: &Request,
-        last: &mut u32,
-        trace: &Trace,
-    ) -> Option<u64> {
-        let needed = request.operation.enough();
-        let is_named = request.extension != ExtensionKey::NONE;
-        let look = |number| {
-            let extension = self.get(number, trace)?;
-            // The state first: if it says that it is open, the rest is of this life.
-            let admitted = if is_named {
-                extension.state.admits(request.extension.0, needed)
-            } else {
-                extension.state.admits_any_life(number, needed)
-            };
-            Some((extension, admitted, extension.stretch()))
-        };
-        let within =
-            |stretch: Stretch| request.offset.wrapping_sub(if is_named { 0 } else { stretch.offset });
-        let mut number = if is_named { request.extension.index().0 } else { *last };
-        let mut found = look(number);
-        if !is_named && found.is_none_or(|(_, _, stretch)| within(stretch) >= stretch.bytes) {
-            number = self.search(request.offset, trace)?;
-            *last = number;
-            found = look(number);
-        }
-        let (extension, admitted, stretch) = found?;
-        if !admitted
-            || stretch.domain != domain
-            || is_hole(stretch.first)
-            || !extension.is_sealed(self.file, number, stretch)
-        {
-            return None;
-        }
-        // What begins before it is far behind its end.
-        let within = within(stretch);
-        if within >= stretch.bytes || request.length > stretch.bytes - within {
-            return None;
-        }
-        Some(stretch.first + (within >> self.shift))
-    }
-
     /// The device blocks from block `block` of the file to the end of its extension, if that gives the rights that are
     /// needed and all that leads there is sound.
     #[inline]
@@ -237,10 +221,18 @@ impl<'a> Extensions<'a> {
         self.run(lba, number, stretch, at.checked_sub(stretch.offset)?)
     }
 
+    /// Whether the extension of a number has byte `at` of the file.
+    pub(crate) fn has(&self, number: u32, at: u64, trace: &Trace) -> bool {
+        self.get(number, trace).is_some_and(|its| {
+            let Stretch { offset, bytes, .. } = its.stretch();
+            at.wrapping_sub(offset) < bytes
+        })
+    }
+
     /// The number of the last extension that does not begin behind byte `at` of the file: the one that has it, if the table
     /// is sound. A binary search; `None` if there is none.
     #[inline]
-    fn search(&self, at: u64, trace: &Trace) -> Option<u32> {
+    pub(crate) fn search(&self, at: u64, trace: &Trace) -> Option<u32> {
         let behind = self.all.partition_point(|its| {
             trace.touch(Touch::Extension(self.base + self.number_of(its)));
             its.offset.load(Relaxed) <= at

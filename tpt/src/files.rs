@@ -282,7 +282,8 @@ impl<const B: u32> Tables<B> {
             bytes: range.count.0 << shift,
             first: range.first.0,
         };
-        let state = StateWord::new(file.lives[number], holding.access, Stage::Valid);
+        let state =
+            StateWord::new(file.lives[number], holding.access, Stage::Valid).with_hole(range.is_hole());
         let base = file.segment.map_or(0, |its| its.base as usize);
         let entry = &self.published.extensions[base + number];
         entry.write(holding.key, number_of(number), stretch, state);
@@ -297,7 +298,8 @@ impl<const B: u32> Tables<B> {
             self.write_extension(holding, number, before);
             before = before.and(*range);
         }
-        let shape = Shape::of_file(holding.domain, holding.block_shift, file.segment);
+        let shape =
+            Shape::of_file(holding.domain, holding.block_shift, file.segment).with_grain(holding.bytes());
         let pointer = FilePointer {
             base: file.segment.map_or(0, |its| its.base),
             context: file.context,

@@ -103,7 +103,7 @@ mod tables;
 mod trace;
 
 pub use access::{Access, Operation};
-pub use directory::{Directory, DirectoryCounters, OpenFile, Pieces, Place};
+pub use directory::{Directory, DirectoryCounters, MOST_ACTIVE, OpenFile, Pieces, Place};
 pub use grant::{Grant, Hold, Piece, leaked_grants};
 pub use id::{
     Blocks, Domain, EntryIndex, ExtensionKey, ExtensionNumber, Iova, Key, KeyInstance, Lba, LbaRange,

@@ -63,12 +63,13 @@ pub(crate) enum Stage {
 }
 
 /// Instance, access and stage in one word, so that one load or store is all or nothing. From the top: 32 bits of the
-/// instance; a bit that is always set; 8 bits with the rights that it does *not* give; 8 of the stage, all zero if it is
-/// open. So what admits a request is bits that are zero.
+/// instance; 14 of zero; a bit of a hole in a file, which no request reaches; a bit that is always set; 8 bits with the
+/// rights that it does *not* give; 8 of the stage, all zero if it is open. So what admits a request is bits that are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct StateWord(u64);
 
 const INSTANCE_SHIFT: u32 = 32;
+const HOLE: u64 = 1 << 17;
 const ALWAYS: u64 = 1 << 16;
 const DENIED_SHIFT: u32 = 8;
 const STAGE: u64 = 0xff;
@@ -81,6 +82,11 @@ impl StateWord {
         let denied = Access::ALL.bits() & !access.bits();
         let rights = u64::from(denied) << DENIED_SHIFT;
         Self(u64::from(instance.0) << INSTANCE_SHIFT | ALWAYS | rights | stage as u64)
+    }
+
+    /// The same of an extension that is a hole, or is none.
+    pub(crate) fn with_hole(self, is_hole: bool) -> Self {
+        Self(self.0 | if is_hole { HOLE } else { 0 })
     }
 
     #[inline]
@@ -132,7 +138,7 @@ impl State {
     }
 
     /// Whether what is there now, in whatever life, is open for what is needed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn admits_any_life(&self, index: u32, needed: Needed) -> bool {
         self.get(index).0 & needed.0 & u64::from(u32::MAX) == 0
     }
@@ -155,8 +161,8 @@ impl State {
     }
 }
 
-/// In which bits a state may not differ from a key: those of the instance and of the stage, and of the rights those that an
-/// operation needs.
+/// In which bits a state may not differ from a key: those of the instance, of a hole and of the stage, and of the rights
+/// those that an operation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Needed(u64);
 
@@ -165,7 +171,7 @@ impl Needed {
     pub(crate) const TOO_MUCH: Self = Self(ALWAYS);
 
     pub(crate) const fn of(access: Access) -> Self {
-        Self((u32::MAX as u64) << INSTANCE_SHIFT | (access.bits() as u64) << DENIED_SHIFT | STAGE)
+        Self((u32::MAX as u64) << INSTANCE_SHIFT | HOLE | (access.bits() as u64) << DENIED_SHIFT | STAGE)
     }
 }
 
@@ -191,13 +197,15 @@ pub(crate) struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 64);
 
-/// Of which kind an entry is, whose, and how large its blocks are. From the top, after 16 bits of zero: 8 bits of the
-/// kind, 8 of the block size as a power of two, 32 of the domain. The kind is 0 of a grant of blocks, 1 of a file that has
-/// no segment, and 2 and more of one that has: so much more than 2 as its segment is a power of two.
+/// Of which kind an entry is, whose, and how large its blocks are. From the top: 8 bits of a file's grain; 8 of zero; 8 of
+/// the kind, 8 of the block size as a power of two, 32 of the domain. The kind is 0 of a grant of blocks, 1 of a file that
+/// has no segment, and 2 and more of one that has: so much more than 2 as its segment is a power of two. The grain is about
+/// how long its extensions are, as a power of two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Shape(u64);
 
 const KIND_SHIFT: u32 = 40;
+const GRAIN_SHIFT: u32 = 56;
 
 impl Shape {
     /// Of a grant of blocks, and of what is free.
@@ -211,6 +219,24 @@ impl Shape {
         Self(kind << KIND_SHIFT | Self::new(domain, shift).0)
     }
 
+    /// The same, with a grain as if all of `bytes` were in extensions of equal length that fill the segment.
+    pub(crate) fn with_grain(self, bytes: u64) -> Self {
+        let order = self.segment_order().unwrap_or(0);
+        let grain = bytes.checked_next_power_of_two().map_or(63, u64::ilog2).saturating_sub(order);
+        Self(self.without_grain().0 | u64::from(grain) << GRAIN_SHIFT)
+    }
+
+    /// What does not change with the bytes of the file.
+    pub(crate) fn without_grain(self) -> Self {
+        Self(self.0 & ((1 << GRAIN_SHIFT) - 1))
+    }
+
+    /// Of which of its parts, each as long as its grain, byte `at` of a file is.
+    #[inline(always)]
+    pub(crate) fn part(self, at: u64) -> u64 {
+        at >> ((self.0 >> GRAIN_SHIFT) & 63)
+    }
+
     #[inline]
     pub(crate) fn is_file(self) -> bool {
         self.0 >> KIND_SHIFT != 0
@@ -219,7 +245,7 @@ impl Shape {
     /// How many entries the file's segment has, as a power of two; `None` if there is none.
     #[inline]
     fn segment_order(self) -> Option<u32> {
-        u32::try_from(self.0 >> KIND_SHIFT).ok()?.checked_sub(2)
+        u32::try_from(self.without_grain().0 >> KIND_SHIFT).ok()?.checked_sub(2)
     }
 
     /// The size of a block as a power of two, and the kind above it: what a grant takes along.
@@ -264,6 +290,14 @@ pub(crate) struct ListPointer {
     pub(crate) length: u32,
 }
 
+impl ListPointer {
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // two halves
+    fn of(word: u64) -> Self {
+        Self { root: (word >> 32) as u32, length: word as u32 }
+    }
+}
+
 /// The FEPT pointer of a file's entry, and what goes with it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FilePointer {
@@ -303,16 +337,24 @@ impl Entry {
     }
 
     /// What the seal must be. A change of any one word changes it, whichever bits are changed.
-    #[inline]
-    fn expected_seal(&self, key: Key, shape: Shape, range: FirstRange) -> u64 {
+    #[inline(always)]
+    fn expected_seal(key: Key, shape: Shape, range: FirstRange, list: u64) -> u64 {
         let range = (range.first.wrapping_mul(9) ^ range.blocks).rotate_left(23);
-        range ^ shape.0 ^ self.list.load(Relaxed) ^ key.0
+        range ^ shape.0 ^ list ^ key.0
     }
 
     /// Whether what says where the blocks are is as it was written. `shape` and `range` are the entry's as read.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_sealed(&self, key: Key, shape: Shape, range: FirstRange) -> bool {
-        self.seal.load(Relaxed) == self.expected_seal(key, shape, range)
+        self.sealed_list(key, shape, range).is_some()
+    }
+
+    /// The same, with what is then known to be the pointer to its list or segment.
+    #[inline(always)]
+    pub(crate) fn sealed_list(&self, key: Key, shape: Shape, range: FirstRange) -> Option<ListPointer> {
+        let list = self.list.load(Relaxed);
+        let is_sealed = self.seal.load(Relaxed) == Self::expected_seal(key, shape, range, list);
+        is_sealed.then(|| ListPointer::of(list))
     }
 
     /// Where the blocks are, on both accounts, and how many bytes they have. The entry is not `Valid`: no poller reads
@@ -323,7 +365,8 @@ impl Entry {
         self.first.store(range.first, Relaxed);
         self.first_blocks.store(range.blocks, Relaxed);
         self.set_list(list);
-        self.seal.store(self.expected_seal(key, self.shape(), range), Relaxed);
+        let list = self.list.load(Relaxed);
+        self.seal.store(Self::expected_seal(key, self.shape(), range, list), Relaxed);
     }
 
     /// Where the extensions of a file are, how many, and how many bytes they have. The entry is not `Valid`: no poller reads
@@ -389,10 +432,8 @@ impl Entry {
     }
 
     #[inline]
-    #[allow(clippy::cast_possible_truncation)] // two halves
     pub(crate) fn list(&self) -> ListPointer {
-        let word = self.list.load(Relaxed);
-        ListPointer { root: (word >> 32) as u32, length: word as u32 }
+        ListPointer::of(self.list.load(Relaxed))
     }
 
     fn set_list(&self, pointer: ListPointer) {

@@ -74,7 +74,9 @@ impl<const B: u32> Tables<B> {
             None => Shape::new(holding.domain, holding.block_shift),
             Some(file) => Shape::of_file(holding.domain, holding.block_shift, file.segment),
         };
-        if self.published.owner(index / SEGMENT_ENTRIES) != Some(holding.domain) || shape != expected {
+        if self.published.owner(index / SEGMENT_ENTRIES) != Some(holding.domain)
+            || shape.without_grain() != expected
+        {
             return Err("published for another domain, or with other blocks".into());
         }
         let first = entry.first_range();
@@ -117,7 +119,7 @@ impl<const B: u32> Tables<B> {
             if Self::is_beyond(instance) || instance.0 == 0 || instance.0 > self.instances.highest() {
                 return Err(format!("the instance of extension {number} was never to be handed out"));
             }
-            let state = StateWord::new(instance, holding.access, Stage::Valid);
+            let state = StateWord::new(instance, holding.access, Stage::Valid).with_hole(range.is_hole());
             if extension.state.get(number) != state || extension.stretch().domain != holding.domain {
                 return Err(format!(
                     "extension {number} is published in another state, or for another domain"

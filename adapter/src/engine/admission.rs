@@ -66,17 +66,17 @@ impl<Q: BlockQueue> ShortWay<'_, Q> {
         user_data: u64,
     ) -> Result<(), Option<Grant>> {
         let Self { queue, slots, directory, lengths, domain, index, now_ns } = self;
-        let grant = if IN_FILE {
-            directory.check_in_file(*domain, request)
+        let (grant, inside) = if IN_FILE {
+            let Some((grant, file)) = directory.check_in_file(*domain, request) else { return Err(None) };
+            (grant, is_inside(lengths, file, request))
         } else {
-            directory.check_plain(*domain, request)
+            let Some(grant) = directory.check_plain(*domain, request) else { return Err(None) };
+            let is_inside = |file| is_inside(lengths, file, request);
+            let inside = !grant.is_file() || directory.context(&grant).is_some_and(is_inside);
+            (grant, inside)
         };
-        let Some(grant) = grant else { return Err(None) };
         let most = u64::from(queue.geometry().most_blocks(operation));
-        let Some(piece) = grant.as_one(most).filter(|_| is_inside(directory, lengths, &grant, request))
-        else {
-            return Err(Some(grant));
-        };
+        let Some(piece) = grant.as_one(most).filter(|_| inside) else { return Err(Some(grant)) };
         #[allow(clippy::cast_possible_truncation)] // no more than `most`
         let blocks = piece.blocks as u32;
         let mut vacancy = slots.vacancy();
@@ -182,7 +182,8 @@ impl State {
         index: usize,
         number: usize,
     ) -> usize {
-        let (mut at, mut cost) = (0, 0);
+        let (mut at, mut cost) =
+            if self.in_files { self.go_on_in_files(queue, index, number) } else { (0, 0) };
         loop {
             let (begun, mut granted) = self.begin_plain::<Q, false>(queue, index, at, number);
             at += begun;
@@ -194,6 +195,7 @@ impl State {
                 let (begun, its) = self.begin_in_file(queue, index, at, number);
                 at += begun;
                 cost += begun;
+                self.in_files = begun > 0;
                 if begun > 0 && its.is_none() {
                     continue;
                 }
@@ -202,6 +204,24 @@ impl State {
             let Some(&entry) = self.taken.get(at).filter(|_| at < number) else { return cost };
             cost += self.process(queue, index, &entry, granted);
             at += 1;
+        }
+    }
+
+    /// The beginning of a batch that goes the way that the last one went: how many entries are done, and what they cost.
+    #[inline(never)]
+    fn go_on_in_files<Q: BlockQueue>(
+        &mut self,
+        queue: &mut Q,
+        index: usize,
+        number: usize,
+    ) -> (usize, usize) {
+        let (begun, granted) = self.begin_in_file(queue, index, 0, number);
+        self.in_files = begun > 0;
+        match self.taken.get(begun) {
+            Some(&entry) if granted.is_some() => {
+                (begun + 1, begun + self.process(queue, index, &entry, granted))
+            }
+            _ => (begun, begun),
         }
     }
 

@@ -158,6 +158,8 @@ struct State {
     throttle: Throttle,
     /// As in [`TurnLimits`].
     pieces: u32,
+    /// The last request that was decided at once was on a file.
+    in_files: bool,
     device_timeout_ns: u64,
     now_ns: u64,
     next_scan_ns: u64,
@@ -172,8 +174,9 @@ struct State {
 const FLUSH_TAG: u64 = u64::MAX;
 
 impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
-    /// An engine over `queue` with room for `requests` admitted requests (at most 65,535).
+    /// An engine over `queue` with room for `requests` admitted requests, or [`tpt::MOST_ACTIVE`]: all may be of one entry.
     pub fn new(queue: Q, clock: C, directory: Directory, shared: Arc<PollerShared>, requests: u16) -> Self {
+        let requests = requests.min(tpt::MOST_ACTIVE);
         let room = usize::from(requests);
         let state = State {
             shared,
@@ -202,6 +205,7 @@ impl<Q: BlockQueue, C: Clock> Engine<Q, C> {
             shares: Shares::default(),
             throttle: Throttle::new(room),
             pieces: TurnLimits::default().pieces,
+            in_files: false,
             device_timeout_ns: nanoseconds(DEVICE_TIMEOUT),
             now_ns: clock.now_ns(),
             next_scan_ns: 0,

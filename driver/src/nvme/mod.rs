@@ -30,7 +30,7 @@ mod doorbell;
 mod error;
 mod identity;
 mod link;
-mod prp;
+pub mod prp;
 mod queue;
 mod sgl;
 mod slots;

@@ -1,7 +1,8 @@
-//! Physical region pages: how a command names its memory (Base 2.0, section 4.1.1). A pure function.
+//! Physical region pages: how a command names its memory (Base 2.0, section 4.1.1). Pure functions, which are seen from outside
+//! only to be measured.
 
 /// Bytes of a memory page, as CC.MPS = 0 says.
-pub(super) const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 
 /// Entries of a list that cover `bytes` bytes at any offset in a page: all pages but the first.
 pub(super) const fn list_entries(bytes: u64) -> u64 {
@@ -25,7 +26,7 @@ pub(super) fn without_list(data: u64, len: u64) -> Option<(u64, u64)> {
 /// With more than two pages, the second names the list at `list`, and `entry` gets the list: index and page address,
 /// rising from 0. `data + len` must not overflow and `len` must not be 0.
 #[inline]
-pub(super) fn build(data: u64, len: u64, list: u64, mut entry: impl FnMut(u64, u64)) -> (u64, u64) {
+pub fn build(data: u64, len: u64, list: u64, mut entry: impl FnMut(u64, u64)) -> (u64, u64) {
     if let Some(entries) = without_list(data, len) {
         return entries;
     }

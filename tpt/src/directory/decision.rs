@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::Acquire;
 
-use super::{Directory, Located, Pointer, count, segment_of};
+use super::{Directory, Located, count};
 use crate::fept::{Run, Stretch};
 use crate::published::{Entry, NONE, Shape, Stage, StateWord, extent};
 use crate::trace::Touch;
@@ -55,9 +55,9 @@ impl<S: SegmentSource> Directory<S> {
         };
         let located = located?;
         // The first use does not count: what is used only once goes before what is used again and again.
-        let own = &mut self.own[segment_of(request.key.index())];
+        let own = &mut self.own[request.key.index().0 as usize];
         if !fetched {
-            own.pointer = Pointer::Used;
+            own.mark_used();
         }
         Ok(count(own, &mut self.memories, request, located, memory))
     }
@@ -69,7 +69,7 @@ impl<S: SegmentSource> Directory<S> {
             return Err(Denied::KeyRange);
         }
         let segment = index / SEGMENT_ENTRIES;
-        if self.is_at_hand(segment as usize) {
+        if self.is_at_hand(key.index()) {
             return Ok(false);
         }
         if self.published.owner(segment) != Some(domain) {

@@ -99,9 +99,11 @@ impl<S: SegmentSource> Directory<S> {
     /// Of a grant of a file the number that the file was created with; `None` of a grant of blocks.
     #[inline]
     pub fn context(&self, grant: &Grant) -> Option<u32> {
+        if !grant.is_file() {
+            return None;
+        }
         // As long as there is a grant, it does not change.
-        let entry = self.entries.get(grant.key.index().0 as usize)?;
-        grant.is_file().then(|| entry.list().length)
+        Some(self.entries.get(grant.key.index().0 as usize)?.list().length)
     }
 
     /// Where in its file a granted request on one begins, in bytes.

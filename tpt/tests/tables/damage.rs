@@ -211,6 +211,33 @@ fn s8_r11_s5_r7_every_bit_of_a_files_entry_is_watched() {
     counted(seen, "bits of a file's table entry flipped");
 }
 
+/// S5-R16: whatever the number of extensions has become, no entry of another file is looked at.
+#[test]
+fn s8_r11_s5_r16_a_damaged_number_of_extensions_leads_to_no_other_file() {
+    let (mut world, keys, plain) = opened();
+    world.directory.take_trace();
+    let named = |number| ExtensionKey::new(tpt::ExtensionNumber(number), keys.extensions[0].instance());
+    let mut looked = 0;
+    for damage in (0..u64::BITS).map(|bit| 1 << bit).chain([0]) {
+        world.tables.damage_entry_for_test(keys.file.index(), 6, damage);
+        let by_key = [0, 2, 3, 4, 5, 8, u32::MAX - 4, u32::MAX];
+        let by_key = by_key.map(|number| world.in_extension(keys.file, named(number), 0, 1));
+        let by_byte = (0..plain.len() as u64 + 3).map(|at| world.request(Operation::Read, keys.file, at, 1));
+        for request in by_key.into_iter().chain(by_byte.collect::<Vec<_>>()) {
+            let _ = world.directory.check(A, &request).map(|grant| world.directory.release(grant));
+            for touch in world.directory.take_trace() {
+                if let tpt::Touch::Extension(position) = touch {
+                    // Its segment is of four, from 4 on.
+                    assert!((4..8).contains(&position), "{request:?} led to {position}: {damage:#x}");
+                    looked += 1;
+                }
+            }
+        }
+        world.tables.damage_entry_for_test(keys.file.index(), 6, damage);
+    }
+    assert!(looked > 64, "{looked}");
+}
+
 /// Each bit of each word of the FEPT entries, and of the LBA entries behind them: what needs them is refused, or right.
 #[test]
 fn s8_r11_every_bit_of_an_extension_is_watched() {

@@ -377,8 +377,9 @@ fn s5_r16_the_name_comes_first_and_one_segment_is_touched() {
             assert_eq!(trace[0], names[0], "before any extension");
             let inside = |touch: &Touch| matches!(touch, Touch::Extension(32..64));
             assert!(extensions.iter().all(inside), "{trace:?}");
-            // Once at once, and perhaps twice in order: for the first and the last block.
-            let looks = if request.extension == ExtensionKey::NONE { 3 * 6 } else { 2 };
+            // Once at once, beginning and ending with the one that is remembered, and perhaps twice in order: for the first
+            // and the last block.
+            let looks = if request.extension == ExtensionKey::NONE { 4 + 3 * 7 } else { 2 };
             assert!(extensions.len() <= looks, "{trace:?}");
         }
     }
@@ -390,6 +391,68 @@ fn s5_r16_the_name_comes_first_and_one_segment_is_touched() {
     assert!(trace.len() >= 20 && trace.iter().all(|touch| matches!(touch, Touch::Extension(32..52))));
     world.directory.release(grant);
     drop((before, after));
+}
+
+/// A poller remembers which extension had a part of a file, and parts of several files share what it remembers: what is in
+/// one extension is granted at once wherever that was last, what is not never is, and no other file's entry is looked at.
+#[test]
+fn whatever_a_hint_says_a_request_reaches_what_the_file_has_there() {
+    let mut world = world();
+    let mut chance = Chance(seed());
+    world.open(&[range(9000, 1), range(9010, 1)]);
+    // Of very different lengths, of lengths that are alike, and few. What is remembered of the last is where the end of the
+    // first is remembered, and the number of that would lead from the last into the second.
+    let uneven: Vec<_> = (0..20).map(|i| range(i * 100, [1, 2, 60, 1, 7][i as usize % 5])).collect();
+    let even: Vec<_> = (0..16).map(|i| range(5000 + i * 10, 4)).collect();
+    let few = [range(6000, 4), range(6010, 4)];
+    let mut files = [(&uneven[..], 32..64), (&even, 16..32), (&few, 2..4)]
+        .map(|(extents, segment)| (world.open(extents).file, blocks_of(extents), segment));
+    // All are of one segment of the table of entries, which is at hand from here on.
+    world.blocks(&world.request(Operation::Read, files[0].0, 0, 1)).unwrap();
+    world.directory.take_trace();
+    for round in 0..10 {
+        for _ in 0..500 {
+            let (key, plain, segment) = &files[chance.below(3) as usize];
+            let block = chance.below(plain.len() as u64) as usize;
+            let blocks = 1 + chance.below(3) as usize;
+            let request = world.request(Operation::Read, *key, block as u64, blocks as u64);
+            let rest = &plain[block..];
+            let together = rest.windows(2).take_while(|pair| pair[0] + 1 == pair[1]).count() + 1;
+            let once = world.directory.check_in_file(A, &request);
+            match once.or_else(|| world.directory.check_in_file(A, &request)) {
+                Some((grant, context)) => {
+                    let piece = world.directory.only_piece(&grant).unwrap();
+                    assert_eq!((piece.lba.0, piece.blocks), (rest[0], blocks as u64));
+                    assert!(context == 77 && blocks <= together);
+                    world.directory.release(grant);
+                }
+                None => assert!(blocks > together, "{blocks} blocks from {block} are in one extension"),
+            }
+            for (offset, length) in [(1, BLOCK), (0, BLOCK - 1), (BLOCK - 1, 1), (0, 0), (0, u64::MAX)] {
+                let bent = Request { offset: request.offset + offset, length, ..request };
+                assert!(world.directory.check_in_file(A, &bent).is_none());
+            }
+            assert!(world.directory.check_in_file(B, &request).is_none());
+            for touch in world.directory.take_trace() {
+                assert!(
+                    !matches!(touch, Touch::Extension(its) if !segment.contains(&its)),
+                    "{key}: {touch:?}"
+                );
+            }
+        }
+        // Other blocks in the same places, and more or fewer of them.
+        let (key, plain, _) = &mut files[0];
+        let fresh = range(10_000 + round * 100, 1 + chance.below(40));
+        let keep = plain.len() as u64 - 1 - chance.below(9);
+        let change = FileModification {
+            keep: Some(tpt::Blocks(keep)),
+            append: &[fresh],
+            ..FileModification::default()
+        };
+        world.change(*key, &change).unwrap();
+        plain.truncate(keep as usize);
+        plain.extend(fresh.first.0..fresh.end().0);
+    }
 }
 
 /// What a request is granted of a file says so, and which one.

@@ -56,7 +56,8 @@ pub(crate) const ROWS: [Row; 16] = [
         method: "Callgrind counts what one turn of the engine over `null:` does with 32 announced reads: take, parse, check, \
                  submit, reap, complete. Beside it the same commands submitted to and reaped from a null device with nothing \
                  above it. The difference, for each request, is what the adapter adds. The same turn with reads by the key of an \
-                 opened file shows what a file costs above a grant of blocks.",
+                 opened file shows what a file costs above a grant of blocks. Of a file of 1,000 extensions, which is told without a gate, \
+                 a good part is that each of them has to be found once within the 32,000 reads.",
     },
     Row {
         number: 7,
@@ -177,9 +178,9 @@ pub(crate) const CRITERIA: &[Criterion] = &[
     Short(6, "a turn with 32, above submit and reap", "turn-instructions", "turn", "submit and reap", Always, Excess).gate(AtMost(350.0)).goal(AtMost(200.0)),
     Short(6, "a read by a file's key in its first extension, above one of a grant", "file-instructions", "first extension", "grant of blocks", Always, Excess).gate(AtMost(60.0)),
     Short(6, "in its later extensions in order, of 16", "file-instructions", "later extensions in order, of 16", "grant of blocks", Always, Excess).gate(AtMost(60.0)),
-    Short(6, "in its later extensions in order, of 1,000", "file-instructions", "later extensions in order, of 1,000", "grant of blocks", Always, Excess).gate(AtMost(60.0)),
+    Short(6, "in its later extensions in order, of 1,000", "file-instructions", "later extensions in order, of 1,000", "grant of blocks", Always, Excess).gate(AtMost(60.0)).told(),
     Short(6, "in any of 16 extensions", "file-instructions", "any extension, of 16", "grant of blocks", Always, Excess).gate(AtMost(60.0)),
-    Short(6, "in any of 1,000 extensions", "file-instructions", "any extension, of 1,000", "grant of blocks", Always, Excess).gate(AtMost(60.0)),
+    Short(6, "in any of 1,000 extensions", "file-instructions", "any extension, of 1,000", "grant of blocks", Always, Excess).gate(AtMost(60.0)).told(),
     Short(7, "null-co, reads, 32", "guest-null-read-32", "embedded", "driver", Always, Speed).gate(AtLeast(0.85)).goal(AtLeast(0.95)),
     Short(7, "null-co, writes, 32", "guest-null-write-32", "embedded", "driver", Always, Speed).gate(AtLeast(0.85)).goal(AtLeast(0.95)),
     Short(7, "file, reads, 32", "guest-file-read-32", "embedded", "driver", Always, Speed).gate(AtLeast(0.85)).goal(AtLeast(0.95)),
