@@ -37,7 +37,13 @@ pub struct Fault {
     end: fn(&Machine) -> Result<(), String>,
     allowed: &'static [End],
     needed: End,
+    /// A request that took as long as the adapter waits for a device met it, too: a virtio device of QEMU ends on its reset, as
+    /// done, what it has.
+    holds: bool,
 }
+
+/// How long the adapter waits for a command.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The machine under test as this program sees it.
 struct Machine {
@@ -75,15 +81,20 @@ impl Machine {
         Ok(false)
     }
 
-    /// As an operator does it.
+    /// As an operator does it: again, if the kernel had not finished with the device.
     fn bind_for(&self, owner: u32) -> Result<(), String> {
-        let mut command = Command::new("/bin/portcullis");
-        command.args(["bind", &self.address, "--user", &owner.to_string()]);
-        let output = command.output().map_err(|error| format!("portcullis bind: {error}"))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(format!("portcullis bind: {}", String::from_utf8_lossy(&output.stderr)))
+        let mut last = String::new();
+        let bound = wait("portcullis bind", || {
+            let mut command = Command::new("/bin/portcullis");
+            command.args(["bind", &self.address, "--user", &owner.to_string()]);
+            match command.output() {
+                Ok(output) if output.status.success() => return true,
+                Ok(output) => last = String::from_utf8_lossy(&output.stderr).into_owned(),
+                Err(error) => last = error.to_string(),
+            }
+            false
+        });
+        bound.map_err(|why| format!("{why}: {last}"))
     }
 }
 
@@ -103,6 +114,7 @@ pub const STAYS: &[Fault] = &[
         },
         allowed: &[End::Done, End::SaidAny],
         needed: End::SaidAny,
+        holds: false,
     },
     Fault {
         name: "backend stops",
@@ -114,6 +126,7 @@ pub const STAYS: &[Fault] = &[
         },
         allowed: &[End::Done, End::Aborted],
         needed: End::Aborted,
+        holds: true,
     },
     Fault {
         name: "function reset",
@@ -125,6 +138,7 @@ pub const STAYS: &[Fault] = &[
         end: |_| Ok(()),
         allowed: &[End::Done, End::Aborted],
         needed: End::Done,
+        holds: false,
     },
 ];
 
@@ -136,6 +150,7 @@ pub const GOES: &[Fault] = &[Fault {
     end: Machine::put,
     allowed: &[End::Done, End::Aborted, End::Refused],
     needed: End::Refused,
+    holds: false,
 }];
 
 /// Who drives the machine's device.
@@ -157,8 +172,8 @@ impl Stage {
         let DeviceUri::Vfio(address) = device.clone() else {
             anyhow::bail!("{uri} is no device of a machine")
         };
-        let timeout = Duration::from_secs(2);
-        let options = Options { format: Format::Force, device_timeout: timeout, ..Options::new(device) };
+        let options =
+            Options { format: Format::Force, device_timeout: DEVICE_TIMEOUT, ..Options::new(device) };
         let dir = tempfile::tempdir()?;
         let adapter = Adapter::start(&options, &dir.path().join("socket"))?;
         let machine = Machine { address, owner: None };
@@ -182,9 +197,11 @@ impl Stage {
     fn meet(&mut self, fault: &Fault, operation: Operation) -> Result<Vec<CompletionEntry>, String> {
         let end = Instant::now() + PATIENCE;
         loop {
+            let since = Instant::now();
             let ended = self.application.submit(operation, BURST)?;
             judge(&ended, fault.allowed, None)?;
-            if judge(&ended, fault.allowed, Some(fault.needed)).is_ok() {
+            let held = fault.holds && since.elapsed() >= DEVICE_TIMEOUT;
+            if held || judge(&ended, fault.allowed, Some(fault.needed)).is_ok() {
                 return Ok(ended);
             }
             if Instant::now() > end {
