@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::process::Signal;
-use served::{Adapter, Mounted, data, errno, text, write};
+use served::{Adapter, Mounted, errno, text, write};
 use store::ext4::image::Image;
 
 const IMAGE: u64 = 24 << 20;
@@ -19,6 +19,11 @@ const IMAGE: u64 = 24 << 20;
 const LENGTHS: [usize; 8] = [0, 1, 511, 4095, 4096, 5000, 70_000, 3_000_001];
 /// Of the file with holes.
 const SPARSE: usize = 5_000_003;
+
+/// Bytes of which no block is zero: mkfs.ext4 makes a hole of one that is.
+fn data(length: usize) -> Vec<u8> {
+    served::data(length).iter().map(|byte| byte ^ 0x33).collect()
+}
 
 /// What stands in a directory.
 #[derive(PartialEq, Eq, Debug)]
@@ -60,7 +65,7 @@ fn image() -> (Image, BTreeMap<PathBuf, Entry>) {
         fs::write(&path, data(length)).unwrap();
         let mode = [0o644, 0o600, 0o755][number % 3];
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        let time = UNIX_EPOCH + Duration::new(1_000_000_000 + number as u64, 123_456_789);
+        let time = UNIX_EPOCH + Duration::new(1_000_000_000 + number as u64, 0);
         let file = fs::File::options().append(true).open(&path).unwrap();
         file.set_times(fs::FileTimes::new().set_modified(time)).unwrap();
     }
@@ -104,7 +109,7 @@ fn what_is_copied_out_is_what_went_in() {
     let (image, all) = image();
     let before = fs::read(image.file()).unwrap();
     let found = Adapter::as_found(image.file());
-    let inside = Adapter::start("emu:64M");
+    let inside = Adapter::start("emu:128M");
     inside.run(&["volume", "create", "v", "24M"]);
     inside.run(&["cp", "-q", image.file().to_str().unwrap(), "v:"]);
     for (adapter, volume) in [(&found, "disk"), (&inside, "v")] {
@@ -112,10 +117,7 @@ fn what_is_copied_out_is_what_went_in() {
         assert_eq!(copied["failures"], 0, "{copied}");
         assert_eq!(tree(&adapter.path("out")), all, "names, modes, links and bytes");
         let meta = |name: &str| fs::metadata(adapter.path("out").join(name)).unwrap();
-        assert_eq!(
-            meta("d2/e/f5").modified().unwrap(),
-            UNIX_EPOCH + Duration::new(1_000_000_005, 123_456_789)
-        );
+        assert_eq!(meta("d2/e/f5").modified().unwrap(), UNIX_EPOCH + Duration::new(1_000_000_005, 0));
         // A file system here that knows no holes made none of the source either.
         if meta("nothing").blocks() == 0 {
             assert!(meta("sparse").blocks() * 512 < 100_000, "{} blocks", meta("sparse").blocks());
@@ -249,7 +251,7 @@ fn what_no_kernel_would_let_be_written_is_read_and_not_overwritten() {
     assert!(image.check(&["-f", "-n"]).unwrap());
     let before = fs::read(image.file()).unwrap();
     let adapter = Adapter::as_found(image.file());
-    for (path, length, why) in [("d0/e/f6", 70_000, "set"), ("d1/e/f4", 4096, "immutable")] {
+    for (path, length, why) in [("d0/e/f6", 70_000, "chmod ug-s"), ("d1/e/f4", 4096, "immutable")] {
         let new = write(&adapter.path("new"), &vec![1; length]);
         let error = adapter.fail(&["cp", &new, &format!("disk:/{path}")]);
         assert!(error.contains(why), "{path}: {error}");
@@ -261,7 +263,7 @@ fn what_no_kernel_would_let_be_written_is_read_and_not_overwritten() {
         for path in ["d0/e/f6", "d1/e/f4"] {
             let opened = fs::File::options().write(true).open(mounted.root.join(path));
             let refused = errno(opened).unwrap();
-            assert!([libc::EPERM, libc::EACCES, libc::EROFS].contains(&refused), "{path}: {refused}");
+            assert!([libc::EPERM, libc::EOPNOTSUPP].contains(&refused), "{path}: {refused}");
         }
         mounted.end(Signal::TERM);
     }
