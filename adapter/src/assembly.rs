@@ -169,10 +169,9 @@ pub fn build<Q: BlockQueue + 'static>(
     turned: Turned,
 ) -> Result<Assembled, StartError> {
     let uri = options.device.to_string();
-    let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
+    let Opened { identity, geometry, mapper, mapper_pins, queues, disk, mut supervisor, losses } = opened;
     let contents = open_contents(disk, options.format)
         .map_err(|source| StartError::Store { uri: uri.clone(), source })?;
-    let mut supervisor = supervisor;
     contents.uuid().into_iter().for_each(|store| supervisor.recognise(store));
     let storage = Storage::start(contents, &uri, INSTANCES_STOCK)?;
     let mut tables = Tables::new(options.tables, Control::first_instance(&storage));
@@ -230,6 +229,7 @@ pub fn build<Q: BlockQueue + 'static>(
         tables,
         storage,
         lengths,
+        losses,
         policy: options.policy.clone(),
     };
     let control = Control::new(parts).map_err(|source| StartError::Os { what: "an eventfd", source })?;

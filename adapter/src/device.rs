@@ -11,8 +11,11 @@ use driver::disk::Disk;
 use driver::hal::Mapper;
 use wire::control::HealthInfo;
 
+pub use self::losses::{Losses, Witness};
+
 pub mod away;
 pub mod emu;
+mod losses;
 pub mod null;
 pub(crate) mod nvme;
 mod returning;
@@ -160,6 +163,8 @@ pub struct Opened<Q: BlockQueue> {
     pub disk: Box<dyn Disk>,
     /// Who looks after it.
     pub supervisor: Box<dyn Supervisor>,
+    /// What it may have lost since.
+    pub losses: Losses,
 }
 
 impl<Q: BlockQueue> Opened<Q> {

@@ -96,15 +96,21 @@ enum Report {
     FilesClosed,
 }
 
-/// The next message. While there is none, blocks are zeroed that files may need later.
-fn next(inbox: &Receiver<Message>, systems: &mut FileSystems) -> Option<Message> {
+/// The next message. While there is none, blocks are zeroed that files may need later, and then nothing is left in the device's
+/// cache: a device that goes away and returns has lost nothing of the store's but what was under way.
+fn next(inbox: &Receiver<Message>, systems: &mut FileSystems, contents: &mut Contents) -> Option<Message> {
     loop {
         match inbox.try_recv() {
             Ok(message) => return Some(message),
             Err(TryRecvError::Empty) if systems.zero_some() => {}
-            Err(_) => return inbox.recv().ok(),
+            Err(_) => break,
         }
     }
+    if let Err(error) = contents.flush_changes() {
+        // Whoever needs the store next is told.
+        tracing::warn!(%error, "flushing what the store has written");
+    }
+    inbox.recv().ok()
 }
 
 /// A reservation of instances that failed is tried again after this long.
@@ -137,7 +143,6 @@ pub struct Storage {
     /// After a failure, not before this.
     reserve_again: Option<Instant>,
     touching: bool,
-    closed: bool,
 }
 
 impl Storage {
@@ -160,7 +165,7 @@ impl Storage {
             .spawn(move || {
                 let mut systems = FileSystems::default();
                 let mut ended = false;
-                while let Some(message) = next(&inbox, &mut systems) {
+                while let Some(message) = next(&inbox, &mut systems, &mut contents) {
                     let report = match message {
                         Message::Job(job, wish) => {
                             systems.let_go(&contents, &job);
@@ -222,7 +227,6 @@ impl Storage {
             reserving: false,
             reserve_again: None,
             touching: false,
-            closed: false,
         };
         started.volumes.iter().for_each(|volume| started.assert_outside_metadata(volume));
         Ok(started)
@@ -328,12 +332,12 @@ impl Storage {
     pub fn close_files(&mut self, patience: Duration, all: bool) {
         self.send(Message::CloseFiles(all));
         let end = Instant::now() + patience;
-        while !self.closed
-            && Instant::now() < end
-            && !self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-        {
-            self.receive();
-            std::thread::sleep(Duration::from_millis(1));
+        // An error says that it took too long, or that the thread has ended.
+        while let Ok(report) = self.reports.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            if let Report::FilesClosed = report {
+                return;
+            }
+            self.take(report);
         }
     }
 
@@ -351,26 +355,31 @@ impl Storage {
 
     fn receive(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
-            match report {
-                Report::Job(outcome, free_blocks) => {
-                    self.free_blocks = free_blocks;
-                    self.outcomes.push_back(outcome);
-                }
-                Report::Files(volume, outcome, serves) => {
-                    self.serves = serves;
-                    self.file_outcomes.push_back((volume, outcome));
-                }
-                Report::Touched => self.touching = false,
-                Report::FilesClosed => self.closed = true,
-                Report::Instances(Ok(ceiling)) => {
-                    self.reserving = false;
-                    self.ceiling = ceiling;
-                }
-                Report::Instances(Err(error)) => {
-                    self.reserving = false;
-                    self.reserve_again = Some(Instant::now() + RESERVE_PAUSE);
-                    tracing::error!(%error, "no more key instances could be reserved");
-                }
+            self.take(report);
+        }
+    }
+
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Job(outcome, free_blocks) => {
+                self.free_blocks = free_blocks;
+                self.outcomes.push_back(outcome);
+            }
+            Report::Files(volume, outcome, serves) => {
+                self.serves = serves;
+                self.file_outcomes.push_back((volume, outcome));
+            }
+            Report::Touched => self.touching = false,
+            // Late: nobody waits any more.
+            Report::FilesClosed => {}
+            Report::Instances(Ok(ceiling)) => {
+                self.reserving = false;
+                self.ceiling = ceiling;
+            }
+            Report::Instances(Err(error)) => {
+                self.reserving = false;
+                self.reserve_again = Some(Instant::now() + RESERVE_PAUSE);
+                tracing::error!(%error, "no more key instances could be reserved");
             }
         }
     }

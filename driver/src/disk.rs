@@ -28,6 +28,11 @@ pub trait Disk: Send {
     fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), DiskError>;
     /// Makes durable what was written, zeroed or deallocated before.
     fn flush(&mut self) -> Result<(), DiskError>;
+    /// Flushes, if anything was changed since the last flush: for whoever has nothing else to do. A disk that does not keep count of
+    /// that does nothing.
+    fn flush_changes(&mut self) -> Result<(), DiskError> {
+        Ok(())
+    }
     /// Makes `blocks` blocks from `lba` read as zero, on any device: one that cannot do it by itself gets zeros
     /// written.
     fn write_zeroes(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError>;
@@ -48,6 +53,9 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     }
     fn flush(&mut self) -> Result<(), DiskError> {
         (**self).flush()
+    }
+    fn flush_changes(&mut self) -> Result<(), DiskError> {
+        (**self).flush_changes()
     }
     fn write_zeroes(&mut self, lba: u64, blocks: u64) -> Result<(), DiskError> {
         (**self).write_zeroes(lba, blocks)
@@ -141,6 +149,8 @@ pub struct BlockingQueue<Q: BlockQueue> {
     /// `None` once the disk was given up.
     bounce: Option<Bounce>,
     patience: Duration,
+    /// Something was changed since the last flush.
+    changed: bool,
 }
 
 struct Bounce {
@@ -181,7 +191,7 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
             "the bounce buffer is less than a block"
         );
         let mapping = mapper.map(memory.clone(), DmaAccess::ReadWrite)?;
-        Ok(Self { queue, bounce: Some(Bounce { mapping, memory }), patience: PATIENCE })
+        Ok(Self { queue, bounce: Some(Bounce { mapping, memory }), patience: PATIENCE, changed: false })
     }
 
     /// Waits at most `patience` for a sign of the device instead of [`PATIENCE`].
@@ -199,6 +209,7 @@ impl<Q: BlockQueue> BlockingQueue<Q> {
     /// Does `operation` on `blocks` blocks from `lba`, again if a reset ended it.
     fn run(&mut self, operation: Operation, lba: u64, blocks: u64) -> Result<(), DiskError> {
         let mut retries = RETRIES;
+        self.changed |= !matches!(operation, Operation::Read | Operation::Compare | Operation::Flush);
         loop {
             match self.attempt(operation, lba, blocks) {
                 Err(DiskError { cause: DiskFault::Status(DeviceStatus::ABORTED), .. }) if retries > 0 => {
@@ -313,7 +324,13 @@ impl<Q: BlockQueue> Disk for BlockingQueue<Q> {
     }
 
     fn flush(&mut self) -> Result<(), DiskError> {
-        self.run(Operation::Flush, 0, 0)
+        self.run(Operation::Flush, 0, 0)?;
+        self.changed = false;
+        Ok(())
+    }
+
+    fn flush_changes(&mut self) -> Result<(), DiskError> {
+        if self.changed && self.queue.geometry().write_cache { self.flush() } else { Ok(()) }
     }
 
     fn write_zeroes(&mut self, mut lba: u64, mut blocks: u64) -> Result<(), DiskError> {

@@ -394,6 +394,12 @@ impl Store {
         Ok(self.shadow.lock().disk().read(0, &mut block)?)
     }
 
+    /// Flushes what the device may have in its cache: for when there is nothing else to do. A commit leaves something there that it
+    /// does not need durable, and zeros are written in advance.
+    pub fn flush_changes(&mut self) -> Result<(), StoreError> {
+        Ok(self.shadow.lock().disk().flush_changes()?)
+    }
+
     /// Device blocks that belong to no volume.
     pub fn free_blocks(&self) -> u64 {
         self.space.free() * self.superblock.layout.unit_blocks()

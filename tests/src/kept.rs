@@ -38,7 +38,7 @@ pub(crate) fn with_queues<Q: BlockQueue, D: BlockQueue>(
     opened: Opened<Q>,
     mut double: impl FnMut(Q) -> D,
 ) -> Opened<D> {
-    let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor } = opened;
+    let Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor, losses } = opened;
     let queues = queues.into_iter().map(|(queue, interrupt)| (double(queue), interrupt)).collect();
-    Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor }
+    Opened { identity, geometry, mapper, mapper_pins, queues, disk, supervisor, losses }
 }

@@ -197,7 +197,8 @@ impl Control {
         let os = |e: std::io::Error| Refusal::os("an eventfd for the queue", &e);
         let eventfd = eventfd().map_err(os)?;
         let theirs = eventfd.try_clone().map_err(os)?;
-        let (domain, uid) = self.session(caller).map(|s| (s.domain, s.credentials.uid))?;
+        let session = self.session(caller)?;
+        let (domain, uid, witness) = (session.domain, session.credentials.uid, session.witness.another());
         let queue = self.next_queue;
         let next = queue.checked_add(1).ok_or_else(|| {
             Refusal::new(Status::E_NO_RESOURCES, "the adapter has used up its queue numbers; restart it")
@@ -207,7 +208,7 @@ impl Control {
         self.next_queue = next;
         let gate = self.users.gate(uid);
         let port = Port::new(QueueId(queue), caller.session.0, domain, view, entries);
-        let port = port.with_gate(gate).with_terms(self.terms_of(caller.session));
+        let port = port.with_gate(gate).with_witness(witness).with_terms(self.terms_of(caller.session));
         let port = port.with_management(self.policy.limits.outstanding);
         let counters = port.counters();
         if let Some(session) = self.sessions.get_mut(&caller.session) {

@@ -38,7 +38,7 @@ use wire::socket::Credentials;
 
 use crate::confine::Confinement;
 use crate::daemon::Serving;
-use crate::device::Identity;
+use crate::device::{Identity, Losses, Witness};
 use crate::engine::Lengths;
 use crate::mailbox::Command;
 use crate::poller::Poller;
@@ -140,6 +140,8 @@ pub struct Parts {
     pub storage: Storage,
     /// How long files are: the engines'.
     pub lengths: Arc<Lengths>,
+    /// What the device may have lost.
+    pub losses: Losses,
     /// Who may do what, and how much.
     pub policy: Policy,
 }
@@ -173,6 +175,7 @@ pub struct Control {
     file_lanes: FileLanes,
     /// How long files are, as engines have it.
     lengths: Arc<Lengths>,
+    losses: Losses,
     management: Management,
     outbox: VecDeque<Outgoing>,
     /// Commands that found a poller's mailbox full.
@@ -194,8 +197,8 @@ impl Control {
     /// # Errors
     /// The kernel's: no eventfd.
     pub fn new(parts: Parts) -> std::io::Result<Self> {
-        let Parts { uri, identity, geometry, mapper, mapper_pins, pollers, tables, storage, lengths, policy } =
-            parts;
+        let Parts { uri, identity, geometry, mapper, mapper_pins, .. } = parts;
+        let Parts { pollers, tables, storage, lengths, losses, policy, .. } = parts;
         let volumes: BTreeMap<_, _> =
             storage.initial_volumes().into_iter().map(|v| (v.name.clone(), v)).collect();
         let ledger = storage.initial_ledger();
@@ -229,6 +232,7 @@ impl Control {
             files: OpenFiles::new(lengths.capacity()),
             file_lanes: FileLanes::default(),
             lengths,
+            losses,
             management,
             outbox: VecDeque::new(),
             unsent: VecDeque::new(),
@@ -275,7 +279,7 @@ impl Control {
         };
         self.next_session += 1;
         self.users.entry(uid).sessions.insert(id);
-        self.sessions.insert(id, Session::new(id, Domain(domain), credentials));
+        self.sessions.insert(id, Session::new(id, Domain(domain), credentials, Witness::new(&self.losses)));
         Ok(id)
     }
 

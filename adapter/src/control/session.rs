@@ -12,6 +12,7 @@ use super::SessionId;
 use super::files::FileHeld;
 use super::limits::{Held, What};
 use super::memory::Moving;
+use crate::device::Witness;
 use crate::engine::PortCounters;
 use crate::memory::Adopted;
 
@@ -23,6 +24,8 @@ pub(super) struct Session {
     pub(super) welcomed: bool,
     /// The connection has ended; what it held is being given back.
     pub(super) closing: bool,
+    /// What it was told of losses.
+    pub(super) witness: Witness,
     /// Requests without an answer yet.
     pub(super) outstanding: u32,
     pub(super) queues: BTreeMap<u32, QueueHeld>,
@@ -76,13 +79,14 @@ pub(super) struct RegionHeld {
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId, domain: Domain, credentials: Credentials) -> Self {
+    pub(super) fn new(id: SessionId, domain: Domain, credentials: Credentials, witness: Witness) -> Self {
         Self {
             id,
             domain,
             credentials,
             welcomed: false,
             closing: false,
+            witness,
             outstanding: 0,
             queues: BTreeMap::new(),
             grants: BTreeMap::new(),

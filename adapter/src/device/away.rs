@@ -16,7 +16,7 @@ use wire::control::HealthInfo;
 
 use super::returning::{Away, Returning, Seat};
 use super::tended::{BOUNCE, Nurse, ReadHealth};
-use super::{DeviceUri, Health, Identity, OpenError, Opened, Supervisor};
+use super::{DeviceUri, Health, Identity, Losses, OpenError, Opened, Supervisor};
 
 /// Between two looks whether the device is there.
 const PACE: Duration = Duration::from_millis(500);
@@ -89,7 +89,8 @@ pub(super) fn open<C: BlockController + 'static>(
     let Model { model, serial, firmware } = known.model.clone();
     let geometry = known.geometry;
     let place = Place::Here(Here::new(controller, wanted, read_health));
-    let keeper = Keeper { uri: uri.clone(), place, seats, again, known, read_health };
+    let losses = Losses::default();
+    let keeper = Keeper { uri: uri.clone(), place, seats, again, known, read_health, losses: losses.clone() };
     Ok(Opened {
         identity: Identity { model, serial, firmware },
         geometry,
@@ -98,6 +99,7 @@ pub(super) fn open<C: BlockController + 'static>(
         queues,
         disk: Box::new(disk),
         supervisor: Box::new(keeper),
+        losses,
     })
 }
 
@@ -155,6 +157,7 @@ struct Keeper<C: BlockController> {
     again: Connect<C>,
     known: Known,
     read_health: ReadHealth<C>,
+    losses: Losses,
 }
 
 impl<C: BlockController + 'static> Keeper<C> {
@@ -247,6 +250,9 @@ impl<C: BlockController + 'static> Keeper<C> {
     }
 
     fn seat(&self, back: Back<C>) -> Option<Place<C>> {
+        if self.known.geometry.write_cache && !self.seats.iter().all(|seat| seat.was_flushed()) {
+            self.losses.note();
+        }
         for (seat, (queue, interrupt)) in self.seats.iter().zip(back.queues) {
             if let Err(error) = seat.offer(queue, interrupt.as_ref()) {
                 tracing::error!(%error, "waiting for the interrupts of a device that came back");

@@ -6,7 +6,7 @@ use driver::block::BlockQueue;
 use driver::disk::MemoryDisk;
 use driver::null::{NullMapper, NullQueue};
 
-use super::{Health, Identity, Opened, Supervisor};
+use super::{Health, Identity, Losses, Opened, Supervisor};
 
 struct NothingToLookAfter;
 
@@ -30,6 +30,7 @@ pub fn open(bytes: u64, queues: u16) -> Opened<NullQueue> {
         queues: (0..queues).map(|_| (NullQueue::new(blocks), None)).collect(),
         disk: Box::new(MemoryDisk::new(9, blocks)),
         supervisor: Box::new(NothingToLookAfter),
+        losses: Losses::default(),
     }
 }
 

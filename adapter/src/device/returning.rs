@@ -24,6 +24,8 @@ pub(super) struct Seat<Q> {
     wanted: AtomicBool,
     /// The device has nothing of this queue, and is given nothing.
     rested: AtomicBool,
+    /// Nothing of this queue is in the device's cache, since it is given nothing.
+    flushed: AtomicBool,
     /// The one that it left, or the new one.
     queue: Mutex<Option<Q>>,
     /// Readable when the queue that sits here interrupts: an epoll instance over its eventfd. `None` if it has none.
@@ -56,12 +58,18 @@ impl<Q: BlockQueue> Seat<Q> {
     /// The device is to be let go, or is kept after all.
     pub(super) fn set_wanted(&self, wanted: bool) {
         self.rested.store(false, Ordering::Relaxed);
+        self.flushed.store(false, Ordering::Relaxed);
         self.wanted.store(wanted, Ordering::Release);
     }
 
     /// Whether the device, which is to be let go, has nothing of this queue any more.
     pub(super) fn has_rested(&self) -> bool {
         self.rested.load(Ordering::Acquire)
+    }
+
+    /// Whether the device was let go with nothing of this queue in its cache.
+    pub(super) fn was_flushed(&self) -> bool {
+        self.flushed.load(Ordering::Acquire)
     }
 
     /// Offers the thread a new queue, with what becomes readable when that interrupts.
@@ -138,8 +146,9 @@ impl<Q: BlockQueue> Returning<Q> {
                 Some(bell)
             }
         };
-        let [empty, ready, closed, wanted, rested] = [(); 5].map(|()| AtomicBool::new(false));
-        let seat = Arc::new(Seat { empty, ready, closed, wanted, rested, queue: Mutex::new(None), bell });
+        let [empty, ready, closed, wanted, rested, flushed] = [(); 6].map(|()| AtomicBool::new(false));
+        let queue_left = Mutex::new(None);
+        let seat = Arc::new(Seat { empty, ready, closed, wanted, rested, flushed, queue: queue_left, bell });
         let geometry = *queue.geometry();
         let (unflushed, flushing, torn) = (false, false, false);
         let (takes, rest) = (Takes::Nothing, Rest::Works);
@@ -230,12 +239,13 @@ impl<Q: BlockQueue> Returning<Q> {
     #[cold]
     fn poll_apart(&mut self, budget: usize, ended: &mut dyn FnMut(Completed)) -> usize {
         let Some(queue) = &mut self.queue else { return 0 };
-        let (ours, flushing, unflushed) =
-            (self.rest == Rest::Flushes, &mut self.flushing, &mut self.unflushed);
+        let ours = self.rest == Rest::Flushes;
+        let (flushing, unflushed, flushed) = (&mut self.flushing, &mut self.unflushed, &self.seat.flushed);
         // Whoever waits for each call flushes with nothing else under way.
         let count = queue.poll(budget, &mut |done| {
             if (ours || std::mem::take(flushing)) && done.status.is_ok() {
                 *unflushed = false;
+                flushed.store(ours, Ordering::Release);
             }
             if !ours {
                 ended(done);

@@ -7,7 +7,7 @@ use driver::disk::BlockingQueue;
 use driver::dma::Pages;
 use wire::control::HealthInfo;
 
-use super::{DeviceUri, Health, Identity, OpenError, Opened, Supervisor};
+use super::{DeviceUri, Health, Identity, Losses, OpenError, Opened, Supervisor};
 
 /// Bytes of the store's bounce buffer.
 pub(super) const BOUNCE: usize = 256 << 10;
@@ -39,6 +39,7 @@ pub(super) fn open<C: BlockController + 'static>(
         queues,
         disk: Box::new(disk),
         supervisor: Box::new(Nurse::new(controller, read_health)),
+        losses: Losses::default(),
     })
 }
 

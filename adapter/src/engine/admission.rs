@@ -3,7 +3,7 @@
 //! All of it is decided on the stack. A request gets a slot when the device has taken it or when it must wait: one that is
 //! refused never has one.
 
-use driver::block::{self, BlockQueue};
+use driver::block::{self, BlockQueue, DeviceStatus};
 use driver::hal::Iova;
 use tpt::{Denied, Directory, Domain, ExtensionKey, Grant, Key, Operation, Request};
 use wire::Status;
@@ -410,6 +410,10 @@ impl State {
         let s = self.slots.get_mut(slot);
         s.give(grant);
         if asked.request.operation == Operation::Flush {
+            if self.ports[asked.port].as_mut().is_some_and(|port| port.witness.is_news()) {
+                s.fail(Status::E_DEVICE, DeviceStatus::ABORTED.0);
+                return self.finish(slot);
+            }
             s.state = SlotState::FlushWaiting;
             self.flush_next.push(slot);
             self.note_deadline(asked.deadline_ns);

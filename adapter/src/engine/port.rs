@@ -10,6 +10,7 @@ use wire::ring::{AdapterEnd, Completion};
 use wire::view::{QueueMemory, QueueView};
 
 use super::share::Terms;
+use crate::device::Witness;
 use crate::mailbox::{DenialGate, Moving, Ticket};
 
 /// Names a queue for the life of the adapter.
@@ -65,6 +66,8 @@ pub struct Port {
     pub(super) wake_due: bool,
     /// Of its user.
     pub(super) gate: Arc<DenialGate>,
+    /// What who flushes here was told.
+    pub(super) witness: Witness,
     /// When a turn looks at it.
     pub(super) attention: super::schedule::Attention,
     /// What holds for its session, until it is attached; then where the session's share is kept.
@@ -87,6 +90,7 @@ impl Port {
             may_manage: 0,
             wake_due: false,
             gate: Arc::default(),
+            witness: Witness::default(),
             attention: super::schedule::Attention::default(),
             terms: Terms::default(),
             account: 0,
@@ -99,6 +103,12 @@ impl Port {
     #[must_use]
     pub fn with_gate(self, gate: Arc<DenialGate>) -> Self {
         Self { gate, ..self }
+    }
+
+    /// With what its session knows of losses.
+    #[must_use]
+    pub fn with_witness(self, witness: Witness) -> Self {
+        Self { witness, ..self }
     }
 
     /// With the weight and the limits of its session, which are those that its other queues have.

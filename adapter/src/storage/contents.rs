@@ -121,6 +121,14 @@ impl Contents {
         }
     }
 
+    /// What is found is changed by its users alone, who sync it.
+    pub(super) fn flush_changes(&mut self) -> Result<(), StoreError> {
+        match self {
+            Self::Store(store) => store.guarded(Store::flush_changes),
+            Self::Found(_) => Ok(()),
+        }
+    }
+
     pub(super) fn metadata_extents(&self) -> Vec<LbaRange> {
         match self {
             Self::Store(store) => store.metadata_extents(),

@@ -205,9 +205,9 @@ impl Control {
             }
             Request::SyncFile { key, .. } => {
                 self.held_file(session, Key(key))?;
-                self.sync_files(volume, caller);
+                self.sync_files(volume, caller)?;
             }
-            Request::SyncFiles { .. } => self.sync_files(volume, caller),
+            Request::SyncFiles { .. } => self.sync_files(volume, caller)?,
             Request::FormatFiles { .. } | Request::CheckFiles { .. } => {
                 if self.sessions.values().any(|s| s.grants.values().any(|held| held.volume == volume)) {
                     let text = "the volume, or a file in it, is open; close that first";
@@ -224,10 +224,16 @@ impl Control {
     }
 
     /// Makes all files of a volume durable at once, with the lengths that they have now: whoever asks for one of them.
-    fn sync_files(&mut self, volume: VolumeId, caller: Caller) {
+    fn sync_files(&mut self, volume: VolumeId, caller: Caller) -> Result<(), Refusal> {
+        let session = self.sessions.get_mut(&caller.session);
+        if session.is_some_and(|session| session.witness.is_news()) {
+            let text = "the device was away: what was written before and not made durable may be lost; write it again";
+            return Err(Refusal::new(Status::E_DEVICE, text));
+        }
         let open: Vec<u64> = self.files.of_volume(volume).map(|(number, _)| number).collect();
         let told = open.into_iter().filter_map(|number| self.told(volume, number)).collect();
         self.run_file(volume, Some(caller), FileJob::Sync(told), Step::Alone);
+        Ok(())
     }
 
     /// Nobody has the volume's blocks open while its files are served.

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use driver::emu::virtio::{VirtioConfig, VirtioEmulator};
-use driver::emu::{Cached, EmuConfig, Emulator, Faults, Faulty, RamMedia};
+use driver::emu::{Cached, EmuConfig, Emulator, Faults, Faulty, Media, RamMedia};
 use driver::hal::Device;
 use portcullis::{Access, Queue, Session, Status, Volume};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -14,7 +14,7 @@ use super::*;
 use crate::device::emu;
 use crate::{Embedded, Options};
 
-const BYTES: u64 = 16 << 20;
+const BYTES: u64 = 64 << 20;
 const URI: DeviceUri = DeviceUri::EmuRam(BYTES);
 const WITHIN: Duration = Duration::from_secs(30);
 
@@ -81,7 +81,7 @@ fn device(serial: &str) -> Arc<Slot<Emulator>> {
     device_on(serial, Arc::new(RamMedia::new(BYTES).unwrap()))
 }
 
-fn device_on(serial: &str, media: Arc<RamMedia>) -> Arc<Slot<Emulator>> {
+fn device_on(serial: &str, media: Arc<dyn Media>) -> Arc<Slot<Emulator>> {
     let config = EmuConfig::new(media);
     slot(Emulator::new(EmuConfig { serial: serial.to_owned(), ..config }))
 }
@@ -224,6 +224,9 @@ fn what_a_device_has_ends_before_it_is_let_go() {
         application.until(Err(Status::E_PATH));
         bay.put(&disk);
         application.until(Ok(5));
+        // The store has been at the device again, and has nothing there that would be held.
+        application.session.rename_volume("v", "w").unwrap();
+        application.session.rename_volume("w", "v").unwrap();
     }
 }
 
@@ -247,6 +250,59 @@ fn a_device_that_is_let_go_has_nothing_in_its_cache() {
     disk.under().power_on();
     bay.put(&disk);
     application.until(Ok(6));
+    application.queue.flush(&application.volume).unwrap(); // It has nothing to tell.
+}
+
+/// What was not flushed may be gone, whoever noticed that the device was.
+#[test]
+fn who_flushes_after_the_return_is_told_once_that_writes_may_be_lost() {
+    let disk = device_on("CACHED", Arc::new(Cached::new(RamMedia::new(BYTES).unwrap(), 512)));
+    let bay = Bay::with(&disk);
+    let adapter = over(&bay);
+    let mut application = Application::new(&adapter);
+    let idle = adapter.session().unwrap();
+    let volume = idle.open("v", Access::READ_WRITE).unwrap();
+    let mut queue = idle.queue(8).unwrap();
+    queue.flush(&volume).unwrap();
+    queue.write_at(&volume, 4096, &[1; 4096]).unwrap();
+    // While it asks for nothing, the device goes and returns.
+    bay.pull();
+    application.until(Err(Status::E_PATH));
+    bay.put(&disk);
+    application.until(Ok(0));
+    let lost = queue.flush(&volume).unwrap_err();
+    assert_eq!(lost.status(), Some(Status::E_DEVICE), "{lost}");
+    queue.write_at(&volume, 4096, &[1; 4096]).unwrap();
+    queue.flush(&volume).unwrap();
+    idle.queue(8).unwrap().flush(&volume).unwrap();
+    // Who begins now has nothing to lose.
+    let late = adapter.session().unwrap();
+    let volume = late.open("v", Access::READ_WRITE).unwrap();
+    late.queue(8).unwrap().flush(&volume).unwrap();
+}
+
+#[test]
+fn who_syncs_a_file_after_the_return_is_told_once_that_writes_may_be_lost() {
+    let cache = Arc::new(Cached::new(RamMedia::new(BYTES).unwrap(), 512));
+    let disk = device_on("CACHED", cache.clone());
+    let bay = Bay::with(&disk);
+    let adapter = over(&bay);
+    let mut application = Application::new(&adapter);
+    application.session.create_volume("files", 16 << 20).unwrap();
+    let files = application.session.files().unwrap();
+    files.format("files", false).unwrap();
+    let file = files.create("files:/a").unwrap();
+    file.set_len(4).unwrap();
+    file.sync_data().unwrap();
+    // Blocks are zeroed in advance and flushed, with all else.
+    until(|| cache.unflushed() == 0);
+    file.write_all_at(b"line", 0).unwrap();
+    bay.pull();
+    application.until(Err(Status::E_PATH));
+    bay.put(&disk);
+    application.until(Ok(0));
+    assert_eq!(file.sync_data().unwrap_err().status(), Some(Status::E_DEVICE));
+    file.sync_data().unwrap();
 }
 
 #[test]
