@@ -299,12 +299,7 @@ pub(super) fn perform(
         FileJob::Alone(request) => return alone(system, who, request),
         FileJob::Open(open) => {
             let opened = system.open_file(&as_who, open.path.as_bytes(), how(&open))?;
-            let made = opened.created;
-            let done = self::opened(system, volume, &open, opened);
-            if made && done.is_err() {
-                system.unlink(&as_who, open.path.as_bytes())?;
-            }
-            done?
+            self::opened(system, volume, &as_who, &open, opened)?
         }
         FileJob::Grow { number, bytes, keep, lengthens } => {
             let grow = if keep { FileSystem::reserve } else { FileSystem::grow };
@@ -411,10 +406,12 @@ fn alone(
     Ok(Ok(FileDone::Reply(reply)))
 }
 
-/// What the control plane needs to know of a file that was opened, with the room that was asked for.
+/// What the control plane needs to know of a file that was opened, with the room that was asked for. Without that room it is closed,
+/// and gone if it was made for this.
 pub(super) fn opened(
     system: &mut FileSystem,
     volume: &Volume,
+    who: &Credentials<'_>,
     open: &OpenFile,
     opened: Opened,
 ) -> Result<FileDone, FileError> {
@@ -424,6 +421,9 @@ pub(super) fn opened(
         && let Err(error) = system.reserve(number, open.allocate)
     {
         system.release(number)?;
+        if opened.created {
+            system.unlink(who, open.path.as_bytes())?;
+        }
         return Err(error);
     }
     let extents = on_device(volume, &system.extents(number, 0, usize::MAX)?);

@@ -23,7 +23,7 @@ pub(super) fn perform(
         (_, FileJob::Open(open)) => {
             let as_who = Credentials { uid: who.uid, gid: who.gid, groups: &who.groups };
             let opened = system.open_once(&as_who, open.path.as_bytes(), files::how(&open), wish)?;
-            Ok(Ok(files::opened(system, volume, &open, opened)?))
+            Ok(Ok(files::opened(system, volume, &as_who, &open, opened)?))
         }
         (Some(granted), job) => Ok(Ok(again(system, who, &job, &granted)?)),
         // What is planned is granted when it is carried out.

@@ -63,11 +63,10 @@ impl FileSystem {
             }
             Err(other) => return Err(other),
         };
-        let created = granted.wish.note == MADE;
-        if !created && !node.inode.permissions.allows(who, wanted) {
+        // Whoever made it may use it as asked, whatever its mode says.
+        if granted.wish.note != MADE && !node.inode.permissions.allows(who, wanted) {
             return Err(FileError::Denied { uid: who.uid, what: how_named(wanted), path: shown(path) });
         }
-        let opened = self.opened(node, how.write, false, who)?;
-        Ok(Opened { created, ..opened })
+        self.opened(node, how.write, false, who)
     }
 }

@@ -17,12 +17,12 @@ fn a_file_is_made_and_emptied_once() {
     let hers = Wish { user: 1, ..wish(1) };
     let made = files.open_once(&anna, b"/a", new, hers).unwrap();
     let again = files.open_once(&anna, b"/a", new, hers).unwrap();
-    assert!(made.created && again.created && made.inode == again.inode, "in the same life");
+    assert!(made.created && !again.created && made.inode == again.inode, "in the same life");
     assert_eq!(error(files.open_once(&anna, b"/a", new, Wish { user: 1, ..wish(2) })), exists("/a"));
     assert_eq!(error(files.open_once(&ROOT, b"/a", new, wish(1))), exists("/a"), "another's wish is another");
     let mut files = reopen(files, &disk);
     let again = files.open_once(&anna, b"/a", new, hers).unwrap();
-    assert_eq!((again.created, again.inode), (true, made.inode), "in the next life");
+    assert_eq!((again.created, again.inode), (false, made.inode), "in the next life");
     files.grow(made.inode, UNIT).unwrap();
     files.report(made.inode, 10, None).unwrap();
     files.release(made.inode).unwrap();
