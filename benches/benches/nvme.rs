@@ -145,7 +145,7 @@ fn prps(criterion: &mut Criterion) {
                 for command in 0..NAMED {
                     let data = black_box(MEMORY + command * APART + offset);
                     let entries = prp::build(data, black_box(bytes), MEMORY - prp::PAGE, |at, page| {
-                        list[at as usize] = page
+                        list[at as usize] = page;
                     });
                     black_box((entries, &mut list));
                 }
