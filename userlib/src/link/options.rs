@@ -65,7 +65,7 @@ impl ConnectOptions {
     }
 
     /// Connects by `connect`, which is called again for each adapter after the first. It says by [`Error::Connect`] or
-    /// [`TransportError::Gone`] that there is none now.
+    /// [`crate::transport::TransportError::Gone`] that there is none now.
     ///
     /// # Errors
     /// Those of `connect`, and as [`Session::with_transport`].
