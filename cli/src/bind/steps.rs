@@ -13,7 +13,9 @@ use crate::machine::function::{Function, VFIO};
 
 /// The kernel, or udev, makes a device node within that.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// And is looked at this often.
+/// The kernel has added a function within that.
+const ADDED: Duration = Duration::from_secs(2);
+/// And either is looked at this often.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// What works on one machine with one kernel.
@@ -60,8 +62,7 @@ impl Hands<'_> {
         if function.driver.is_some() {
             self.write(&format!("{}/driver/unbind", function.directory()), address)?;
         }
-        self.write("sys/bus/pci/drivers_probe", address)?;
-        let now = self.now(address)?;
+        let now = self.probe(address)?;
         if !now.is_bound() {
             bail!(
                 "{VFIO} did not take {address}, which has {} now: the kernel's log (`sudo dmesg`) says why",
@@ -69,6 +70,19 @@ impl Hands<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Has the kernel find a driver. As long as it is still adding a function that was put in, it finds none.
+    fn probe(&self, address: &str) -> Result<Function> {
+        let end = Instant::now() + ADDED;
+        loop {
+            self.write("sys/bus/pci/drivers_probe", address)?;
+            let now = self.now(address)?;
+            if now.driver.is_some() || Instant::now() >= end {
+                return Ok(now);
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Waits until the group's node is there, and lets `owner` open it.

@@ -31,8 +31,8 @@ struct FakeKernel<'a> {
     /// Somebody whom nothing shows has the disk.
     disk_busy: Cell<bool>,
     group_busy: Cell<bool>,
-    /// vfio-pci refuses it.
-    refuses: Cell<bool>,
+    /// vfio-pci refuses it so often.
+    refuses: Cell<u32>,
 }
 
 impl<'a> FakeKernel<'a> {
@@ -45,7 +45,7 @@ impl<'a> FakeKernel<'a> {
             written: RefCell::default(),
             disk_busy: Cell::new(false),
             group_busy: Cell::new(false),
-            refuses: Cell::new(false),
+            refuses: Cell::new(0),
         }
     }
 
@@ -86,7 +86,11 @@ impl<'a> FakeKernel<'a> {
         if machine.link(format!("{}/driver", self.device())).is_some() {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
-        if only != "(null)" && only != driver || driver == VFIO && (only != VFIO || self.refuses.get()) {
+        if only != "(null)" && only != driver || driver == VFIO && only != VFIO {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if driver == VFIO && self.refuses.get() > 0 {
+            self.refuses.set(self.refuses.get() - 1);
             return Err(io::ErrorKind::NotFound.into());
         }
         self.fake.link(&format!("{}/driver", self.device()), &format!("../../../bus/pci/drivers/{driver}"));
@@ -378,7 +382,7 @@ fn what_the_kernel_refuses_is_undone_at_once() {
     let fake = Fake::with_disk();
     let before = snapshot(&fake);
     let kernel = FakeKernel::new(&fake, Stop::Never);
-    kernel.refuses.set(true);
+    kernel.refuses.set(u32::MAX);
     let error = format!("{:#}", bind_in(&fake, &kernel).err().unwrap());
     assert!(
         error.contains("nothing was changed in the end") && error.contains("vfio-pci did not take"),
@@ -386,6 +390,14 @@ fn what_the_kernel_refuses_is_undone_at_once() {
     );
     assert_same(&snapshot(&fake), &before, "afterwards");
     assert_eq!(journals(&fake), [""; 0]);
+}
+
+#[test]
+fn a_function_that_the_kernel_is_still_adding_is_waited_for() {
+    let fake = Fake::with_disk();
+    let kernel = FakeKernel::new(&fake, Stop::Never);
+    kernel.refuses.set(3);
+    assert!(bind_in(&fake, &kernel).unwrap().stands());
 }
 
 /// Binds, with and without --force: says what is in the way, and that nothing was touched.

@@ -154,13 +154,6 @@ fn suites() -> Vec<Part> {
         .goal(20, "kills of the whole machine")
         .minutes(10),
         Part::new(
-            "removal",
-            "devices of QEMU removed under load and put back, NVMe and virtio-blk",
-            test("--package qemu --test guest", "--ignored goes_and_returns"),
-        )
-        .goal(40, "removals of a device under load")
-        .minutes(8),
-        Part::new(
             "system",
             "the whole path: holes in memory, guessers, silent and stopped applications, files that come and go",
             test("--package tests --test system", ""),
