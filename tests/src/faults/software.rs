@@ -391,6 +391,8 @@ fn cell(
             stage.application.refused(operation)?;
             stage.heal();
             stage.application.recovers(operation)?;
+            // It was told once, before a flush was done, that what it had not flushed may be lost.
+            stage.application.recovers(Operation::Flush)?;
             stage.application.kept(&kept)?;
         }
     }
